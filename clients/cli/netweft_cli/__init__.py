@@ -1,0 +1,1 @@
+"""The netweft command line."""

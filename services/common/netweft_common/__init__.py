@@ -1,0 +1,1 @@
+"""What netweft's services share; it knows none of them."""

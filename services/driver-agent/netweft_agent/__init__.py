@@ -1,0 +1,1 @@
+"""The agent: the only writer of one host's kernel."""

@@ -1,0 +1,1 @@
+"""The address service: pools and leases on Redis."""
