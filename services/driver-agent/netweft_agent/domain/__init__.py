@@ -1,0 +1,1 @@
+"""What the agent decides, with no I/O."""

@@ -1,0 +1,174 @@
+"""Objects: the intent that the controller sends, as the agent keeps it.
+
+They mirror `netweft.common.v1` one to one; `rpc/convert.py` translates. Every object has the revision of its last
+change, and an agent never goes back to a lower one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from types import MappingProxyType
+
+Interface = IPv4Interface | IPv6Interface
+Subnetwork = IPv4Network | IPv6Network
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+class Scope(StrEnum):
+    """How far a network's data plane reaches."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+class Kind(StrEnum):
+    """Kind of an object."""
+
+    NETWORK = "network"
+    SANDBOX = "sandbox"
+    ENDPOINT = "endpoint"
+    PEER = "peer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """Name of an object; a peer goes by its endpoint's id."""
+
+    kind: Kind
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """A subnet of a network, and its gateway (None: the network has none)."""
+
+    subnet: Subnetwork
+    gateway: Interface | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network as one host needs it."""
+
+    id: str
+    name: str
+    driver: str
+    subnets: tuple[Subnet, ...] = ()
+    options: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    claims: Mapping[str, int] = field(default_factory=dict)
+    internal: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    revision: int = 0
+
+    @property
+    def ref(self) -> Ref:
+        """Name of this object."""
+        return Ref(kind=Kind.NETWORK, id=self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A network namespace on this host.
+
+    Attributes:
+        source: Empty: the agent makes it. Else an absolute path, `pid:<n>`, or `host` for the host's own.
+    """
+
+    id: str
+    container_id: str = ""
+    source: str = ""
+    hostname: str = ""
+    domainname: str = ""
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    hosts_path: str = ""
+    resolv_conf_path: str = ""
+    revision: int = 0
+
+    @property
+    def ref(self) -> Ref:
+        """Name of this object."""
+        return Ref(kind=Kind.SANDBOX, id=self.id)
+
+    @property
+    def ns(self) -> str:
+        """Name of the namespace in resources."""
+        return "" if self.source == "host" else f"sandbox/{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An endpoint that is joined to a sandbox of this host.
+
+    Attributes:
+        interface_name: Never empty once the engine has taken the endpoint in: it gives the next free eth<N>.
+    """
+
+    id: str
+    name: str
+    network_id: str
+    sandbox_id: str
+    mac: str = ""
+    addresses: tuple[Interface, ...] = ()
+    dns_names: tuple[str, ...] = ()
+    interface_name: str = ""
+    gateway_priority: int = 0
+    options: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    revision: int = 0
+
+    @property
+    def ref(self) -> Ref:
+        """Name of this object."""
+        return Ref(kind=Kind.ENDPOINT, id=self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """An endpoint of another host, as far as this host must know it."""
+
+    endpoint_id: str
+    network_id: str
+    host_id: str
+    vtep: str
+    mac: str
+    addresses: tuple[Interface, ...] = ()
+    revision: int = 0
+
+    @property
+    def id(self) -> str:
+        """The endpoint's id."""
+        return self.endpoint_id
+
+    @property
+    def ref(self) -> Ref:
+        """Name of this object."""
+        return Ref(kind=Kind.PEER, id=self.endpoint_id)
+
+
+Object = Network | Sandbox | Endpoint | Peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What drivers may know of the host.
+
+    Attributes:
+        vtep: Tunnel address; empty: the host takes part in no overlay.
+        underlay_mtu: Of the interface that holds the tunnel address, in bytes.
+        run_dir: Absolute path of the agent's run directory.
+    """
+
+    host_id: str = ""
+    vtep: str = ""
+    underlay_mtu: int = 1500
+    run_dir: str = "/run/netweft"

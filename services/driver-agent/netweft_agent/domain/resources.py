@@ -1,0 +1,538 @@
+"""Resources: the things in a kernel that the agent makes, as keyed values.
+
+Desired and observed state are both mappings from key to resource; the planner compares them and knows nothing of
+kinds. Each resource prints the command that an administrator would type for it, so that a plan reads as a script.
+
+A resource says of itself: `key` (kind, namespace, identity), `needs` (keys without which it cannot exist: when one of
+them goes, it goes too, without an operation of its own), `matches(observed)` (only managed attributes count, an
+attribute of None is not managed), and `convertible(observed)` (whether the kernel can change one into the other in
+place). nftables' resources are in `domain/nft.py` and have the same face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+Ns = str
+"""Name of a network namespace: HOST, `sandbox/<id>` or `network/<id>`."""
+
+Key = tuple[str, ...]
+"""Identity of a resource: kind, namespace, then what is unique in it."""
+
+HOST: Ns = ""
+"""The namespace that the agent runs in."""
+
+LINK_GROUP = 0x6E77
+"""Link group (IFLA_GROUP, ip-link(8)) of every link of ours."""
+
+REAP_GROUP = 0x6E78
+"""Link group of links of ours that wait to be deleted together."""
+
+PROTOCOL = 110
+"""Route protocol (rtm_protocol, ip-route(8)) and address protocol (IFA_PROTO) of ours."""
+
+
+class Resource(Protocol):
+    """What the planner needs of a resource."""
+
+    @property
+    def key(self) -> Key:
+        """Identity: kind, namespace, then what is unique in it."""
+
+    @property
+    def ns(self) -> Ns:
+        """Namespace that it is in."""
+
+    @property
+    def rank(self) -> int:
+        """Place in the order of creation, see Rank."""
+
+    def needs(self) -> Iterable[Key]:
+        """Yield the keys without which it cannot exist."""
+
+    def matches(self, observed: Self) -> bool:
+        """Return whether what is there will do."""
+
+    def convertible(self, observed: Self) -> bool:
+        """Return whether the kernel can turn what is there into this one in place."""
+
+    def add_command(self) -> str:
+        """Print the command that makes it."""
+
+    def delete_command(self) -> str:
+        """Print the command that removes it; empty where it goes by itself."""
+
+    def change_command(self, observed: Self) -> str:
+        """Print the command that turns what is there into this one."""
+
+
+class Rank:
+    """Order of creation; removal runs the other way. Policy (nftables) is there before any link comes up."""
+
+    NAMESPACE = 0
+    SYSCTL = 10
+    NFT = 20  # nft.py uses 20 to 29
+    BRIDGE = 30
+    VXLAN = 31
+    LINK = 32
+    PEER = 33
+    ADDRESS = 40
+    ROUTE = 50
+    FDB = 60
+    NEIGHBOUR = 61
+    FILE = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """A network namespace that the agent holds open.
+
+    Attributes:
+        source: Empty: the agent makes it and owns it. Else the absolute path of one that exists, or `pid:<n>`.
+    """
+
+    ns: Ns
+    source: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("netns", self.ns)
+
+    @property
+    def rank(self) -> int:
+        return Rank.NAMESPACE
+
+    @property
+    def owned(self) -> bool:
+        """True when the agent made the namespace, so that all in it dies with it."""
+        return not self.source
+
+    def needs(self) -> Iterable[Key]:
+        return ()
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return False
+
+    def add_command(self) -> str:
+        if self.owned:
+            return f"ip netns add {self.ns.replace('/', '-')}"
+        return f"ip netns attach {self.ns.replace('/', '-')} {self.source}"
+
+    def delete_command(self) -> str:
+        return f"ip netns del {self.ns.replace('/', '-')}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """Attributes of a bridge port (bridge(8), `bridge link set`)."""
+
+    isolated: bool = False
+    hairpin: bool = False
+    learning: bool = True
+    flood: bool = True
+    neigh_suppress: bool = False
+
+    def words(self) -> str:
+        """Print the attributes that differ from the kernel's defaults, as bridge(8) takes them."""
+        default = Port()
+        names = ("isolated", "hairpin", "learning", "flood", "neigh_suppress")
+        return " ".join(
+            f"{name} {'on' if getattr(self, name) else 'off'}"
+            for name in names
+            if getattr(self, name) != getattr(default, name)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vxlan:
+    """Attributes of a VXLAN device (RFC 7348; ip-link(8), type vxlan). Learning is always off.
+
+    Attributes:
+        vni: VXLAN network identifier, 1 to 2^24-1.
+        local: Source address of the tunnel (the VTEP address).
+        port: UDP destination port.
+        proxy: Answer ARP and ND from the device's permanent neighbours.
+    """
+
+    vni: int
+    local: str
+    port: int = 4789
+    proxy: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerEnd:
+    """Where the other end of a veth pair is, and what it is born with."""
+
+    ns: Ns
+    name: str
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network interface.
+
+    Attributes:
+        kind: `bridge`, `vxlan`, `veth` (the end that is created), `peer` (a veth's other end, born with it) or
+            `loopback`; the kernel's IFLA_INFO_KIND except for the last two.
+        mtu: In bytes; None: not managed.
+        mac: Lower-case, colons; None: the kernel's choice.
+        master: Name of the bridge in the same namespace that the link is a port of.
+        ipv6: False: IPv6 is off on the link (disable_ipv6=1). True: on, with accept_ra=0. None: not managed.
+        peer: Of a `veth`: its other end. Of a `peer`: the end that is created.
+        vxlan: Of a `vxlan`.
+        port: Of a bridge port.
+        socket_ns: Of a `vxlan`: the namespace that its UDP socket is in; the link itself is made in `ns`.
+    """
+
+    ns: Ns
+    name: str
+    kind: str
+    mtu: int | None = None
+    mac: str | None = None
+    master: str | None = None
+    up: bool = True
+    ipv6: bool | None = None
+    peer: PeerEnd | None = None
+    vxlan: Vxlan | None = None
+    port: Port | None = None
+    socket_ns: Ns | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.name)
+
+    @property
+    def rank(self) -> int:
+        return {"bridge": Rank.BRIDGE, "vxlan": Rank.VXLAN, "veth": Rank.LINK}.get(self.kind, Rank.PEER)
+
+    def needs(self) -> Iterable[Key]:
+        # A bridge's ports survive it, so the master is no need: a port that lost its master differs and is changed.
+        yield ("netns", self.ns)
+        if self.kind == "peer" and self.peer is not None:
+            yield ("link", self.peer.ns, self.peer.name)
+
+    def matches(self, observed: Self) -> bool:
+        def same(mine: object, theirs: object) -> bool:
+            return mine is None or mine == theirs
+
+        # Which namespace a veth's other end is in, no dump tells by name; a missing other end shows as its own key.
+        return (
+            self.kind == observed.kind
+            and self.master == observed.master
+            and self.up == observed.up
+            and same(self.mtu, observed.mtu)
+            and same(self.mac, observed.mac)
+            and same(self.ipv6, observed.ipv6)
+            and same(self.vxlan, observed.vxlan)
+            and same(self.port, observed.port)
+        )
+
+    def convertible(self, observed: Self) -> bool:
+        return self.kind == observed.kind and (self.vxlan is None or self.vxlan == observed.vxlan)
+
+    def add_command(self) -> str:
+        if self.kind == "loopback":
+            return f"ip link set {self.name} up"
+        words = ["ip link"]
+        if self.kind == "peer":
+            words.append(f"set {self.name}")
+        else:
+            words.append(f"add {self.name}")
+        words += self._attributes()
+        if self.kind == "veth" and self.peer is not None:
+            words.append(f"type veth peer name {self.peer.name}")
+            words += [f"address {self.peer.mac}"] if self.peer.mac else []
+            words.append(f"netns {self.peer.ns.replace('/', '-')}")
+        elif self.kind == "vxlan" and self.vxlan is not None:
+            words.append(f"netns {self.ns.replace('/', '-')}" if self.socket_ns is not None else "")
+            words.append(
+                f"type vxlan id {self.vxlan.vni} local {self.vxlan.local} dstport {self.vxlan.port} nolearning"
+                + (" proxy" if self.vxlan.proxy else "")
+            )
+        elif self.kind == "bridge":
+            words.append("type bridge")
+        return " ".join(word for word in words if word) + self._port_command()
+
+    def delete_command(self) -> str:
+        return "" if self.kind in {"loopback", "peer"} else f"ip link del {self.name}"
+
+    def change_command(self, observed: Self) -> str:
+        if self.kind == "loopback":
+            return f"ip link set {self.name} {'up' if self.up else 'down'}"
+        return " ".join([f"ip link set {self.name}", *self._attributes()]) + self._port_command()
+
+    def _attributes(self) -> list[str]:
+        words = [f"mtu {self.mtu}"] if self.mtu is not None else []
+        words += [f"address {self.mac}"] if self.mac is not None else []
+        words += [f"master {self.master}"] if self.master is not None else []
+        words += [f"group {LINK_GROUP:#x}"]
+        words += ["addrgenmode none"] if self.ipv6 is False else []
+        words += ["up" if self.up else "down"]
+        return words
+
+    def _port_command(self) -> str:
+        words = self.port.words() if self.port is not None else ""
+        return f" && bridge link set dev {self.name} {words}" if words else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address of a link.
+
+    Attributes:
+        address: With prefix length, for example 10.0.0.2/16. IPv6 is set with IFA_F_NODAD: addresses are allocated.
+    """
+
+    ns: Ns
+    link: str
+    address: str
+
+    @property
+    def key(self) -> Key:
+        return ("address", self.ns, self.link, self.address)
+
+    @property
+    def rank(self) -> int:
+        return Rank.ADDRESS
+
+    def needs(self) -> Iterable[Key]:
+        return (("link", self.ns, self.link),)
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return f"ip address add {self.address} dev {self.link}" + (" nodad" if ":" in self.address else "")
+
+    def delete_command(self) -> str:
+        return f"ip address del {self.address} dev {self.link}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route of the main table.
+
+    Attributes:
+        destination: CIDR; 0.0.0.0/0 and ::/0 are the default routes.
+        link: Name of the outgoing link.
+        via: Next hop; None: the destination is on the link.
+    """
+
+    ns: Ns
+    destination: str
+    link: str
+    via: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("route", self.ns, self.destination)
+
+    @property
+    def rank(self) -> int:
+        # A next hop must be reachable already: routes on the link go first.
+        return Rank.ROUTE + (self.via is not None)
+
+    def needs(self) -> Iterable[Key]:
+        return (("link", self.ns, self.link),)
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return self._command("add")
+
+    def delete_command(self) -> str:
+        return self._command("del")
+
+    def change_command(self, observed: Self) -> str:
+        return self._command("replace")
+
+    def _command(self, verb: str) -> str:
+        family = " -6" if ":" in self.destination else ""
+        via = f" via {self.via}" if self.via else ""
+        proto = f" proto {PROTOCOL}" if verb != "del" else ""
+        return f"ip{family} route {verb} {self.destination}{via} dev {self.link}{proto}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """A permanent neighbour (ip-neighbour(8)), always written with replace."""
+
+    ns: Ns
+    link: str
+    ip: str
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        return ("neighbour", self.ns, self.link, self.ip)
+
+    @property
+    def rank(self) -> int:
+        return Rank.NEIGHBOUR
+
+    def needs(self) -> Iterable[Key]:
+        return (("link", self.ns, self.link),)
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return f"ip neighbour replace {self.ip} lladdr {self.mac} dev {self.link} nud permanent"
+
+    def delete_command(self) -> str:
+        return f"ip neighbour del {self.ip} dev {self.link}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fdb:
+    """A forwarding entry, always written with replace.
+
+    Attributes:
+        vtep: For the VXLAN device's own table (`self permanent`): the remote VTEP address. None: a static entry of the
+            bridge that the link is a port of (`master static`).
+    """
+
+    ns: Ns
+    link: str
+    mac: str
+    vtep: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.ns, self.link, self.mac, "master" if self.vtep is None else "self")
+
+    @property
+    def rank(self) -> int:
+        return Rank.FDB
+
+    def needs(self) -> Iterable[Key]:
+        return (("link", self.ns, self.link),)
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        if self.vtep is None:
+            return f"bridge fdb replace {self.mac} dev {self.link} master static"
+        return f"bridge fdb replace {self.mac} dev {self.link} self permanent dst {self.vtep}"
+
+    def delete_command(self) -> str:
+        return f"bridge fdb del {self.mac} dev {self.link} {'master' if self.vtep is None else 'self'}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl:
+    """A kernel setting below /proc/sys/net that is made so and never put back: others may rely on it by then.
+
+    Attributes:
+        path: Below /proc/sys, with slashes, for example net/ipv4/ip_forward.
+    """
+
+    ns: Ns
+    path: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return ("sysctl", self.ns, self.path)
+
+    @property
+    def rank(self) -> int:
+        return Rank.SYSCTL
+
+    def needs(self) -> Iterable[Key]:
+        return (("netns", self.ns),)
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return f"sysctl -w {self.path.replace('/', '.')}={self.value}"
+
+    def delete_command(self) -> str:
+        return ""
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A small text file of a sandbox (hosts, resolv.conf), written by rename so that a reader sees old or new.
+
+    Attributes:
+        path: Absolute.
+        content: Whole text; None only as observed: somebody else's edit stands, and is left alone.
+        in_place: True: the file was given by path and may be bind-mounted, so it is rewritten, not replaced.
+    """
+
+    ns: Ns
+    path: str
+    content: str | None
+    in_place: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("file", self.ns, self.path)
+
+    @property
+    def rank(self) -> int:
+        return Rank.FILE
+
+    def needs(self) -> Iterable[Key]:
+        return ()
+
+    def matches(self, observed: Self) -> bool:
+        return observed.content is None or self.content == observed.content
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return f"install -m 644 /dev/stdin {self.path}"
+
+    def delete_command(self) -> str:
+        return f"rm -f {self.path}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+
+def as_down(link: Link) -> Link:
+    """Return the link as it is before it is brought up."""
+    return replace(link, up=False)

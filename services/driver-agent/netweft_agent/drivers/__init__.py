@@ -1,0 +1,1 @@
+"""Network drivers: one pure file each."""

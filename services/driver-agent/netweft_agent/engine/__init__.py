@@ -1,0 +1,1 @@
+"""From objects to the kernel: store, journal, apply, reconcile."""

@@ -1,0 +1,1 @@
+"""How container runtimes reach the agent."""

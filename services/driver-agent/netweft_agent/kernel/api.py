@@ -1,0 +1,53 @@
+"""What the engine asks of a kernel. `LinuxKernel` (kernel/linux.py) is the real one, `FakeKernel` (kernel/fake.py) its double."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from netweft_agent.domain.plan import Operation
+from netweft_agent.domain.resources import Key, Ns, Resource
+from netweft_common.errors import NetweftError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What is in a kernel.
+
+    Attributes:
+        resources: Everything of ours, and everything that was asked for by key, whoever made it.
+        foreign: Keys that were asked for and exist, but are somebody else's: they are never changed.
+    """
+
+    resources: Mapping[Key, Resource]
+    foreign: frozenset[Key] = field(default_factory=frozenset)
+
+
+class Kernel(Protocol):
+    """One host's kernel, with exactly one writer."""
+
+    async def execute(self, steps: Sequence[Operation]) -> list[NetweftError | None]:
+        """Carry out the steps in order, in as few sends as possible, and return each one's error.
+
+        A refused step does not stop the others; a step of an owner that failed before is skipped with that owner's
+        error. Adding what is there already in the wanted form, and removing what is gone, is success.
+        Cancellation does not interrupt steps that were begun.
+        """
+
+    async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
+        """Look at the kernel.
+
+        Args:
+            wanted: Desired state: says which namespaces to look into, and which settings and files to read.
+            namespaces: Only these; None: all of `wanted`, the host, and what earlier runs left behind.
+        """
+
+    def netns_path(self, ns: Ns) -> str:
+        """Return the path by which other processes can open the namespace; empty when it is not held."""
+
+    def changes(self) -> AsyncIterator[Ns]:
+        """Yield the name of a namespace whenever the kernel tells of a change in it that we did not make."""
+
+    async def close(self) -> None:
+        """Give up sockets and threads; the kernel keeps what was made."""

@@ -1,0 +1,1 @@
+"""gRPC edge: protobuf to objects and back."""
