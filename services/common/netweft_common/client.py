@@ -1,0 +1,202 @@
+"""Calls to our services: a channel to one target whose failures come as NetweftError."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from grpc import aio
+
+from netweft_common import deadline, errors, listen, status, tls
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+MESSAGE_LIMIT_BYTES = 16 << 20
+DEFAULT_TIMEOUT = dt.timedelta(seconds=30)
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    # An http_proxy of the environment is for the web, not for our own hosts.
+    ("grpc.enable_http_proxy", 0),
+    # Servers allow a ping every 5 s (server.py). Idle channels ping too: a half-dead path shows before the next call.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A restarted server is met again within a second, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def open_channel(target: str, *, tls_files: tls.TlsFiles | None = None, retry: Iterable[str] = ()) -> aio.Channel:
+    """Return a channel; it connects at the first call. The caller closes it.
+
+    Args:
+        target: `unix:/path` or `host:port`.
+        tls_files: For TCP; a unix socket has no TLS.
+        retry: Methods `/package.Service/Method` that gRPC itself calls again on UNAVAILABLE: only those that may be
+            done twice.
+
+    Raises:
+        InvalidArgument: The target is malformed, or TCP beyond loopback without TLS.
+        FailedPrecondition: A TLS file is unusable.
+    """
+    address = listen.parse(target)
+    options: list[tuple[str, Any]] = [*OPTIONS, ("grpc.service_config", service_config(retry))]
+    if isinstance(address, listen.UnixAddress):
+        # Without it grpc sends the escaped path as authority, which other stacks refuse (RFC 9110 §7.2).
+        return aio.insecure_channel(address.target, options=[*options, ("grpc.default_authority", "localhost")])
+    if tls_files is not None:
+        if tls_files.server_name:
+            options.append(("grpc.ssl_target_name_override", tls_files.server_name))
+        return aio.secure_channel(address.target, tls.channel_credentials(tls_files), options=options)
+    if not address.is_loopback:
+        raise errors.InvalidArgument(
+            "INSECURE_TARGET",
+            f"refusing to call {target} without TLS; set tls_ca, tls_cert and tls_key",
+            target=target,
+        )
+    return aio.insecure_channel(address.target, options=options)
+
+
+def service_config(retry: Iterable[str]) -> str:
+    """Return gRPC's service config: retries on UNAVAILABLE for these methods and no others (gRFC A6)."""
+    names = [
+        {"service": service, "method": method}
+        for service, _, method in (name.removeprefix("/").rpartition("/") for name in sorted(retry))
+    ]
+    if not names:
+        return json.dumps({"methodConfig": []})
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+
+
+class Connection:
+    """A channel and the translation of its errors.
+
+    Args:
+        target: `unix:/path` or `host:port`.
+        tls_files: For TCP.
+        retry: Methods that gRPC calls again on UNAVAILABLE, see `open_channel`.
+        timeout: For calls that name none; a call made while an RPC is handled waits no longer than that RPC's caller.
+        wait_for_ready: Whether calls wait for the server to come up instead of failing at once.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls_files: tls.TlsFiles | None = None,
+        retry: Iterable[str] = (),
+        timeout: dt.timedelta = DEFAULT_TIMEOUT,
+        wait_for_ready: bool = False,
+    ) -> None:
+        self.target = target
+        self.channel = open_channel(target, tls_files=tls_files, retry=retry)
+        self._timeout_s = timeout.total_seconds()
+        self._wait_for_ready = wait_for_ready
+
+    async def __aenter__(self) -> Self:
+        """Return the connection itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def close(self, grace: dt.timedelta | None = None) -> None:
+        """Close the channel; calls in flight get the grace, or end at once."""
+        await self.channel.close(None if grace is None else grace.total_seconds())
+
+    async def call(
+        self,
+        method: Callable[..., Awaitable[Response]],
+        request: Any,
+        *,
+        timeout_s: float | None = None,
+        wait_for_ready: bool | None = None,
+    ) -> Response:
+        """Call a unary method of a stub made on `channel`.
+
+        Args:
+            method: For example `stub.GetPool`.
+            request: Its request.
+            timeout_s: Seconds to wait; the connection's own when None.
+            wait_for_ready: The connection's own when None.
+
+        Raises:
+            NetweftError: What the server said; Unavailable when it said nothing or not in time.
+        """
+        try:
+            return await method(
+                request,
+                timeout=deadline.remaining_s(self._timeout_s if timeout_s is None else timeout_s),
+                wait_for_ready=self._wait_for_ready if wait_for_ready is None else wait_for_ready,
+            )
+        except aio.AioRpcError as error:
+            raise status.from_rpc_error(error, target=self.target, method=method_name(method)) from error
+        except aio.UsageError as error:
+            raise self._closed(method) from error
+
+    async def stream(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        *,
+        timeout_s: float | None = None,
+        wait_for_ready: bool | None = None,
+    ) -> AsyncIterator[Any]:
+        """Yield the answers of a method with a server stream; closing the iterator ends the stream.
+
+        Args:
+            method: For example `stub.Watch`.
+            request: Its request.
+            timeout_s: Seconds for the whole stream; no limit when None.
+            wait_for_ready: The connection's own when None.
+
+        Raises:
+            NetweftError: As `call`, also in the middle of the stream.
+        """
+        try:
+            call = method(
+                request,
+                timeout=timeout_s,
+                wait_for_ready=self._wait_for_ready if wait_for_ready is None else wait_for_ready,
+            )
+            try:
+                async for response in call:
+                    yield response
+            finally:
+                call.cancel()
+        except aio.AioRpcError as error:
+            raise status.from_rpc_error(error, target=self.target, method=method_name(method)) from error
+        except aio.UsageError as error:
+            raise self._closed(method) from error
+
+    def _closed(self, method: object) -> errors.Unavailable:
+        return errors.Unavailable(
+            "CONNECTION_CLOSED",
+            f"{method_name(method)}: the connection to {self.target} was closed by this process; open a new one",
+            target=self.target,
+        )
+
+
+def method_name(method: object) -> str:
+    """Return `/package.Service/Method` of a stub's method; grpc keeps it in a private attribute."""
+    name = getattr(method, "_method", b"")
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,277 @@
+"""What surrounds each RPC on a server: identity, access, deadline, error mapping, one log line, metrics.
+
+It is one interceptor, and it builds the wrapped handler of a method once: an attach may cost no more than a few
+microseconds here. It is the only place that calls `context.abort`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Never
+
+import grpc
+import prometheus_client
+from grpc import aio
+
+from netweft_common import deadline, errors, identity, logs, status
+
+_SAN_KEY = "x509_subject_alternative_name"
+_DURATION_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# A caller's own mistakes are his to see; these say that something of ours needs a look.
+_SERVER_SIDE = frozenset(
+    {
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
+
+Context = aio.ServicerContext[Any, Any]
+_Handler = Any  # grpc.RpcMethodHandler: its stub says nothing of the attributes that it has
+
+
+class RpcMetrics:
+    """Counts and times RPCs by service, method and code."""
+
+    def __init__(self, registry: prometheus_client.CollectorRegistry) -> None:
+        self._handled = prometheus_client.Counter(
+            "netweft_grpc_handled_total",
+            "RPCs that ended, by how.",
+            ("service", "method", "code"),
+            registry=registry,
+        )
+        self._seconds = prometheus_client.Histogram(
+            "netweft_grpc_handling_seconds",
+            "Time from the request's arrival at the handler to its end.",
+            ("service", "method"),
+            registry=registry,
+            buckets=_DURATION_BUCKETS_S,
+        )
+
+    def of_method(self, method: str) -> Callable[[grpc.StatusCode, float], None]:
+        """Return the function that records one RPC of a method: its code and its seconds."""
+        service, _, name = method[1:].rpartition("/")
+        observe = self._seconds.labels(service, name).observe
+        # Children by code are looked up once: labels() takes a lock and builds a key each time.
+        counters: dict[grpc.StatusCode, Callable[[], None]] = {}
+
+        def record(code: grpc.StatusCode, seconds: float) -> None:
+            increment = counters.get(code)
+            if increment is None:
+                increment = counters[code] = self._handled.labels(service, name, code.name).inc
+            increment()
+            observe(seconds)
+
+        return record
+
+
+class ServerInterceptor(aio.ServerInterceptor):
+    """Wraps the handlers of a server.
+
+    Args:
+        tls: Whether TCP listeners have TLS; without it each caller is `local`.
+        access: Roles by method; None lets every identity call everything.
+        metrics: Where RPCs are counted; None counts nothing.
+        log: Logger; a default one when None.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: bool = False,
+        access: identity.Access | None = None,
+        metrics: RpcMetrics | None = None,
+        log: logs.Logger | None = None,
+    ) -> None:
+        self._tls = tls
+        self._access = access
+        self._metrics = metrics
+        self._log: logs.Logger = log if log is not None else logs.get()
+        self._wrapped: dict[str, _Handler] = {}
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Return the wrapped handler of the method; unknown methods stay with the library (UNIMPLEMENTED)."""
+        method: str = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None or handler.request_streaming:
+                return handler
+            wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def drain_streams(self) -> None:
+        """End all server streams, now and later, with UNAVAILABLE: a watcher resumes elsewhere."""
+        self._draining = True
+        for task in self._streams:
+            task.cancel()
+
+    def _refuse_while_draining(self) -> None:
+        if self._draining:
+            raise _drained()
+
+    def _wrap(self, method: str, handler: _Handler) -> _Handler:
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._wrap_stream(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._wrap_unary(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrap_unary(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
+        enter, finish = self._bind(method)
+
+        async def handle(request: Any, context: Context) -> Any:
+            started = time.perf_counter()
+            try:
+                enter(context)
+                response = await behaviour(request, context)
+            except asyncio.CancelledError:
+                finish(grpc.StatusCode.CANCELLED, started)
+                raise
+            except Exception as error:  # noqa: BLE001  # the outermost frame of an RPC
+                await self._fail(method, context, error, started, finish)
+            finish(grpc.StatusCode.OK, started)
+            return response
+
+        return handle
+
+    def _wrap_stream(self, method: str, behaviour: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+        enter, finish = self._bind(method)
+
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            task = asyncio.current_task()
+            assert task is not None
+            self._streams.add(task)
+            try:
+                enter(context)
+                self._refuse_while_draining()
+                responses = behaviour(request, context)
+                if hasattr(responses, "__aiter__"):
+                    async for response in responses:
+                        yield response
+                else:  # a coroutine that calls context.write itself
+                    await responses
+            except asyncio.CancelledError:
+                if not self._draining or context.cancelled():
+                    finish(grpc.StatusCode.CANCELLED, started)
+                    raise
+                task.uncancel()
+                await self._fail(method, context, _drained(), started, finish)
+            except Exception as error:  # noqa: BLE001  # the outermost frame of an RPC
+                await self._fail(method, context, error, started, finish)
+            else:
+                finish(grpc.StatusCode.OK, started)
+            finally:
+                self._streams.discard(task)
+
+        return handle
+
+    def _bind(self, method: str) -> tuple[Callable[[Context], None], Callable[[grpc.StatusCode, float], None]]:
+        """Return what is done before and after each RPC of a method, with all that is constant looked up."""
+        roles = identity.roles_of(self._access, method)
+        record = self._metrics.of_method(method) if self._metrics is not None else None
+        log = self._log.bind()  # resolved now: a lazy logger is assembled anew at each call
+
+        def enter(context: Context) -> None:
+            remaining_s = context.time_remaining()
+            deadline.set_remaining(remaining_s)
+            if self._tls:
+                caller = caller_of(context)
+                identity.set_current(caller)
+                identity.authorise(caller, method, roles)
+
+        def finish(code: grpc.StatusCode, started: float) -> None:
+            seconds = time.perf_counter() - started
+            if record is not None:
+                record(code, seconds)
+            if log.is_enabled_for(logging.DEBUG):
+                log.debug(
+                    "rpc handled",
+                    method=method,
+                    code=code.name,
+                    ms=round(seconds * 1e3, 3),
+                    caller=str(identity.current()),
+                )
+
+        return enter, finish
+
+    async def _fail(
+        self,
+        method: str,
+        context: Context,
+        error: Exception,
+        started: float,
+        finish: Callable[[grpc.StatusCode, float], None],
+    ) -> Never:
+        if isinstance(error, aio.AbortError):  # a library's servicer (health) has aborted already
+            finish(_code_set(context), started)
+            raise error
+        known = self._translate(method, error)
+        wire = status.to_rpc_status(known)
+        if wire.code in _SERVER_SIDE and known is error:
+            self._log.warning(
+                "rpc failed", method=method, code=wire.code.name, reason=known.reason, error=known.message,
+                caller=str(identity.current()),
+            )  # fmt: skip
+        finish(wire.code, started)
+        await context.abort(wire.code, wire.details, wire.trailers)
+
+    def _translate(self, method: str, error: Exception) -> errors.NetweftError:
+        if isinstance(error, errors.NetweftError):
+            return error
+        if isinstance(error, NotImplementedError):
+            return errors.FailedPrecondition("NOT_IMPLEMENTED", f"{method} is not implemented; upgrade the server")
+        # The text of an unexpected exception may hold anything, so the caller gets an id to find it by.
+        incident = secrets.token_hex(6)
+        self._log.error("unexpected exception in rpc", method=method, incident=incident, exc_info=error)
+        return errors.Internal(
+            "UNEXPECTED",
+            f"{method} failed by a bug of ours; incident {incident} is in the server's log",
+            incident=incident,
+        )
+
+
+def caller_of(context: Context) -> identity.Identity:
+    """Return the caller on a server with TLS: the certificate's identity, or `local` on a unix socket.
+
+    Raises:
+        Unauthenticated: There is no certificate, or it names no identity of ours.
+    """
+    if context.peer().startswith("unix:"):
+        return identity.LOCAL
+    names = context.auth_context().get(_SAN_KEY, ())
+    return identity.from_uris(name.decode("utf-8", "replace") for name in names)
+
+
+def _drained() -> errors.Unavailable:
+    return errors.Unavailable(
+        "SERVER_DRAINING", "the server is going down and ends its streams; connect again and resume", retry_after_s=0.5
+    )
+
+
+def _code_set(context: Context) -> grpc.StatusCode:
+    code: Any = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
