@@ -1,0 +1,320 @@
+"""The objects of intent as values; the store keeps them, the wire shows them.
+
+Addresses, subnets and MAC addresses are kept as canonical text: a controller holds every endpoint of the cluster in
+memory, where an `ipaddress` object costs ten times its text. Rules parse them where they compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+
+
+class Kind(enum.StrEnum):
+    """Kind of an object."""
+
+    NETWORK = "network"
+    SANDBOX = "sandbox"
+    ENDPOINT = "endpoint"
+    HOST = "host"
+
+
+class Scope(enum.StrEnum):
+    """How far a network's data plane reaches."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+class NetworkState(enum.StrEnum):
+    """Lifecycle of a network."""
+
+    READY = "ready"
+    DELETING = "deleting"
+
+
+class EndpointState(enum.StrEnum):
+    """Lifecycle of an endpoint.
+
+    CREATED -> JOINING -> JOINED -> LEAVING -> CREATED, or gone when `Endpoint.deleting` is set.
+    """
+
+    CREATED = "created"
+    JOINING = "joining"
+    JOINED = "joined"
+    LEAVING = "leaving"
+
+
+class SandboxState(enum.StrEnum):
+    """Lifecycle of a sandbox."""
+
+    CREATING = "creating"
+    READY = "ready"
+    DELETING = "deleting"
+
+
+class HostState(enum.StrEnum):
+    """Liveness of a host; derived from heartbeats, never stored."""
+
+    READY = "ready"
+    LOST = "lost"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """One subnet of a network.
+
+    Attributes:
+        subnet: CIDR without host bits.
+        gateway: Address of the gateway, no prefix length; empty: none.
+        ip_range: CIDR that automatic addresses come from; empty: all of the subnet.
+        aux_addresses: Addresses kept out of allocation, by name.
+        pool_id: IPAM's id of the pool.
+    """
+
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    aux_addresses: dict[str, str] = dataclasses.field(default_factory=dict)
+    pool_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One isolated domain of addresses.
+
+    Attributes:
+        needs_addresses: What its driver said at creation; False: its endpoints have neither addresses nor a MAC.
+        claims: Cluster-wide numbers, by claim name.
+    """
+
+    id: str
+    name: str
+    driver: str
+    scope: Scope
+    host_id: str = ""
+    subnets: tuple[Subnet, ...] = ()
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    internal: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    claims: dict[str, int] = dataclasses.field(default_factory=dict)
+    state: NetworkState = NetworkState.READY
+    ipam_driver: str = "default"
+    address_space: str = ""
+    attachable: bool = False
+    needs_addresses: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One address that an endpoint holds.
+
+    Attributes:
+        address: With the subnet's prefix length.
+        pool_id: IPAM's id of the pool.
+        epoch: Fencing epoch of the lease.
+    """
+
+    address: str
+    pool_id: str
+    epoch: int
+
+    @property
+    def ip(self) -> str:
+        """The address without prefix length."""
+        return self.address.partition("/")[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One attachment to a network.
+
+    Attributes:
+        leases: At most one a family.
+        deleting: In state LEAVING: True removes the endpoint once it has left, False keeps it.
+    """
+
+    id: str
+    name: str
+    network_id: str
+    sandbox_id: str = ""
+    host_id: str = ""
+    mac_address: str = ""
+    leases: tuple[Lease, ...] = ()
+    dns_names: tuple[str, ...] = ()
+    interface_name: str = ""
+    gateway_priority: int = 0
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    state: EndpointState = EndpointState.CREATED
+    deleting: bool = False
+    status_message: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its host is to have it."""
+        return self.state is EndpointState.JOINED or self.state is EndpointState.JOINING
+
+
+class NamespaceSource(enum.StrEnum):
+    """Where a sandbox's namespace comes from."""
+
+    CREATE = "create"
+    PATH = "path"
+    PID = "pid"
+    HOST = "host"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """Source of a network namespace; `path` and `pid` are set for their source only."""
+
+    source: NamespaceSource = NamespaceSource.CREATE
+    path: str = ""
+    pid: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Dns:
+    """What resolv.conf says."""
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExtraHost:
+    """One more line of hosts."""
+
+    name: str
+    address: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """One network namespace on one host."""
+
+    id: str
+    container_id: str
+    host_id: str
+    namespace: Namespace = Namespace()
+    hostname: str = ""
+    domainname: str = ""
+    dns: Dns | None = None
+    extra_hosts: tuple[ExtraHost, ...] = ()
+    hosts_path: str = ""
+    resolv_conf_path: str = ""
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    state: SandboxState = SandboxState.CREATING
+    netns_path: str = ""
+    status_message: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimInfo:
+    """A cluster-wide number that a driver needs for each network; `option` lets the user choose it."""
+
+    name: str
+    minimum: int
+    maximum: int
+    option: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OptionInfo:
+    """One option of a driver; `maximum` equal to `minimum` means unbounded."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    type: str = "string"
+    default_value: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int = 0
+    maximum: int = 0
+    description: str = ""
+    pattern: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DriverInfo:
+    """What a driver promises and takes."""
+
+    name: str
+    scope: Scope
+    claims: tuple[ClaimInfo, ...] = ()
+    options: tuple[OptionInfo, ...] = ()
+    needs_addresses: bool = True
+    single_network: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What an agent found out of its host."""
+
+    agent_version: str = ""
+    kernel_release: str = ""
+    boot_id: str = ""
+    features: tuple[str, ...] = ()
+    drivers: tuple[DriverInfo, ...] = ()
+    underlay_mtu_bytes: int = 0
+    routes: tuple[str, ...] = ()
+    name_servers: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One machine with an agent."""
+
+    id: str
+    name: str
+    agent_target: str
+    vtep_address: str = ""
+    facts: HostFacts = HostFacts()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+Object = Network | Endpoint | Sandbox | Host
+T = typing.TypeVar("T", Network, Endpoint, Sandbox, Host)
+
+CLASSES: dict[Kind, type[Network | Endpoint | Sandbox | Host]] = {
+    Kind.NETWORK: Network,
+    Kind.SANDBOX: Sandbox,
+    Kind.ENDPOINT: Endpoint,
+    Kind.HOST: Host,
+}
+
+
+def kind_of(value: Object) -> Kind:
+    """Return the kind of an object."""
+    return _KIND_OF_CLASS[type(value)]
+
+
+_KIND_OF_CLASS: dict[type[object], Kind] = {cls: kind for kind, cls in CLASSES.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record(typing.Generic[T]):
+    """One version of an object.
+
+    Attributes:
+        value: The object.
+        revision: Revision of the commit that wrote this version.
+        created_ms: Time of the object's first version, by the store's clock, in milliseconds since 1970.
+    """
+
+    value: T
+    revision: int
+    created_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """What a host must know of an endpoint on another host."""
+
+    endpoint: Endpoint
+    revision: int
+    vtep_address: str

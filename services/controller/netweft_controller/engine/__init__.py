@@ -1,0 +1,1 @@
+"""What the controller does: short shells around the domain's decisions."""

@@ -1,0 +1,1 @@
+"""Where intent is kept: Redis, and its twin in memory."""

@@ -1,0 +1,293 @@
+"""Intent in Redis or Valkey: one script a commit, one capped stream as the change log.
+
+Keys, all under one hash tag so that a cluster keeps them on one shard:
+
+    {prefix}:meta         hash: store_id, revision
+    {prefix}:network, :sandbox, :endpoint, :host
+                          hash, id -> "<revision>:<created ms>:<MessagePack>"
+    {prefix}:claims       hash, claim -> owner
+    {prefix}:log          stream, id <revision>-0: t time in ms, w the writes as MessagePack
+    {prefix}:request:<id> what is remembered of a request, with a time to live
+    {prefix}:heartbeats   hash, host id -> time in ms
+
+Durability is the server's append-only file: `appendfsync always` loses nothing at a power cut, `everysec` nothing when
+the process dies. Reads that build state (`load`) are not atomic; the log makes them so, see `protocol.Loaded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import importlib.resources
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+import redis.asyncio
+import redis.asyncio.retry
+import redis.backoff
+import redis.exceptions
+from netweft_common import deadline, errors
+
+from netweft_controller.domain import commit
+from netweft_controller.domain.objects import Kind
+from netweft_controller.store import codec, protocol
+
+_KINDS = tuple(Kind)
+_KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS, start=1)}
+_LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError, TimeoutError)
+# What a server says while it cannot serve, and will serve later or elsewhere.
+_NOT_NOW = ("LOADING", "READONLY", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "OOM", "BUSY", "TRYAGAIN", "NOREPLICAS")
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        self.text = importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_COMMIT = _Script("commit.lua")
+_OPEN = _Script("open.lua")
+_BEAT = _Script("beat.lua")
+
+
+class RedisStore:
+    """A store on a Redis or Valkey server, 7.0 or later.
+
+    Args:
+        url: redis://, rediss:// or unix:// as redis-py takes it; redis+cluster:// for a cluster.
+        prefix: Hash tag of all keys; controllers with the same prefix are one cluster.
+        log_length: Entries that the change log keeps, about.
+        request_ttl: How long requests are remembered.
+        timeout_s: Longest wait for an answer, in seconds; the caller's deadline may be shorter.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "netweft",
+        log_length: int = 100_000,
+        request_ttl: datetime.timedelta = datetime.timedelta(hours=24),
+        timeout_s: float = 5.0,
+    ) -> None:
+        # No retries below us: a commit whose answer was lost must not be sent again as if it had not been done.
+        retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)
+        self._client: Any
+        self._waiter: Any
+        if url.startswith("redis+cluster://"):
+            self._client = redis.asyncio.RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), retry=retry)
+            self._waiter = self._client
+        else:
+            self._client = redis.asyncio.Redis.from_url(
+                url, retry=retry, socket_connect_timeout=timeout_s, health_check_interval=0
+            )
+            # Its own connection: the tail blocks in XREAD.
+            self._waiter = redis.asyncio.Redis.from_url(
+                url, retry=retry, socket_connect_timeout=timeout_s, health_check_interval=0
+            )
+        self._url = url
+        self._log_length = log_length
+        self._request_ttl_ms = round(request_ttl.total_seconds() * 1000)
+        self._timeout_s = timeout_s
+        self._store_id = ""
+        tag = "{" + prefix + "}:"
+        self._meta = tag + "meta"
+        self._log = tag + "log"
+        self._request = tag + "request:"
+        self._heartbeats = tag + "heartbeats"
+        self._hashes = {kind: tag + kind.value for kind in _KINDS}
+        self._commit_keys = (self._meta, self._log, tag + "claims", *self._hashes.values())
+
+    async def open(self, *, store_id: str = "", seen_revision: int = 0) -> protocol.Identity:
+        """Say which store this is, giving it an id if it has none."""
+        found, revision = await self._run(_OPEN, (self._meta,), (store_id, seen_revision, uuid.uuid4().hex))
+        self._store_id = found.decode()
+        return protocol.Identity(store_id=self._store_id, revision=revision)
+
+    async def commit(self, change: commit.Commit, *, seen_revision: int = 0) -> commit.Outcome:
+        """Execute a commit atomically."""
+        values = [codec.encode(write.value) for write in change.writes]
+        puts: list[tuple[int, str]] = []
+        deletes: list[tuple[int, str]] = []
+        arguments: list[bytes] = [b"", codec.encode_log(change.writes, values) if values else b""]
+        for write, data in zip(change.writes, values, strict=True):
+            place = (_KIND_NUMBER[write.kind], write.value.id)
+            if write.action is commit.Action.DELETED:
+                deletes.append(place)
+            else:
+                puts.append(place)
+                arguments.append(data)
+        remembered = (*((change.once,) if change.once else ()), *change.remember)
+        arguments += [codec.encode_request(request) for request in remembered]
+        keys = [*self._commit_keys]
+        keys += [self._request + request.id for request in remembered]
+        keys += [self._request + request_id for request_id in change.forget]
+        arguments[0] = msgspec.msgpack.encode(
+            {
+                "store_id": self._store_id,
+                "seen": seen_revision,
+                "kinds": len(_KINDS),
+                "once": change.once is not None,
+                "guards": [(_KIND_NUMBER[guard.kind], guard.id, guard.revision) for guard in change.guards],
+                "free": change.free,
+                "take": change.take,
+                "drop": change.drop,
+                "dropping": dict(change.drop),
+                "puts": puts,
+                "deletes": deletes,
+                "remember": len(change.remember),
+                "forget": len(change.forget),
+                "request_ttl_ms": self._request_ttl_ms,
+                "log_length": self._log_length,
+            }
+        )
+        answer = await self._run(_COMMIT, keys, arguments)
+        return self._outcome(change, answer)
+
+    async def load(self) -> protocol.Loaded:
+        """Read all objects."""
+        identity = await self._identity(self._client)
+        records: list[commit.AnyRecord] = []
+        for kind, key in self._hashes.items():
+            # A scan may give an object twice, in two versions: the later one counts.
+            found: dict[bytes, commit.AnyRecord] = {}
+            cursor = 0
+            while True:
+                async with self._bounded("HSCAN"):
+                    cursor, part = await self._client.hscan(key, cursor, count=1000)
+                for id_, data in part.items():
+                    record = codec.decode_stored(kind, data)
+                    if id_ not in found or found[id_].revision < record.revision:
+                        found[id_] = record
+                if cursor == 0:
+                    break
+            records += found.values()
+        return protocol.Loaded(store_id=identity.store_id, revision=identity.revision, records=records)
+
+    async def read_log(self, after: int, limit: int) -> Sequence[commit.Entry]:
+        """Read up to `limit` entries after a revision."""
+        async with self._bounded("XRANGE"):
+            raw = await self._client.xrange(self._log, min=f"{after + 1}-0", count=limit)
+        if not raw and (await self._identity(self._client)).revision > after:
+            # Trimmed away, or written since we looked: look once more before saying so.
+            async with self._bounded("XRANGE"):
+                raw = await self._client.xrange(self._log, min=f"{after + 1}-0", count=limit)
+            if not raw:
+                raise _compacted(after)
+        return _entries(raw, after, after)
+
+    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commit.Entry]:
+        """Wait for entries after a revision."""
+        start = after()
+        # The server answers within wait_s; the margin is for a server that does not answer at all.
+        async with self._bounded("XREAD", wait_s + self._timeout_s):
+            raw = await self._waiter.xread({self._log: f"{start}-0"}, count=1000, block=max(1, round(wait_s * 1000)))
+        if not raw:
+            identity = await self._identity(self._waiter)
+            if identity.revision < start:
+                raise protocol.StoreReplacedError(
+                    f"the store is at revision {identity.revision}, and was at {start}: it was restored from a copy"
+                )
+            return []
+        # RESP2 answers a list of pairs, RESP3 a mapping.
+        batches = next(iter(raw.values())) if isinstance(raw, dict) else raw[0][1]
+        if batches and isinstance(batches[0], list):
+            batches = batches[0]
+        return _entries(batches, start, after())
+
+    async def find_request(self, request_id: str) -> commit.Request | None:
+        """Return what is remembered of a request, or None."""
+        async with self._bounded("GET"):
+            data = await self._client.get(self._request + request_id)
+        return None if data is None else codec.decode_request(request_id, data)
+
+    async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
+        """Record heartbeats of hosts, and return those of all hosts."""
+        now_ms, pairs = await self._run(_BEAT, (self._heartbeats,), tuple(host_ids))
+        last_ms = {pairs[i].decode(): int(pairs[i + 1]) for i in range(0, len(pairs), 2)}
+        return protocol.Heartbeats(now_ms=int(now_ms), last_ms=last_ms)
+
+    async def forget_heartbeat(self, host_id: str) -> None:
+        """Drop a host's heartbeat."""
+        async with self._bounded("HDEL"):
+            await self._client.hdel(self._heartbeats, host_id)
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._client.aclose()
+        if self._waiter is not self._client:
+            await self._waiter.aclose()
+
+    async def _identity(self, client: Any) -> protocol.Identity:
+        async with self._bounded("HMGET"):
+            store_id, revision = await client.hmget(self._meta, ("store_id", "revision"))
+        if store_id is None or store_id.decode() != self._store_id:
+            raise protocol.StoreReplacedError(
+                f"the store {store_id.decode() if store_id else '(empty)'} is not {self._store_id} that was opened"
+            )
+        return protocol.Identity(store_id=self._store_id, revision=int(revision or 0))
+
+    async def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        async with self._bounded("EVALSHA"):
+            try:
+                return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
+            except redis.exceptions.NoScriptError:
+                # The server was restarted, or is another one: a script is not data, it is not kept.
+                return await self._client.eval(script.text, len(keys), *keys, *arguments)
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, command: str, timeout_s: float | None = None) -> AsyncIterator[None]:
+        limit_s = deadline.remaining_s(self._timeout_s) if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except _LOST as error:
+            raise errors.Unavailable(
+                "STORE_UNREACHABLE",
+                f"the store does not answer {command} ({error or type(error).__name__}); check the Redis server, "
+                "and ask again with the same request id",
+            ) from error
+        except redis.exceptions.ResponseError as error:
+            if str(error).startswith(_NOT_NOW) or any(f" {word}" in str(error) for word in _NOT_NOW):
+                raise errors.Unavailable("STORE_NOT_READY", f"the store cannot serve now: {error}") from error
+            raise
+
+    def _outcome(self, change: commit.Commit, answer: Any) -> commit.Outcome:
+        word = answer[0]
+        if word == b"ok":
+            return commit.Committed(commit.Entry(answer[1], int(answer[2]), change.writes))
+        if word == b"again":
+            assert change.once is not None, "only a commit with a request is answered so"
+            return commit.Replayed(codec.decode_request(change.once.id, answer[1]))
+        if word == b"guard":
+            return commit.Refused(answer[1], guard=change.guards[answer[2]])
+        if word == b"claim":
+            return commit.Refused(answer[1], claim=answer[2].decode(), owner=answer[3].decode())
+        raise protocol.StoreReplacedError(
+            f"the store is {answer[1].decode() or '(empty)'} at revision {answer[2]}, not {self._store_id} as opened"
+        )
+
+
+def _entries(raw: Sequence[Any], start: int, seen: int) -> list[commit.Entry]:
+    entries: list[commit.Entry] = []
+    expected = start + 1
+    for id_, fields in raw:
+        revision = int(id_.partition(b"-")[0])
+        if revision != expected:
+            raise _compacted(start)
+        expected += 1
+        if revision > seen:
+            entries.append(commit.Entry(revision, int(fields[b"t"]), codec.decode_log(fields[b"w"])))
+    return entries
+
+
+def _compacted(after: int) -> errors.OutOfRange:
+    return errors.OutOfRange(
+        "REVISION_COMPACTED",
+        f"the change log no longer reaches back to revision {after}; list again and watch from now",
+        revision=str(after),
+    )

@@ -1,0 +1,1 @@
+"""The controller's copy of all intent, and who is told of its changes."""

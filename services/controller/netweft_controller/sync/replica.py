@@ -1,0 +1,268 @@
+"""The controller's copy of all intent, kept by the store's change log.
+
+Entries are applied in the order of their revisions, whoever brings them: this process's own commits as soon as the
+store has answered, everything else by the tail of the log. So a commit is visible here when `commit` returns, and
+every listener sees one order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+import structlog
+from netweft_common import backoff, deadline, errors
+
+from netweft_controller.domain import commit
+from netweft_controller.domain.state import Delta, State
+from netweft_controller.store.protocol import Store, StoreReplacedError
+
+_log = structlog.get_logger()
+_TAIL_WAIT_S = 1.0
+_LOG_PAGE = 1000
+_RECENT_ENTRIES = 2048
+_DECISIONS = 10
+
+
+class Listener(Protocol):
+    """Who is told of changes, in order, on the event loop; must neither wait nor raise."""
+
+    def changed(self, state: State, deltas: Sequence[Delta]) -> None:
+        """Take note of what one entry changed; the state is at that entry."""
+        ...
+
+    def reloaded(self, state: State) -> None:
+        """Take note that everything may have changed."""
+        ...
+
+
+class Replica:
+    """All intent in memory, readable at once and committed to through here.
+
+    Args:
+        store: Where intent is kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._state: State | None = None
+        self._listeners: list[Listener] = []
+        # Entries that arrived before their predecessors, by revision.
+        self._early: dict[int, commit.Entry] = {}
+        self._recent: collections.deque[commit.Entry] = collections.deque(maxlen=_RECENT_ENTRIES)
+        self._moved = asyncio.Event()
+        self._stale = False
+        self._clock_offset_ms = 0
+
+    @property
+    def state(self) -> State:
+        """Intent at the latest revision that is known here; do not keep it across an await.
+
+        Raises:
+            Unavailable: The first load is not done yet.
+        """
+        if self._state is None:
+            raise errors.Unavailable("STARTING", "the controller has not loaded its state yet; ask again in a moment")
+        return self._state
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `state` can be read."""
+        return self._state is not None
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell a listener of every change from now on."""
+        self._listeners.append(listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Tell it no more."""
+        self._listeners.remove(listener)
+
+    async def commit(self, change: commit.Commit) -> commit.Outcome:
+        """Commit, and return once the change is visible in `state`.
+
+        Raises:
+            Unavailable: The store does not answer; the change may or may not have been made.
+        """
+        try:
+            outcome = await self.store.commit(change, seen_revision=self.state.revision)
+        except StoreReplacedError:
+            self._stale = True
+            raise
+        if isinstance(outcome, commit.Committed):
+            self.offer(outcome.entry)
+            await self.reached(outcome.entry.revision)
+        elif isinstance(outcome, commit.Refused):
+            # The reason for the refusal must be visible to whoever decides again.
+            await self.reached(outcome.revision)
+        return outcome
+
+    async def decide(
+        self, decision: Callable[[State], commit.Commit | None]
+    ) -> commit.Committed | commit.Replayed | None:
+        """Commit what a decision says, deciding again on newer state when somebody else was faster.
+
+        Args:
+            decision: Pure function of the state; None: there is nothing to do.
+
+        Returns:
+            The outcome, or None when there was nothing to do.
+
+        Raises:
+            Conflict: Others were faster too many times in a row.
+            NetweftError: What the decision raised.
+        """
+        refused: commit.Refused | None = None
+        for _ in range(_DECISIONS):
+            change = decision(self.state)
+            if change is None:
+                return None
+            outcome = await self.commit(change)
+            if not isinstance(outcome, commit.Refused):
+                return outcome
+            refused = outcome
+        assert refused is not None, "the loop runs at least once"
+        raise conflict(refused)
+
+    def offer(self, entry: commit.Entry) -> None:
+        """Apply an entry, or keep it until its predecessors have come."""
+        state = self.state
+        if entry.revision <= state.revision:
+            return
+        if entry.revision > state.revision + 1:
+            self._early[entry.revision] = entry
+            return
+        pending: commit.Entry | None = entry
+        while pending is not None:
+            deltas = state.apply(pending)
+            self._recent.append(pending)
+            for listener in self._listeners:
+                listener.changed(state, deltas)
+            pending = self._early.pop(state.revision + 1, None)
+        self._move()
+
+    async def reached(self, revision: int) -> None:
+        """Wait until the state is at a revision.
+
+        Raises:
+            Unavailable: It did not come in the caller's time.
+        """
+        if self.state.revision >= revision:
+            return
+        try:
+            async with asyncio.timeout(deadline.remaining_s(5.0)):
+                while self.state.revision < revision:
+                    await self._moved.wait()
+        except TimeoutError as error:
+            raise errors.Unavailable(
+                "REPLICA_BEHIND", f"the controller has not yet read the store's log up to revision {revision}"
+            ) from error
+
+    async def wait_past(self, revision: int, wait_s: float) -> bool:
+        """Wait until the state is past a revision, or was reloaded; False when it did not come in time."""
+        state = self.state
+        if state.revision > revision:
+            return True
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def read_log(self, after: int) -> Sequence[commit.Entry]:
+        """Return some entries after a revision, from memory if they are there; none: there is nothing newer.
+
+        Raises:
+            OutOfRange: The log no longer reaches back to that revision.
+        """
+        if after >= self.state.revision:
+            return []
+        if self._recent and self._recent[0].revision <= after + 1:
+            return [entry for entry in self._recent if entry.revision > after][:_LOG_PAGE]
+        return await self.store.read_log(after, _LOG_PAGE)
+
+    async def load(self) -> None:
+        """Read everything anew.
+
+        Raises:
+            Unavailable: The store does not answer.
+        """
+        known = self._state
+        await self.store.open(
+            store_id=known.store_id if known else "", seen_revision=known.revision if known else 0
+        )
+        loaded = await self.store.load()
+        state = State(store_id=loaded.store_id, revision=loaded.revision)
+        state.load(loaded.records)
+        # The scan was not atomic: what was written while it ran is in the log.
+        entries: list[commit.Entry] = []
+        while page := await self.store.read_log(state.revision, _LOG_PAGE):
+            for entry in page:
+                state.apply(entry)
+            entries += page
+        state.loaded()
+        self._state = state
+        self._stale = False
+        self._early.clear()
+        self._recent.clear()
+        self._recent.extend(entries)
+        for listener in self._listeners:
+            listener.reloaded(state)
+        self._move()
+        _log.info("state loaded", revision=state.revision, store_id=state.store_id, endpoints=len(state.endpoints))
+
+    async def run(self) -> None:
+        """Follow the store until cancelled; every fault is waited out."""
+        delays = backoff.delays()
+        while True:
+            try:
+                if self._state is None or self._stale:
+                    await self.load()
+                await self._follow()
+            except (errors.OutOfRange, StoreReplacedError) as error:
+                _log.warning("state to be loaded again", reason=error.reason, message=error.message)
+                self._stale = True
+            except errors.Unavailable as error:
+                _log.warning("store unreachable", message=error.message)
+                await asyncio.sleep(next(delays))
+                await self._check_identity()
+                continue
+            delays = backoff.delays()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the store while the block runs."""
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(self.run(), name="replica")
+            try:
+                yield
+            finally:
+                task.cancel()
+
+    async def _follow(self) -> None:
+        while not self._stale:
+            for entry in await self.store.tail(lambda: self.state.revision, _TAIL_WAIT_S):
+                self.offer(entry)
+
+    async def _check_identity(self) -> None:
+        """After an outage: the server that answers now may be another one, with a log that looks continuous."""
+        known = self._state
+        if known is None:
+            return
+        with contextlib.suppress(errors.Unavailable):
+            identity = await self.store.open(store_id=known.store_id, seen_revision=known.revision)
+            self._stale = self._stale or identity.store_id != known.store_id
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+
+def conflict(refused: commit.Refused) -> errors.Conflict:
+    """Return the error of a commit that was refused for good."""
+    what = f"{refused.guard.kind} {refused.guard.id}" if refused.guard else f"{refused.claim} (of {refused.owner})"
+    return errors.Conflict("CHANGED_MEANWHILE", f"{what} was changed by somebody else at the same time; try again")
