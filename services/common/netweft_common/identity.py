@@ -121,10 +121,15 @@ def roles_of(access: Access | None, method: str) -> frozenset[Role] | None:
     """Return the roles that may call a method; None means every one that has an identity."""
     if access is None:
         return None
-    service = method[1:].rpartition("/")[0]
-    if service in _OPEN_SERVICES:
+    if is_open(method):
         return None
+    service = method[1:].rpartition("/")[0]
     return access.get(method, access.get(f"/{service}/*", frozenset()))
+
+
+def is_open(method: str) -> bool:
+    """Return whether a method is one of health or reflection, which every identity may call."""
+    return method[1:].rpartition("/")[0] in _OPEN_SERVICES
 
 
 def authorise(caller: Identity, method: str, roles: frozenset[Role] | None) -> None:

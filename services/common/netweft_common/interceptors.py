@@ -22,6 +22,8 @@ from netweft_common import deadline, errors, identity, logs, status
 _SAN_KEY = "x509_subject_alternative_name"
 _DURATION_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_PROBE_WRITE_S = 0.05
+
 # A caller's own mistakes are his to see; these say that something of ours needs a look.
 _SERVER_SIDE = frozenset(
     {
@@ -97,6 +99,9 @@ class ServerInterceptor(aio.ServerInterceptor):
         self._log: logs.Logger = log if log is not None else logs.get()
         self._wrapped: dict[str, _Handler] = {}
         self._streams: set[asyncio.Task[Any]] = set()
+        self._probes: set[asyncio.Task[Any]] = set()
+        self._active = 0  # calls in flight, probes not counted
+        self._idle: asyncio.Event | None = None
         self._draining = False
 
     async def intercept_service(
@@ -114,15 +119,32 @@ class ServerInterceptor(aio.ServerInterceptor):
             wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
 
-    def drain_streams(self) -> None:
-        """End all server streams, now and later, with UNAVAILABLE: a watcher resumes elsewhere."""
+    async def drain(self) -> None:
+        """End server streams, now and later, with UNAVAILABLE: a watcher resumes elsewhere. Wait for the other calls.
+
+        When none is in flight, the streams of health probes end too; they were told NOT_SERVING meanwhile.
+        Cancelling it leaves the calls alone.
+        """
         self._draining = True
+        self._idle = asyncio.Event()
         for task in self._streams:
+            task.cancel()
+        if self._active:
+            await self._idle.wait()
+        if self._probes:
+            # A watcher of health was woken by the change that came just before; its write needs some turns.
+            await asyncio.sleep(_PROBE_WRITE_S)
+        for task in self._probes:
             task.cancel()
 
     def _refuse_while_draining(self) -> None:
         if self._draining:
             raise _drained()
+
+    def _leave(self, weight: int) -> None:
+        self._active -= weight
+        if self._idle is not None and not self._active:
+            self._idle.set()
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
         if handler.response_streaming:
@@ -139,9 +161,11 @@ class ServerInterceptor(aio.ServerInterceptor):
 
     def _wrap_unary(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
         enter, finish = self._bind(method)
+        weight = 0 if identity.is_open(method) else 1
 
         async def handle(request: Any, context: Context) -> Any:
             started = time.perf_counter()
+            self._active += weight
             try:
                 enter(context)
                 response = await behaviour(request, context)
@@ -150,6 +174,8 @@ class ServerInterceptor(aio.ServerInterceptor):
                 raise
             except Exception as error:  # noqa: BLE001  # the outermost frame of an RPC
                 await self._fail(method, context, error, started, finish)
+            finally:
+                self._leave(weight)
             finish(grpc.StatusCode.OK, started)
             return response
 
@@ -157,15 +183,20 @@ class ServerInterceptor(aio.ServerInterceptor):
 
     def _wrap_stream(self, method: str, behaviour: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         enter, finish = self._bind(method)
+        is_probe = identity.is_open(method)
+        weight = 0 if is_probe else 1
+        streams = self._probes if is_probe else self._streams
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             started = time.perf_counter()
             task = asyncio.current_task()
             assert task is not None
-            self._streams.add(task)
+            streams.add(task)
+            self._active += weight
             try:
                 enter(context)
-                self._refuse_while_draining()
+                if weight:
+                    self._refuse_while_draining()
                 responses = behaviour(request, context)
                 if hasattr(responses, "__aiter__"):
                     async for response in responses:
@@ -183,7 +214,8 @@ class ServerInterceptor(aio.ServerInterceptor):
             else:
                 finish(grpc.StatusCode.OK, started)
             finally:
-                self._streams.discard(task)
+                streams.discard(task)
+                self._leave(weight)
 
         return handle
 

@@ -116,7 +116,6 @@ async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_fd: int | Non
     task = asyncio.current_task()
     assert task is not None
     log = logs.get()
-    lifecycle: Lifecycle | None = None
     try:
         async with asyncio.TaskGroup() as group:
             lifecycle = Lifecycle(group, ready_fd=ready_fd, environ=environ)
@@ -124,16 +123,17 @@ async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_fd: int | Non
                 loop.add_signal_handler(number, _on_signal, lifecycle, task, number)
             try:
                 await main(lifecycle)
+            except errors.NetweftError as error:
+                lifecycle.failed = True
+                # One line without a traceback: this is for a user to mend.
+                log.error("cannot go on", reason=error.reason, error=error.message)  # noqa: TRY400
+            except Exception:
+                lifecycle.failed = True
+                log.exception("unexpected end")
             finally:
                 lifecycle.cancel_background()
     except asyncio.CancelledError:
         log.warning("stopped at once")
-        return 1
-    except errors.NetweftError as error:
-        log.error("cannot go on", reason=error.reason, error=error.message)  # noqa: TRY400  # no traceback for users
-        return 1
-    except Exception:
-        log.exception("unexpected end")
         return 1
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -45,6 +45,7 @@ class Server:
         tls_files: TLS of all TCP targets; without it TCP is loopback only.
         access: Roles by method for callers with a certificate; None lets each of them call everything.
         registry: Where RPCs are counted; None counts nothing.
+        rpc_metrics: In place of registry where several servers of a process share one.
         grace: How long calls in flight may take after the drain began.
         log: Logger; a default one when None.
     """
@@ -56,6 +57,7 @@ class Server:
         tls_files: tls.TlsFiles | None = None,
         access: identity.Access | None = None,
         registry: prometheus_client.CollectorRegistry | None = None,
+        rpc_metrics: interceptors.RpcMetrics | None = None,
         grace: dt.timedelta = dt.timedelta(seconds=10),
         log: logs.Logger | None = None,
     ) -> None:
@@ -63,10 +65,12 @@ class Server:
         self._tls_files = tls_files
         self._grace = grace
         self._log: logs.Logger = log if log is not None else logs.get()
+        if rpc_metrics is None and registry is not None:
+            rpc_metrics = interceptors.RpcMetrics(registry)
         self._interceptor = interceptors.ServerInterceptor(
             tls=tls_files is not None,
             access=access,
-            metrics=interceptors.RpcMetrics(registry) if registry is not None else None,
+            metrics=rpc_metrics,
             log=self._log,
         )
         self._additions: list[tuple[Callable[[Any, Any], None], object]] = []
@@ -143,8 +147,11 @@ class Server:
             return
         self._log.info("draining", grace_s=self._grace.total_seconds())
         await self._health.enter_graceful_shutdown()
-        self._interceptor.drain_streams()
-        await self._server.stop(self._grace.total_seconds())
+        ending = asyncio.get_running_loop().create_task(self._interceptor.drain(), name="drain calls")
+        try:
+            await self._server.stop(self._grace.total_seconds())
+        finally:
+            ending.cancel()
         self._remove_sockets()
         self._log.info("drained")
 
