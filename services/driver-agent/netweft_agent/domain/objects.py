@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from types import MappingProxyType
 
 Interface = IPv4Interface | IPv6Interface
 Subnetwork = IPv4Network | IPv6Network
-
-EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class Scope(StrEnum):
@@ -61,7 +58,7 @@ class Network:
     name: str
     driver: str
     subnets: tuple[Subnet, ...] = ()
-    options: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    options: Mapping[str, str] = field(default_factory=dict)
     claims: Mapping[str, int] = field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
@@ -112,6 +109,7 @@ class Endpoint:
 
     Attributes:
         interface_name: Never empty once the engine has taken the endpoint in: it gives the next free eth<N>.
+        confirmed: The controller has told its caller that this endpoint exists; it is kept through failures.
     """
 
     id: str
@@ -123,7 +121,8 @@ class Endpoint:
     dns_names: tuple[str, ...] = ()
     interface_name: str = ""
     gateway_priority: int = 0
-    options: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    options: Mapping[str, str] = field(default_factory=dict)
+    confirmed: bool = False
     revision: int = 0
 
     @property

@@ -80,13 +80,20 @@ def plan(
             changes.append(Operation(before=None, after=wanted, owner=owners.get(key, "host")))
         elif not wanted.matches(there):
             changes.append(Operation(before=there, after=wanted, owner=owners.get(key, "host")))
+    # Firewall state that is made anew must go in the transaction that makes it.
+    changes += [step for step in removals if _is_firewall(step) and step.resource.key in desired]
+    removals = [step for step in removals if not (_is_firewall(step) and step.resource.key in desired)]
     removals.sort(key=_removal_order)
-    changes.sort(key=lambda step: (step.resource.rank, step.resource.ns))
+    changes.sort(key=lambda step: (step.resource.rank, step.resource.ns, step.after is not None))
     # Firewall state of removed things goes after the links it guarded, and after what comes instead is in force.
-    late = [step for step in removals if Rank.NFT <= step.resource.rank < Rank.BRIDGE]
-    early = [step for step in removals if not Rank.NFT <= step.resource.rank <= Rank.BRIDGE - 1 and not _is_netns(step)]
+    late = [step for step in removals if _is_firewall(step)]
+    early = [step for step in removals if not _is_firewall(step) and not _is_netns(step)]
     spaces = [step for step in removals if _is_netns(step)]
     return (*early, *changes, *late, *spaces)
+
+
+def _is_firewall(step: Operation) -> bool:
+    return Rank.NFT <= step.resource.rank < Rank.BRIDGE
 
 
 def _is_netns(step: Operation) -> bool:

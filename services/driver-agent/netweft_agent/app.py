@@ -1,0 +1,135 @@
+"""netweft-agent: the composition root."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import sys
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+
+import prometheus_client
+from netweft.agent.v1 import agent_pb2_grpc
+from netweft.common.v1 import host_pb2
+from netweft_common import client, errors, lifecycle, logs, metrics, server, settings, tls
+
+from netweft_agent.domain.objects import Facts
+from netweft_agent.drivers import base
+from netweft_agent.engine.engine import Engine
+from netweft_agent.engine.journal import Journal
+from netweft_agent.engine.render import Renderer
+from netweft_agent.kernel import facts as kernel_facts
+from netweft_agent.kernel.linux import LinuxKernel
+from netweft_agent.rpc import convert, link, servicer
+from netweft_agent.settings import AgentSettings
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the agent until SIGTERM; returns the exit code."""
+    try:
+        chosen = settings.load(AgentSettings, service="agent", argv=argv, description=__doc__ or "")
+    except errors.NetweftError as error:
+        sys.stderr.write(f"netweft-agent: {error}\n")
+        return 2
+    logs.configure(level=chosen.log_level, style=chosen.log_format)
+    return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd)
+
+
+async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
+    """Bring the kernel to the journal, then serve and follow the controller.
+
+    Raises:
+        FailedPrecondition: The journal is unreadable, a driver is installed twice, or an address is in use.
+    """
+    tls_files = tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key)
+    drivers = base.load()
+    host_id = own_id(chosen.state_dir)
+    found = kernel_facts.probe(chosen.vtep_address)
+    facts = Facts(
+        host_id=host_id, vtep=chosen.vtep_address, underlay_mtu=found.underlay_mtu, run_dir=str(chosen.run_dir)
+    )
+    registry = metrics.new_registry()
+    async with contextlib.AsyncExitStack() as stack:
+        kernel = LinuxKernel(run_dir=chosen.run_dir)
+        stack.push_async_callback(kernel.close)
+        journal = Journal(chosen.state_dir / "journal")
+        stack.callback(journal.close)
+        engine = Engine(kernel=kernel, renderer=Renderer(drivers, facts, host_resolv_conf()), journal=journal)
+        await engine.start()
+        life.spawn(engine.run(), name="engine")
+        life.spawn(engine.repair_loop(chosen.repair_interval.total_seconds()), name="repair")
+        if chosen.metrics_listen:
+            await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
+        report = host_facts(found, drivers)
+        grpc_server = server.Server(
+            listen_at=chosen.listen or (f"unix:{chosen.run_dir}/agent.sock",),
+            tls_files=tls_files,
+            access=servicer.ACCESS,
+            registry=registry,
+            grace=chosen.grace,
+        )
+        grpc_server.add(
+            agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer.AgentServicer(engine, host_id, report)
+        )
+        await stack.enter_async_context(grpc_server)
+        if chosen.controller:
+            connection = await stack.enter_async_context(client.Connection(chosen.controller, tls_files=tls_files))
+            host = host_pb2.Host(
+                id=host_id,
+                name=chosen.host_name or socket.gethostname(),
+                agent_target=chosen.advertise or grpc_server.targets[0],
+                vtep_address=chosen.vtep_address,
+                facts=report,
+            )
+            life.spawn(link.Link(connection, engine, host).run(), name="link")
+        life.ready(grpc_server.targets)
+        await life.stopped()
+
+
+def host_resolv_conf() -> str:
+    """Return the text of the host's resolv.conf; empty where there is none."""
+    return RESOLV_CONF.read_text(errors="replace") if RESOLV_CONF.exists() else ""
+
+
+def own_id(state_dir: Path) -> str:
+    """Return this host's id, made once and kept in the state folder.
+
+    Raises:
+        FailedPrecondition: The file holds something else.
+    """
+    path = state_dir / "host-id"
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        text = path.read_text().strip()
+        if not re.fullmatch(r"[0-9a-f]{32}", text):
+            raise errors.FailedPrecondition(
+                "HOST_ID_BROKEN", f"{path} holds no host id; remove it and the host gets a new one", path=str(path)
+            )
+        return text
+    fresh = uuid.uuid4().hex
+    temporary = path.with_suffix(".new")
+    temporary.write_text(fresh + "\n")
+    temporary.replace(path)
+    return fresh
+
+
+def host_facts(found: kernel_facts.KernelFacts, drivers: dict[str, base.Driver]) -> host_pb2.HostFacts:
+    """Write what is reported of this host."""
+    return host_pb2.HostFacts(
+        agent_version=version("netweft-agent"),
+        kernel_release=found.kernel_release,
+        boot_id=found.boot_id,
+        features=sorted(found.features),
+        drivers=[convert.driver_info(one) for _, one in sorted(drivers.items())],
+        underlay_mtu_bytes=found.underlay_mtu,
+        routes=list(found.routes),
+        name_servers=list(found.name_servers),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""HostState: what a render asks for, each resource under the owner that wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from netweft_common.errors import Internal
+
+from netweft_agent.domain.resources import Key, Resource
+
+HOST_OWNER = "host"
+
+
+class HostState:
+    """Resources under owners, filled by renders.
+
+    An owner is `endpoint/<id>`, `peer/<id>`, `sandbox/<id>`, `network/<id>` or `host`. Several owners may want one and
+    the same resource (a firewall table, a remote tunnel address); it lives as long as one of them does.
+    """
+
+    __slots__ = ("by_owner",)
+
+    def __init__(self) -> None:
+        self.by_owner: dict[str, dict[Key, Resource]] = {}
+
+    def add(self, owner: str, *wanted: Resource) -> None:
+        """Note that `owner` wants these resources; raises Internal when it already wants another of the same key."""
+        mine = self.by_owner.setdefault(owner, {})
+        for resource in wanted:
+            if mine.setdefault(resource.key, resource) != resource:
+                raise Internal("RENDER_CONFLICT", f"{owner} renders two different resources as {resource.key}")
+
+    def resources(self) -> dict[Key, Resource]:
+        """Return everything wanted, by key."""
+        return {key: resource for wanted in self.by_owner.values() for key, resource in wanted.items()}
+
+    def owners(self) -> dict[Key, str]:
+        """Return one owner for each key."""
+        return {key: owner for owner, wanted in self.by_owner.items() for key in wanted}
+
+    def __iter__(self) -> Iterator[Resource]:
+        return iter(self.resources().values())

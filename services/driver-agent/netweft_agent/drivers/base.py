@@ -1,0 +1,201 @@
+"""What a network driver is, and what drivers share.
+
+A driver is one file: a class with the attributes of `Driver`, a frozen `Options` dataclass, and `render`, which is pure
+and additive: the resources of two endpoints are those of the one and those of the other, so that a change of one
+endpoint costs the rendering of one endpoint. It is found by its entry point in the group `netweft.drivers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from netweft_common.errors import FailedPrecondition, InvalidArgument
+
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
+from netweft_agent.domain.state import HostState
+
+GROUP = "netweft.drivers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A number, unique in the cluster, that the controller claims for each network of the driver.
+
+    Attributes:
+        option: Driver option by which a user may choose the number.
+    """
+
+    name: str
+    minimum: int
+    maximum: int
+    option: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """An endpoint with the sandbox that it is joined to."""
+
+    endpoint: Endpoint
+    sandbox: Sandbox
+
+    @property
+    def owner(self) -> str:
+        """Owner of the endpoint's resources."""
+        return f"endpoint/{self.endpoint.id}"
+
+
+class Driver(Protocol):
+    """A network driver."""
+
+    name: ClassVar[str]
+    """What users write after --driver."""
+    scope: ClassVar[Scope]
+    """Reach of its networks."""
+    claims: ClassVar[tuple[Claim, ...]]
+    """Numbers that each network needs."""
+    options: ClassVar[type[Any]]
+    """Frozen dataclass of its options, each made by `option`."""
+    needs_addresses: ClassVar[bool]
+    """False: IPAM is skipped."""
+    single_network: ClassVar[bool]
+    """True: at most one network in the cluster."""
+
+    def check(self, network: Network, attachment: Attachment, facts: Facts) -> None:
+        """Refuse what cannot be rendered on this host, before anything is touched.
+
+        Raises:
+            FailedPrecondition: The host or the sandbox is not fit for it.
+        """
+
+    def render(
+        self, network: Network, attachments: Sequence[Attachment], peers: Sequence[Peer], facts: Facts
+    ) -> HostState:
+        """Return the network's own resources and those of the endpoints and peers given."""
+
+    def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+        """Return the gateway that the endpoint offers its sandbox for an IP version, if any."""
+
+
+def option(
+    default: object,
+    doc: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    minimum: int = 0,
+    maximum: int = 0,
+    pattern: str = "",
+) -> Any:
+    """Declare one driver option; the type is the default's: bool, int or str.
+
+    Args:
+        default: Value where the user says nothing.
+        doc: One sentence for the user.
+        aliases: Other keys for it, such as Docker's long ones.
+        choices: Values that a str may have; empty: any.
+        minimum: Of an int.
+        maximum: Of an int; equal to minimum: unbounded.
+        pattern: Regular expression that a str must match as a whole.
+    """
+    return field(
+        default=default,
+        metadata={
+            "doc": doc,
+            "aliases": aliases,
+            "choices": choices,
+            "minimum": minimum,
+            "maximum": maximum,
+            "pattern": pattern,
+        },
+    )
+
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], given: Mapping[str, str], *, driver: str) -> T:
+    """Read a driver's options from text.
+
+    Raises:
+        InvalidArgument: An unknown key (the message lists the known ones), or a value of another type.
+    """
+    declared: dict[str, Field[Any]] = {}
+    for one in fields(kind):  # type: ignore[arg-type]  # `kind` is a dataclass, which typing cannot say
+        for key in (one.name, *one.metadata.get("aliases", ())):
+            declared[key] = one
+    values: dict[str, object] = {}
+    for key, text in given.items():
+        if key not in declared:
+            known = ", ".join(sorted(one.name for one in fields(kind)))  # type: ignore[arg-type]
+            raise InvalidArgument(
+                "UNKNOWN_OPTION",
+                f"driver {driver} has no option {key!r}; it takes: {known or 'none'}",
+                field=f"options[{key}]",
+            )
+        values[declared[key].name] = _value(declared[key], key, text, driver)
+    return kind(**values)
+
+
+def _value(one: Field[Any], key: str, text: str, driver: str) -> object:
+    assert one.default is not MISSING, "driver options have defaults"
+    if isinstance(one.default, bool):
+        if text.lower() in {"true", "1", "yes", "on", ""}:
+            return True
+        if text.lower() in {"false", "0", "no", "off"}:
+            return False
+        expected = "true or false"
+    elif isinstance(one.default, int):
+        low, high = one.metadata["minimum"], one.metadata["maximum"]
+        if text.lstrip("-").isdigit() and (low == high or low <= int(text) <= high):
+            return int(text)
+        expected = "a whole number" + (f" from {low} to {high}" if low != high else "")
+    else:
+        choices = one.metadata["choices"]
+        if not choices or text in choices:
+            return text
+        expected = "one of " + ", ".join(choices)
+    raise InvalidArgument(
+        "BAD_OPTION", f"option {key} of driver {driver} is {text!r}; it must be {expected}", field=f"options[{key}]"
+    )
+
+
+def subnet_gateway(network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+    """Return the gateway of the subnet that holds the endpoint's address of that IP version."""
+    if network.internal:
+        return None
+    for address in endpoint.addresses:
+        if address.version == version:
+            for one in network.subnets:
+                if one.gateway is not None and address.ip in one.subnet:
+                    return one.gateway
+    return None
+
+
+def refuse_host_sandbox(driver: str, attachment: Attachment) -> None:
+    """Raise FailedPrecondition when the sandbox is the host's own namespace."""
+    if attachment.sandbox.source == "host":
+        raise FailedPrecondition(
+            "HOST_SANDBOX",
+            f"endpoint {attachment.endpoint.name} of a {driver} network cannot join sandbox {attachment.sandbox.id}: "
+            "that is the host's own namespace; use a network of driver host, or a sandbox with its own namespace",
+        )
+
+
+def load() -> dict[str, Driver]:
+    """Find all installed drivers by their entry points, by name.
+
+    Raises:
+        FailedPrecondition: Two distributions offer the same name.
+    """
+    found: dict[str, Driver] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda one: (one.name, one.value)):
+        driver: Driver = entry.load()()
+        if driver.name in found and type(found[driver.name]) is not type(driver):
+            raise FailedPrecondition(
+                "DRIVER_TWICE", f"two installed distributions offer a network driver {driver.name!r}; remove one"
+            )
+        found[driver.name] = driver
+    return found

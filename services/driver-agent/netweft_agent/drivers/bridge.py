@@ -1,0 +1,140 @@
+"""The bridge driver: a network of one host, on a Linux bridge in the host's namespace.
+
+Each endpoint is a veth pair, one end a port of the bridge, the other in the sandbox. The bridge holds the gateway's
+address. With `icc` off its ports are isolated from each other by the kernel (bridge(8), `isolated`), not by filter
+rules: bridged frames pass no inet hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from netweft_agent.domain import names
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, Resource, Sysctl
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers import base, firewall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of a bridge network; the long names are Docker's."""
+
+    bridge_name: str = base.option(
+        "",
+        "Name of the bridge device; an existing bridge of that name is not taken over.",
+        aliases=("com.docker.network.bridge.name",),
+        pattern=r"[A-Za-z0-9_.-]{1,15}",
+    )
+    icc: bool = base.option(
+        default=True,
+        doc="Let endpoints of the network talk to each other.",
+        aliases=("com.docker.network.bridge.enable_icc",),
+    )
+    masquerade: bool = base.option(
+        default=True,
+        doc="Give traffic that leaves the network the host's address.",
+        aliases=("com.docker.network.bridge.enable_ip_masquerade",),
+    )
+    mtu: int = base.option(
+        1500,
+        "MTU of bridge and endpoints, in bytes.",
+        aliases=("com.docker.network.driver.mtu",),
+        minimum=68,
+        maximum=65535,
+    )
+
+
+class BridgeDriver:
+    """Networks of one host."""
+
+    name: ClassVar[str] = "bridge"
+    scope: ClassVar[Scope] = Scope.LOCAL
+    claims: ClassVar[tuple[base.Claim, ...]] = ()
+    options: ClassVar[type[Options]] = Options
+    needs_addresses: ClassVar[bool] = True
+    single_network: ClassVar[bool] = False
+
+    def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
+        """Refuse the host's own namespace."""
+        del network, facts
+        base.refuse_host_sandbox(self.name, attachment)
+
+    def render(
+        self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
+    ) -> HostState:
+        """Render the bridge with its gateway and firewall, and a veth pair for each endpoint."""
+        del peers, facts
+        options = base.parse(Options, network.options, driver=self.name)
+        bridge = options.bridge_name or names.bridge(network.id)
+        state = HostState()
+        state.add(f"network/{network.id}", *_network(network, options, bridge))
+        for attachment in attachments:
+            port = Port(isolated=not options.icc, hairpin=False)
+            state.add(
+                attachment.owner,
+                *veth(attachment, ns=HOST, master=bridge, mtu=options.mtu, port=port, ipv6=network.enable_ipv6),
+            )
+        return state
+
+    def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+        """Offer the bridge's address."""
+        return base.subnet_gateway(network, endpoint, version)
+
+
+def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
+    wanted: list[Resource] = [
+        Link(
+            ns=HOST,
+            name=bridge,
+            kind="bridge",
+            mtu=options.mtu,
+            mac=names.mac(network.id),
+            ipv6=network.enable_ipv6,
+        )
+    ]
+    wanted += [
+        Address(ns=HOST, link=bridge, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
+    ]
+    if not network.internal:
+        if network.enable_ipv4:
+            wanted.append(Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="1"))
+        if network.enable_ipv6:
+            wanted.append(Sysctl(ns=HOST, path="net/ipv6/conf/all/forwarding", value="1"))
+    wanted += firewall.network(bridge, network, masquerade=options.masquerade)
+    return wanted
+
+
+def veth(attachment: base.Attachment, *, ns: str, master: str, mtu: int, port: Port, ipv6: bool) -> list[Resource]:
+    """Render an endpoint's veth pair and its addresses: one end a port of `master` in `ns`, the other in the sandbox.
+
+    IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood
+    multicast listener reports to all others.
+    """
+    endpoint, inside = attachment.endpoint, attachment.sandbox.ns
+    host_end = names.veth(endpoint.id)
+    mac = endpoint.mac or names.mac(endpoint.id)
+    return [
+        Link(
+            ns=ns,
+            name=host_end,
+            kind="veth",
+            mtu=mtu,
+            master=master,
+            ipv6=False,
+            port=port,
+            peer=PeerEnd(ns=inside, name=endpoint.interface_name, mac=mac),
+        ),
+        Link(
+            ns=inside,
+            name=endpoint.interface_name,
+            kind="peer",
+            mtu=mtu,
+            mac=mac,
+            ipv6=ipv6,
+            peer=PeerEnd(ns=ns, name=host_end),
+        ),
+        *(Address(ns=inside, link=endpoint.interface_name, address=str(one)) for one in endpoint.addresses),
+    ]

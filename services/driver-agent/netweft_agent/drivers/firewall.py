@@ -1,0 +1,135 @@
+"""Firewall state that drivers share: one table of ours, rules that never grow, sets that each network adds itself to.
+
+| set or map | key | who adds | meaning |
+|---|---|---|---|
+| `bridges` | interface | each bridge network | these interfaces are ours to judge |
+| `same_bridge` | interface . interface | each bridge network | bridged frames, seen here when br_netfilter is on |
+| `internal` | interface | internal networks | nothing in, nothing out |
+| `masquerade4`, `masquerade6` | prefix | networks with masquerade on | leaves with the host's address |
+| `tunnel_ports` | UDP port | each overlay network | VXLAN may come here |
+| `tunnels` | VNI | each overlay network | ours; other VXLAN on the port is not judged |
+| `vteps4`, `vteps6` | address | each host with a peer | the only senders of VXLAN that is ours |
+
+An accept here ends only our own chain: an administrator's chains and other programs' rules are asked as well.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, ip_address
+
+from netweft_agent.domain import nft
+from netweft_agent.domain.objects import Network, Subnetwork
+from netweft_agent.domain.resources import HOST, Resource
+
+TABLE = nft.Table("inet", "netweft")
+
+BRIDGES = nft.Set(name="bridges", key=(nft.IFNAME,))
+SAME_BRIDGE = nft.Set(name="same_bridge", key=(nft.IFNAME, nft.IFNAME))
+INTERNAL = nft.Set(name="internal", key=(nft.IFNAME,))
+MASQUERADE4 = nft.Set(name="masquerade4", key=(nft.IPV4_ADDR,), interval=True)
+MASQUERADE6 = nft.Set(name="masquerade6", key=(nft.IPV6_ADDR,), interval=True)
+TUNNEL_PORTS = nft.Set(name="tunnel_ports", key=(nft.INET_SERVICE,))
+TUNNELS = nft.Set(name="tunnels", key=(nft.VXLAN_VNI.type,))
+VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR,))
+VTEPS6 = nft.Set(name="vteps6", key=(nft.IPV6_ADDR,))
+
+_FORWARD = nft.NftChain(
+    ns=HOST,
+    table=TABLE,
+    name="forward",
+    base=nft.Base(type="filter", hook="forward", priority=0),
+    rules=(
+        nft.rule(
+            nft.Match(nft.META_IIFNAME, BRIDGES, op="!="), nft.Match(nft.META_OIFNAME, BRIDGES, op="!="), nft.ACCEPT
+        ),
+        nft.rule(nft.Match((nft.META_IIFNAME, nft.META_OIFNAME), SAME_BRIDGE), nft.ACCEPT),
+        nft.rule(nft.Match(nft.META_IIFNAME, INTERNAL), nft.DROP),
+        nft.rule(nft.Match(nft.META_OIFNAME, INTERNAL), nft.DROP),
+        nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
+        # From one network to another, or from outside to an address that nobody published.
+        nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.DROP),
+    ),
+)
+
+_POSTROUTING = nft.NftChain(
+    ns=HOST,
+    table=TABLE,
+    name="postrouting",
+    base=nft.Base(type="nat", hook="postrouting", priority=100),
+    rules=(
+        nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.RETURN),
+        nft.rule(nft.Match(nft.IP_SADDR, MASQUERADE4), nft.Masquerade()),
+        nft.rule(nft.Match(nft.IP6_SADDR, MASQUERADE6), nft.Masquerade()),
+    ),
+)
+
+_INPUT = nft.NftChain(
+    ns=HOST,
+    table=TABLE,
+    name="input",
+    base=nft.Base(type="filter", hook="input", priority=0),
+    rules=tuple(
+        nft.rule(
+            nft.Match(nft.UDP_DPORT, TUNNEL_PORTS),
+            nft.Match(nft.VXLAN_VNI, TUNNELS),
+            nft.Match(source, vteps, op="!="),
+            nft.Counter(),
+            nft.DROP,
+        )
+        for source, vteps in ((nft.IP_SADDR, VTEPS4), (nft.IP6_SADDR, VTEPS6))
+    ),
+)
+
+
+def _sets(*specs: nft.Set) -> list[Resource]:
+    return [nft.NftSet(ns=HOST, table=TABLE, spec=spec) for spec in specs]
+
+
+def _element(spec: nft.Set, *item: nft.Atom) -> nft.NftElement:
+    return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=item)
+
+
+_BRIDGE_BASE: tuple[Resource, ...] = (
+    nft.NftTable(ns=HOST, table=TABLE),
+    *_sets(BRIDGES, SAME_BRIDGE, INTERNAL, MASQUERADE4, MASQUERADE6),
+    _FORWARD,
+    _POSTROUTING,
+)
+
+_TUNNEL_BASE: tuple[Resource, ...] = (
+    nft.NftTable(ns=HOST, table=TABLE),
+    *_sets(TUNNEL_PORTS, TUNNELS, VTEPS4, VTEPS6),
+    _INPUT,
+)
+
+
+def network(bridge: str, network: Network, *, masquerade: bool) -> list[Resource]:
+    """Render what a bridge network needs: to be told apart, and to leave with the host's address.
+
+    Args:
+        bridge: Name of its bridge.
+        network: The network.
+        masquerade: Give leaving traffic the host's address.
+    """
+    wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(SAME_BRIDGE, bridge, bridge)]
+    if network.internal:
+        wanted.append(_element(INTERNAL, bridge))
+    elif masquerade:
+        wanted += [leaving(one.subnet) for one in network.subnets]
+    return wanted
+
+
+def leaving(subnet: Subnetwork) -> nft.NftElement:
+    """Render that traffic from a subnet leaves with the host's address."""
+    return _element(MASQUERADE4 if isinstance(subnet, IPv4Network) else MASQUERADE6, str(subnet))
+
+
+def tunnel(port: int, vni: int) -> list[Resource]:
+    """Render that VXLAN of a VNI is judged: only known tunnel addresses may send it."""
+    return [*_TUNNEL_BASE, _element(TUNNEL_PORTS, port), _element(TUNNELS, vni)]
+
+
+def remote(vtep: str) -> list[Resource]:
+    """Render that a tunnel address may send."""
+    spec = VTEPS4 if ip_address(vtep).version == 4 else VTEPS6
+    return [_element(spec, vtep)]

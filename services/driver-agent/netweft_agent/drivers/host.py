@@ -1,0 +1,55 @@
+"""The host driver: the sandbox is the host's own namespace, and nothing is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from netweft_common.errors import FailedPrecondition
+
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers import base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The host driver takes no options."""
+
+
+class HostDriver:
+    """Endpoints that use the host's network as it is."""
+
+    name: ClassVar[str] = "host"
+    scope: ClassVar[Scope] = Scope.LOCAL
+    claims: ClassVar[tuple[base.Claim, ...]] = ()
+    options: ClassVar[type[Options]] = Options
+    needs_addresses: ClassVar[bool] = False
+    single_network: ClassVar[bool] = True
+
+    def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
+        """Refuse a sandbox with a namespace of its own.
+
+        Raises:
+            FailedPrecondition: The sandbox is not the host's namespace.
+        """
+        del network, facts
+        if attachment.sandbox.source != "host":
+            raise FailedPrecondition(
+                "NOT_HOST_SANDBOX",
+                f"endpoint {attachment.endpoint.name} of a host network cannot join sandbox {attachment.sandbox.id}, "
+                "which has a namespace of its own; create the sandbox with namespace `host`",
+            )
+
+    def render(
+        self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
+    ) -> HostState:
+        """Render nothing: the host's network is not ours to change."""
+        del network, attachments, peers, facts
+        return HostState()
+
+    def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+        """Offer no gateway: the host has its own routes."""
+        del network, endpoint, version
+        return None

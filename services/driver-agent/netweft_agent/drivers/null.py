@@ -1,0 +1,44 @@
+"""The null driver: a sandbox with nothing but its loopback interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers import base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The null driver takes no options."""
+
+
+class NullDriver:
+    """Endpoints without a link."""
+
+    name: ClassVar[str] = "null"
+    scope: ClassVar[Scope] = Scope.LOCAL
+    claims: ClassVar[tuple[base.Claim, ...]] = ()
+    options: ClassVar[type[Options]] = Options
+    needs_addresses: ClassVar[bool] = False
+    single_network: ClassVar[bool] = True
+
+    def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
+        """Accept any sandbox but the host's."""
+        del network, facts
+        base.refuse_host_sandbox(self.name, attachment)
+
+    def render(
+        self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
+    ) -> HostState:
+        """Render nothing: the sandbox itself has its loopback interface."""
+        del network, attachments, peers, facts
+        return HostState()
+
+    def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+        """Offer no gateway."""
+        del network, endpoint, version
+        return None

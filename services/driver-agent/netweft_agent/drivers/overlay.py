@@ -1,0 +1,146 @@
+"""The overlay driver: one network over many hosts, by VXLAN (RFC 7348) with forwarding state that is never learnt.
+
+On each host that has an endpoint of it, the network has a namespace of its own with a bridge and a VXLAN device, so
+that subnets of different networks may overlap. The VXLAN device's socket stays in the host's namespace. For every
+endpoint elsewhere there is a permanent neighbour (the device answers ARP and ND itself: proxy), a forwarding entry to
+the endpoint's host, and a static entry of the bridge, so nothing is flooded and nothing is guessed.
+
+The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from netweft_common.errors import FailedPrecondition
+
+from netweft_agent.domain import names
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.resources import (
+    HOST,
+    Address,
+    Fdb,
+    Link,
+    Namespace,
+    Neighbour,
+    Port,
+    Resource,
+    Sysctl,
+    Vxlan,
+)
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers import base, bridge, firewall
+
+BRIDGE = "br0"
+TUNNEL = "vxlan0"
+
+OVERHEAD = {4: 50, 6: 70}
+"""Bytes that VXLAN adds over IPv4 and IPv6: outer IP, UDP, VXLAN and inner Ethernet headers (RFC 7348 §5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of an overlay network; the long names are Docker's."""
+
+    mtu: int = base.option(
+        0,
+        "MTU of endpoints, in bytes; 0: the underlay's less what VXLAN adds.",
+        aliases=("com.docker.network.driver.mtu",),
+        minimum=0,
+        maximum=65485,
+    )
+    vni: int = base.option(
+        0,
+        "VXLAN network identifier; 0: the controller claims a free one.",
+        aliases=("com.docker.network.driver.overlay.vxlanid_list",),
+        minimum=0,
+        maximum=16777215,
+    )
+    vxlan_port: int = base.option(4789, "UDP port of the tunnel.", minimum=1024, maximum=49151)
+
+
+class OverlayDriver:
+    """Networks over many hosts."""
+
+    name: ClassVar[str] = "overlay"
+    scope: ClassVar[Scope] = Scope.GLOBAL
+    claims: ClassVar[tuple[base.Claim, ...]] = (base.Claim(name="vni", minimum=4096, maximum=16777215, option="vni"),)
+    options: ClassVar[type[Options]] = Options
+    needs_addresses: ClassVar[bool] = True
+    single_network: ClassVar[bool] = False
+
+    def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
+        """Refuse a host without a tunnel address, and the host's own namespace.
+
+        Raises:
+            FailedPrecondition: Either of them.
+        """
+        base.refuse_host_sandbox(self.name, attachment)
+        if not facts.vtep:
+            raise FailedPrecondition(
+                "NO_VTEP",
+                f"network {network.name} is an overlay, and this host has no tunnel address; "
+                "start its agent with --vtep-address",
+                network=network.name,
+                host_id=facts.host_id,
+            )
+
+    def render(
+        self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
+    ) -> HostState:
+        """Render the namespace with bridge and tunnel, a veth pair for each endpoint, and entries for each peer."""
+        options = base.parse(Options, network.options, driver=self.name)
+        ns = names.network_ns(network.id)
+        mtu = options.mtu or facts.underlay_mtu - OVERHEAD[6 if ":" in facts.vtep else 4]
+        state = HostState()
+        state.add(f"network/{network.id}", *_network(network, options, ns, mtu, facts))
+        for attachment in attachments:
+            state.add(
+                attachment.owner,
+                *bridge.veth(attachment, ns=ns, master=BRIDGE, mtu=mtu, port=Port(), ipv6=network.enable_ipv6),
+            )
+        for peer in peers:
+            state.add(f"peer/{peer.id}", *_peer(peer, ns))
+        return state
+
+    def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
+        """Offer the bridge's address."""
+        return base.subnet_gateway(network, endpoint, version)
+
+
+def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts) -> list[Resource]:
+    vni = network.claims["vni"]
+    wanted: list[Resource] = [
+        Namespace(ns=ns),
+        Sysctl(ns=ns, path="net/ipv6/conf/default/disable_ipv6", value="1"),
+        Link(ns=ns, name="lo", kind="loopback"),
+        Link(ns=ns, name=BRIDGE, kind="bridge", mtu=mtu, mac=names.mac(network.id), ipv6=network.enable_ipv6),
+        Link(
+            ns=ns,
+            name=TUNNEL,
+            kind="vxlan",
+            mtu=mtu,
+            master=BRIDGE,
+            ipv6=False,
+            vxlan=Vxlan(vni=vni, local=facts.vtep, port=options.vxlan_port),
+            port=Port(learning=False, flood=False),
+            socket_ns=HOST,
+        ),
+    ]
+    if not network.internal:
+        wanted += [
+            Address(ns=ns, link=BRIDGE, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
+        ]
+    wanted += firewall.tunnel(options.vxlan_port, vni)
+    return wanted
+
+
+def _peer(peer: Peer, ns: str) -> list[Resource]:
+    return [
+        Fdb(ns=ns, link=TUNNEL, mac=peer.mac, vtep=peer.vtep),
+        Fdb(ns=ns, link=TUNNEL, mac=peer.mac),
+        *(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=peer.mac) for one in peer.addresses),
+        *firewall.remote(peer.vtep),
+    ]

@@ -1,0 +1,180 @@
+"""The journal: what this host is meant to have, on disk, so that an agent starts without any controller.
+
+One JSON object a line, appended when the kernel has followed a change and before anybody is told. It is not synced to
+disk at each write: it has to survive the death of the agent, and after the death of the kernel there is nothing left
+that it describes. A torn last line is dropped. It is rewritten when it has grown to several times what it says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from netweft_common.errors import FailedPrecondition, Unavailable
+
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox, Subnet
+from netweft_agent.engine.store import Change
+
+VERSION = 1
+
+KINDS: dict[Kind, type[Object]] = {
+    Kind.NETWORK: Network,
+    Kind.SANDBOX: Sandbox,
+    Kind.ENDPOINT: Endpoint,
+    Kind.PEER: Peer,
+}
+
+COMPACT_BYTES = 1 << 20
+"""A journal smaller than this is left alone however much of it is stale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far the host follows which store's change log."""
+
+    store_id: str = ""
+    revision: int = 0
+
+
+class Journal:
+    """Append-only file of changes; one task owns it.
+
+    Args:
+        path: The file; it and its folder are made when missing (0700: it tells who talks to whom).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._size = 0
+        self._compacted_size = 0
+
+    def load(self) -> tuple[dict[Ref, Object], Position]:
+        """Read what was kept, and open for appending.
+
+        Raises:
+            FailedPrecondition: The file is not a journal of a version that this agent reads.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        objects: dict[Ref, Object] = {}
+        position = Position()
+        data = self._path.read_bytes() if self._path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = msgspec.json.decode(line)
+                position = _replay(record, objects, position)
+            except (msgspec.DecodeError, KeyError, ValueError, TypeError) as error:
+                raise FailedPrecondition(
+                    "JOURNAL_BROKEN",
+                    f"journal {self._path} is not readable at line {number}: {error}; move it away, the controller "
+                    "will send everything again",
+                    path=str(self._path),
+                ) from error
+        self.compact(objects.values(), position)
+        return objects, position
+
+    def append(self, changes: Sequence[Change], position: Position | None = None) -> None:
+        """Add changes and, where given, the new position.
+
+        Raises:
+            Unavailable: The disk does not take them; nothing was added.
+        """
+        lines = [_line(change) for change in changes]
+        if position is not None:
+            lines.append(_position_line(position))
+        if not lines:
+            return
+        data = b"".join(lines)
+        try:
+            written = os.write(self._fd, data)
+            if written != len(data):
+                raise OSError(28, "short write")  # noqa: TRY301  # the same answer as to a full disk
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise Unavailable(
+                "JOURNAL_FULL",
+                f"the agent cannot write its journal {self._path}: {error.strerror}; free space on that disk",
+                path=str(self._path),
+            ) from error
+        self._size += len(data)
+
+    def wants_compaction(self) -> bool:
+        """Return whether most of the file is stale."""
+        return self._size > COMPACT_BYTES and self._size > 4 * self._compacted_size
+
+    def compact(self, objects: Iterable[Object], position: Position) -> None:
+        """Rewrite the file with just these objects, by rename, so that a crash leaves the old or the new one."""
+        lines = [msgspec.json.encode({"journal": VERSION}) + b"\n", _position_line(position)]
+        lines += [_line(Change(ref=item.ref, revision=item.revision, put=item)) for item in objects]
+        data = b"".join(lines)
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        self.close()
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._size = self._compacted_size = len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _replay(record: dict[str, Any], objects: dict[Ref, Object], position: Position) -> Position:
+    if "journal" in record:
+        if record["journal"] != VERSION:
+            raise ValueError(f"version {record['journal']}, this agent writes {VERSION}")
+    elif "position" in record:
+        return Position(**record["position"])
+    elif "gone" in record:
+        objects.pop(Ref(kind=Kind(record["kind"]), id=record["gone"]), None)
+    else:
+        item = _thaw(KINDS[Kind(record["kind"])], record["put"])
+        objects[item.ref] = item
+    return position
+
+
+def _line(change: Change) -> bytes:
+    if change.put is None:
+        record: dict[str, object] = {"kind": change.ref.kind, "gone": change.ref.id, "revision": change.revision}
+    else:
+        record = {"kind": change.ref.kind, "put": change.put}
+    return msgspec.json.encode(record, enc_hook=_encode) + b"\n"
+
+
+def _position_line(position: Position) -> bytes:
+    return msgspec.json.encode({"position": position}) + b"\n"
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, IPv4Interface | IPv6Interface | IPv4Network | IPv6Network):
+        return str(value)
+    raise NotImplementedError(f"journal type {type(value)}")
+
+
+def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
+    """Build an object from its JSON form; msgspec cannot tell IPv4 from IPv6 types in a union."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    if "addresses" in values:
+        values["addresses"] = tuple(ip_interface(one) for one in values["addresses"])
+    if "extra_hosts" in values:
+        values["extra_hosts"] = tuple((name, address) for name, address in values["extra_hosts"])
+    if "subnets" in values:
+        values["subnets"] = tuple(
+            Subnet(
+                subnet=ip_network(one["subnet"]),
+                gateway=None if one["gateway"] is None else ip_interface(one["gateway"]),
+            )
+            for one in values["subnets"]
+        )
+    return cast("type[Any]", kind)(**values)  # type: ignore[no-any-return]  # checked by whoever wrote it

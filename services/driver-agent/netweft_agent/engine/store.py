@@ -1,0 +1,137 @@
+"""The agent's objects: what the controller wants of this host, by id, with the indexes that rendering needs.
+
+Versions only go up: `accept` tells whether a change is newer than what is held. What is gone leaves its revision
+behind, so that a late message cannot bring it back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
+
+MAX_TOMBSTONES = 65536
+"""Revisions of gone objects that are remembered; the oldest are forgotten, a snapshot forgets all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """An object put, or gone (`put` is None), at a revision."""
+
+    ref: Ref
+    revision: int
+    put: Object | None = None
+
+
+@dataclass(slots=True)
+class ObjectStore:
+    """Objects by reference. Not thread-safe: one task owns it."""
+
+    objects: dict[Ref, Object] = field(default_factory=dict)
+    gone: dict[Ref, int] = field(default_factory=dict)
+    by_network: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    by_sandbox: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    peers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def is_news(self, change: Change) -> bool:
+        """Return whether the change is newer than what is held of its object."""
+        held = self.objects.get(change.ref)
+        known = held.revision if held is not None else self.gone.get(change.ref, -1)
+        return change.revision > known
+
+    def put(self, item: Object) -> Object | None:
+        """Keep an object and return the version that it replaces."""
+        before = self.remove(item.ref)
+        self.objects[item.ref] = item
+        match item:
+            case Endpoint():
+                self.by_network[item.network_id].add(item.id)
+                self.by_sandbox[item.sandbox_id].add(item.id)
+            case Peer():
+                self.peers[item.network_id].add(item.id)
+            case _:
+                pass
+        self.gone.pop(item.ref, None)
+        return before
+
+    def remove(self, ref: Ref) -> Object | None:
+        """Drop an object and return it; None when there was none."""
+        item = self.objects.pop(ref, None)
+        match item:
+            case Endpoint():
+                _discard(self.by_network, item.network_id, item.id)
+                _discard(self.by_sandbox, item.sandbox_id, item.id)
+            case Peer():
+                _discard(self.peers, item.network_id, item.id)
+            case _:
+                pass
+        return item
+
+    def bury(self, ref: Ref, revision: int) -> None:
+        """Remember that an object is gone since a revision."""
+        self.gone[ref] = max(revision, self.gone.get(ref, -1))
+        if len(self.gone) > MAX_TOMBSTONES:
+            del self.gone[next(iter(self.gone))]
+
+    def network(self, identifier: str) -> Network | None:
+        """Find a network."""
+        found = self.objects.get(Ref(kind=Kind.NETWORK, id=identifier))
+        return found if isinstance(found, Network) else None
+
+    def sandbox(self, identifier: str) -> Sandbox | None:
+        """Find a sandbox."""
+        found = self.objects.get(Ref(kind=Kind.SANDBOX, id=identifier))
+        return found if isinstance(found, Sandbox) else None
+
+    def endpoint(self, identifier: str) -> Endpoint | None:
+        """Find an endpoint."""
+        found = self.objects.get(Ref(kind=Kind.ENDPOINT, id=identifier))
+        return found if isinstance(found, Endpoint) else None
+
+    def endpoints_of_sandbox(self, identifier: str) -> list[Endpoint]:
+        """List the endpoints of a sandbox."""
+        found = (self.endpoint(one) for one in self.by_sandbox.get(identifier, ()))
+        return [one for one in found if one is not None]
+
+    def endpoints_of_network(self, identifier: str) -> list[Endpoint]:
+        """List the local endpoints of a network."""
+        found = (self.endpoint(one) for one in self.by_network.get(identifier, ()))
+        return [one for one in found if one is not None]
+
+    def peers_of_network(self, identifier: str) -> list[Peer]:
+        """List the peers of a network."""
+        found = (self.objects.get(Ref(kind=Kind.PEER, id=one)) for one in self.peers.get(identifier, ()))
+        return [one for one in found if isinstance(one, Peer)]
+
+    def of_kind(self, kind: Kind) -> Iterator[Object]:
+        """Iterate over the objects of a kind."""
+        return (item for ref, item in self.objects.items() if ref.kind is kind)
+
+    def free_interface_name(self, sandbox_id: str) -> str:
+        """Return the lowest eth<N> that no endpoint of the sandbox has."""
+        taken = {one.interface_name for one in self.endpoints_of_sandbox(sandbox_id)}
+        number = 0
+        while f"eth{number}" in taken:
+            number += 1
+        return f"eth{number}"
+
+
+def same_but_revision(one: Object, other: Object | None) -> bool:
+    """Return whether two versions ask the kernel for the same."""
+    return other is not None and _bare(one) == _bare(other)
+
+
+def _bare(item: Object) -> Object:
+    if isinstance(item, Endpoint):
+        return replace(item, revision=0, confirmed=False)
+    return replace(item, revision=0)
+
+
+def _discard(index: dict[str, set[str]], key: str, value: str) -> None:
+    found = index.get(key)
+    if found is not None:
+        found.discard(value)
+        if not found:
+            del index[key]

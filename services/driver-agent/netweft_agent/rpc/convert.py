@@ -1,0 +1,296 @@
+"""Protobuf messages to the agent's objects and back, with the checks of the edge.
+
+The controller has validated what it sends; the agent checks again what could hurt its host, because whoever holds its
+socket may call it: ids that become file names, names that become links, paths that are opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from ipaddress import ip_interface, ip_network
+from typing import Any
+
+from netweft.agent.v1 import agent_pb2
+from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, plan_pb2, sandbox_pb2
+from netweft_common import status as status_map
+from netweft_common.errors import InvalidArgument
+
+from netweft_agent.domain.objects import Endpoint, Interface, Kind, Network, Object, Peer, Ref, Sandbox, Scope, Subnet
+from netweft_agent.domain.plan import Operation
+from netweft_agent.drivers.base import Driver
+from netweft_agent.engine.engine import Status
+from netweft_agent.engine.store import Change
+
+MAX_CHANGES = 4096
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+_INTERFACE = re.compile(r"[^\s/:%\x00-\x1f\x7f]{1,15}")
+
+_KINDS = {
+    agent_pb2.OBJECT_KIND_NETWORK: Kind.NETWORK,
+    agent_pb2.OBJECT_KIND_SANDBOX: Kind.SANDBOX,
+    agent_pb2.OBJECT_KIND_ENDPOINT: Kind.ENDPOINT,
+    agent_pb2.OBJECT_KIND_PEER: Kind.PEER,
+}
+_KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+
+_SCOPES = {Scope.LOCAL: network_pb2.SCOPE_LOCAL, Scope.GLOBAL: network_pb2.SCOPE_GLOBAL}
+
+
+def changes(messages: Iterable[agent_pb2.Change]) -> list[Change]:
+    """Read a batch of changes.
+
+    Raises:
+        InvalidArgument: Too many or none, or a malformed one; the field says which.
+    """
+    listed = list(messages)
+    if not 1 <= len(listed) <= MAX_CHANGES:
+        raise InvalidArgument(
+            "BAD_COUNT", f"a call carries 1 to {MAX_CHANGES} changes, this one {len(listed)}", field="changes"
+        )
+    return [change(message, f"changes[{at}]") for at, message in enumerate(listed)]
+
+
+def change(message: agent_pb2.Change, field: str = "change") -> Change:
+    """Read one change.
+
+    Raises:
+        InvalidArgument: It is malformed; the field says where.
+    """
+    which = message.WhichOneof("object")
+    if which == "gone":
+        found = ref(message.gone, f"{field}.gone")
+        return Change(ref=found, revision=message.revision)
+    item: Object
+    if which == "network":
+        item = network(message.network, f"{field}.network")
+    elif which == "sandbox":
+        item = sandbox(message.sandbox, f"{field}.sandbox")
+    elif which == "endpoint":
+        item = endpoint(message.endpoint, f"{field}.endpoint")
+    elif which == "peer":
+        item = peer(message.peer, f"{field}.peer")
+    else:
+        raise InvalidArgument("NO_OBJECT", f"{field} names no object", field=field)
+    return Change(ref=item.ref, revision=message.revision, put=dataclasses.replace(item, revision=message.revision))
+
+
+def ref(message: agent_pb2.ObjectRef, field: str = "object") -> Ref:
+    """Read a reference.
+
+    Raises:
+        InvalidArgument: The kind is unknown or the id malformed.
+    """
+    kind = _KINDS.get(message.kind)
+    if kind is None:
+        raise InvalidArgument("BAD_KIND", f"{field} has no kind that this agent knows", field=f"{field}.kind")
+    return Ref(kind=kind, id=_id(message.id, f"{field}.id"))
+
+
+def network(message: network_pb2.Network, field: str) -> Network:
+    """Read a network."""
+    return Network(
+        id=_id(message.id, f"{field}.id"),
+        name=message.name,
+        driver=message.driver,
+        subnets=tuple(_subnet(one, f"{field}.subnets[{at}]") for at, one in enumerate(message.subnets)),
+        options=dict(message.options),
+        claims=dict(message.claims),
+        internal=message.internal,
+        enable_ipv4=message.enable_ipv4,
+        enable_ipv6=message.enable_ipv6,
+        revision=message.revision,
+    )
+
+
+def sandbox(message: sandbox_pb2.Sandbox, field: str) -> Sandbox:
+    """Read a sandbox."""
+    return Sandbox(
+        id=_id(message.id, f"{field}.id"),
+        container_id=message.container_id,
+        source=_source(message.namespace, f"{field}.namespace"),
+        hostname=_words(message.hostname, f"{field}.hostname"),
+        domainname=_words(message.domainname, f"{field}.domainname"),
+        dns_servers=tuple(_words(one, f"{field}.dns.servers") for one in message.dns.servers),
+        dns_search=tuple(_words(one, f"{field}.dns.search") for one in message.dns.search),
+        dns_options=tuple(_words(one, f"{field}.dns.options") for one in message.dns.options),
+        extra_hosts=tuple(
+            (_words(one.name, f"{field}.extra_hosts"), _words(one.address, f"{field}.extra_hosts"))
+            for one in message.extra_hosts
+        ),
+        hosts_path=_path(message.hosts_path, f"{field}.hosts_path"),
+        resolv_conf_path=_path(message.resolv_conf_path, f"{field}.resolv_conf_path"),
+        revision=message.revision,
+    )
+
+
+def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
+    """Read an endpoint."""
+    return Endpoint(
+        id=_id(message.id, f"{field}.id"),
+        name=message.name,
+        network_id=_id(message.network_id, f"{field}.network_id"),
+        sandbox_id=_id(message.sandbox_id, f"{field}.sandbox_id"),
+        mac=_mac(message.mac_address, f"{field}.mac_address"),
+        addresses=_addresses(message.addresses, f"{field}.addresses"),
+        dns_names=tuple(message.dns_names),
+        interface_name=_interface(message.interface_name, f"{field}.interface_name"),
+        gateway_priority=message.gateway_priority,
+        options=dict(message.options),
+        confirmed=message.state == endpoint_pb2.ENDPOINT_STATE_JOINED,
+        revision=message.revision,
+    )
+
+
+def peer(message: endpoint_pb2.Peer, field: str) -> Peer:
+    """Read a peer."""
+    return Peer(
+        endpoint_id=_id(message.endpoint_id, f"{field}.endpoint_id"),
+        network_id=_id(message.network_id, f"{field}.network_id"),
+        host_id=message.host_id,
+        vtep=str(_address(message.vtep_address, f"{field}.vtep_address").ip),
+        mac=_mac(message.mac_address, f"{field}.mac_address"),
+        addresses=_addresses(message.addresses, f"{field}.addresses"),
+        revision=message.revision,
+    )
+
+
+def status_message(status: Status) -> agent_pb2.ObjectStatus:
+    """Write a status."""
+    return agent_pb2.ObjectStatus(
+        object=agent_pb2.ObjectRef(kind=_KIND_NUMBERS[status.ref.kind], id=status.ref.id),
+        revision=status.revision,
+        status=status_map.to_item_status(status.error),
+        netns_path=status.netns_path,
+        interface_name=status.interface_name,
+        was_applied=status.applied,
+    )
+
+
+def steps(operations: Iterable[Operation]) -> list[plan_pb2.PlanStep]:
+    """Write a plan; operations that need no command are left out."""
+    return [
+        plan_pb2.PlanStep(
+            command=command,
+            namespace=operation.resource.ns,
+            owner=operation.owner,
+            inverse=operation.inverse().command(),
+        )
+        for operation in operations
+        if (command := operation.command())
+    ]
+
+
+def driver_info(driver: Driver) -> host_pb2.DriverInfo:
+    """Write what a driver promises and takes."""
+    return host_pb2.DriverInfo(
+        name=driver.name,
+        scope=_SCOPES[driver.scope],
+        claims=[
+            host_pb2.ClaimInfo(name=one.name, minimum=one.minimum, maximum=one.maximum, option=one.option)
+            for one in driver.claims
+        ],
+        options=[_option_info(one) for one in dataclasses.fields(driver.options)],
+        needs_addresses=driver.needs_addresses,
+        single_network=driver.single_network,
+    )
+
+
+def _option_info(one: dataclasses.Field[Any]) -> host_pb2.OptionInfo:
+    kind = "bool" if isinstance(one.default, bool) else "int" if isinstance(one.default, int) else "string"
+    default = str(one.default).lower() if kind == "bool" else str(one.default)
+    return host_pb2.OptionInfo(
+        name=one.name,
+        aliases=one.metadata["aliases"],
+        type=kind,
+        default_value=default,
+        choices=one.metadata["choices"],
+        minimum=one.metadata["minimum"],
+        maximum=one.metadata["maximum"],
+        description=one.metadata["doc"],
+        pattern=one.metadata["pattern"],
+    )
+
+
+def _subnet(message: network_pb2.Subnet, field: str) -> Subnet:
+    try:
+        subnet = ip_network(message.subnet)
+    except ValueError as error:
+        raise InvalidArgument("BAD_SUBNET", f"{field}.subnet: {error}", field=f"{field}.subnet") from error
+    gateway = None
+    if message.gateway:
+        gateway = _address(f"{message.gateway.split('/')[0]}/{subnet.prefixlen}", f"{field}.gateway")
+        if gateway.ip not in subnet:
+            raise InvalidArgument(
+                "BAD_GATEWAY", f"{field}.gateway {gateway.ip} is not in {subnet}", field=f"{field}.gateway"
+            )
+    return Subnet(subnet=subnet, gateway=gateway)
+
+
+def _id(text: str, field: str) -> str:
+    if not _ID.fullmatch(text):
+        raise InvalidArgument("BAD_ID", f"{field} is {text[:64]!r}; an id is 32 hexadecimal digits", field=field)
+    return text
+
+
+def _mac(text: str, field: str) -> str:
+    if text and not _MAC.fullmatch(text.lower()):
+        raise InvalidArgument(
+            "BAD_MAC", f"{field} is {text[:64]!r}; it must be a unicast MAC address like 02:42:0a:00:00:02", field=field
+        )
+    return text.lower()
+
+
+def _interface(text: str, field: str) -> str:
+    if text and (not _INTERFACE.fullmatch(text) or len(text.encode()) > 15 or text in {".", "..", "lo"}):
+        raise InvalidArgument(
+            "BAD_INTERFACE",
+            f"{field} is {text[:64]!r}; an interface name has 1 to 15 bytes without '/', ':', '%' and spaces",
+            field=field,
+        )
+    return text
+
+
+def _addresses(texts: Iterable[str], field: str) -> tuple[Interface, ...]:
+    return tuple(_address(text, f"{field}[{at}]") for at, text in enumerate(texts))
+
+
+def _address(text: str, field: str) -> Interface:
+    try:
+        return ip_interface(text)
+    except ValueError as error:
+        raise InvalidArgument("BAD_ADDRESS", f"{field}: {error}", field=field) from error
+
+
+def _path(text: str, field: str) -> str:
+    if text and (not text.startswith("/") or "\x00" in text or ".." in text.split("/")):
+        raise InvalidArgument(
+            "BAD_PATH", f"{field} is {text[:128]!r}; it must be an absolute path without '..'", field=field
+        )
+    return text
+
+
+def _words(text: str, field: str) -> str:
+    """Return text that goes into one line of a file."""
+    if any(not char.isprintable() for char in text):
+        raise InvalidArgument("BAD_TEXT", f"{field} has a control character", field=field)
+    return text
+
+
+def _source(message: sandbox_pb2.Namespace, field: str) -> str:
+    match message.WhichOneof("source"):
+        case "path":
+            if not message.path:
+                raise InvalidArgument("BAD_PATH", f"{field}.path is empty", field=f"{field}.path")
+            return _path(message.path, f"{field}.path")
+        case "pid":
+            if message.pid == 0:
+                raise InvalidArgument("BAD_PID", f"{field}.pid is 0, which is no process", field=f"{field}.pid")
+            return f"pid:{message.pid}"
+        case "host":
+            return "host"
+        case _:
+            return ""

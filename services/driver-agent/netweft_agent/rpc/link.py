@@ -1,0 +1,122 @@
+"""The agent's side of HostService: register, follow the change log, report.
+
+Runs beside the AgentService as long as the agent lives. Without a controller the agent keeps what it has; the link
+comes back with back-off, registers again, and resumes by revision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from netweft.common.v1 import host_pb2
+from netweft.controller.v1 import host_pb2 as controller_pb2
+from netweft.controller.v1 import host_pb2_grpc as controller_grpc
+from netweft_common import client, errors
+
+from netweft_agent.engine.engine import Engine
+from netweft_agent.engine.journal import Position
+from netweft_agent.engine.store import Change
+from netweft_agent.rpc import convert
+
+log = structlog.get_logger(__name__)
+
+FIRST_RETRY_S = 0.2
+LAST_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStats:
+    """How the link is doing."""
+
+    connected: bool = False
+
+
+class Link:
+    """One agent's link to a controller.
+
+    Args:
+        connection: To the controller; owned by the caller.
+        engine: The host's engine.
+        host: What to register.
+    """
+
+    def __init__(self, connection: client.Connection, engine: Engine, host: host_pb2.Host) -> None:
+        self._connection = connection
+        self._stub = controller_grpc.HostServiceStub(connection.channel)
+        self._engine = engine
+        self._host = host
+        self._full_report = True
+        self.stats = LinkStats()
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                interval_s = await self._register()
+                delay_s = FIRST_RETRY_S
+                await self._follow_and_report(interval_s)
+            except* errors.NetweftError as group:
+                self.stats = LinkStats()
+                log.warning("controller link down", error=str(group.exceptions[0]), retry_s=delay_s)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LAST_RETRY_S)
+
+    async def _register(self) -> float:
+        answer = await self._connection.call(
+            self._stub.RegisterHost, controller_pb2.RegisterHostRequest(host=self._host), timeout_s=10
+        )
+        self._full_report = True
+        self.stats = LinkStats(connected=True)
+        log.info("registered", host_id=self._host.id, host_name=self._host.name)
+        return float(answer.report_interval_seconds or 5)
+
+    async def _follow_and_report(self, interval_s: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._report(interval_s))
+
+    async def _follow(self) -> None:
+        """Apply the stream; ends with the error that ended it."""
+        position = self._engine.position
+        request = controller_pb2.WatchHostRequest(
+            host_id=self._host.id, resume_revision=position.revision, store_id=position.store_id
+        )
+        snapshot: list[Change] = []
+        async for message in self._connection.stream(self._stub.WatchHost, request):
+            changes = [convert.change(one) for one in message.changes]
+            reached = Position(store_id=message.store_id, revision=message.revision)
+            if message.snapshot:
+                snapshot += changes
+                if message.snapshot_end:
+                    await self._engine.apply_snapshot(snapshot, reached)
+                    snapshot = []
+            else:
+                await self._engine.apply(changes, reached)
+        raise errors.Unavailable("STREAM_ENDED", "the controller ended the host's stream; it is opened again")
+
+    async def _report(self, interval_s: float) -> None:
+        """Send heartbeats with the statuses that changed."""
+        while True:
+            full = self._full_report
+            self._full_report = False
+            fresh = self._engine.take_unreported()
+            statuses = list(self._engine.statuses.values()) if full else fresh
+            try:
+                answer = await self._connection.call(
+                    self._stub.ReportHost,
+                    controller_pb2.ReportHostRequest(
+                        host_id=self._host.id,
+                        applied_revision=self._engine.position.revision,
+                        statuses=[convert.status_message(one) for one in statuses],
+                        full=full,
+                    ),
+                    timeout_s=10,
+                )
+            except errors.NetweftError:
+                self._full_report = True
+                raise
+            self._full_report = answer.want_full
+            await asyncio.sleep(0 if answer.want_full else interval_s)

@@ -1,0 +1,36 @@
+"""The agent's settings."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netweft_common import settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings(settings.ServiceSettings):
+    """Settings of netweft-agent."""
+
+    controller: str = field(
+        default="", metadata=settings.about("Controller's target, unix:/path or host:port; empty: work alone.")
+    )
+    host_name: str = field(default="", metadata=settings.about("Name of this host; empty: the machine's own."))
+    vtep_address: str = field(
+        default="", metadata=settings.about("Tunnel address of this host; empty: no overlay networks.")
+    )
+    advertise: str = field(
+        default="",
+        metadata=settings.about("Target by which controllers reach this agent; empty: the first one of listen."),
+    )
+    state_dir: Path = field(
+        default=Path("/var/lib/netweft"), metadata=settings.about("Folder of the host id and the journal.")
+    )
+    run_dir: Path = field(
+        default=Path("/run/netweft"), metadata=settings.about("Folder of namespaces and of sandboxes' files.")
+    )
+    repair_interval: dt.timedelta = field(
+        default=dt.timedelta(seconds=60),
+        metadata=settings.about("How often the whole kernel is compared with the intent, besides the kernel's events."),
+    )
