@@ -93,7 +93,7 @@ def _gateway_order(member: Member) -> tuple[int, bool, int, str, str]:
 
 
 def hosts(sandbox: Sandbox, members: Sequence[Member], *, ipv6: bool) -> str:
-    """Write the sandbox's hosts(5) file: localhost, extra hosts, then its own addresses."""
+    """Write the hosts file: localhost, extra hosts, then its own addresses."""
     lines = ["127.0.0.1\tlocalhost"]
     if ipv6:
         lines += [

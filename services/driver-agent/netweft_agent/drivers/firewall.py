@@ -19,7 +19,7 @@ from ipaddress import IPv4Network, ip_address
 
 from netweft_agent.domain import nft
 from netweft_agent.domain.objects import Network, Subnetwork
-from netweft_agent.domain.resources import HOST, Resource
+from netweft_agent.domain.resources import HOST, Ns, Resource
 
 TABLE = nft.Table("inet", "netweft")
 
@@ -122,6 +122,45 @@ def network(bridge: str, network: Network, *, masquerade: bool) -> list[Resource
 def leaving(subnet: Subnetwork) -> nft.NftElement:
     """Render that traffic from a subnet leaves with the host's address."""
     return _element(MASQUERADE4 if isinstance(subnet, IPv4Network) else MASQUERADE6, str(subnet))
+
+
+def way_out(link: str, transit: Subnetwork) -> list[Resource]:
+    """Render what the host's end of an overlay's way out needs: judged as a bridge is, and masqueraded.
+
+    Args:
+        link: The host's end of the pair that leads into the network's namespace.
+        transit: Prefix of the pair's two addresses.
+    """
+    return [*_BRIDGE_BASE, _element(BRIDGES, link), leaving(transit)]
+
+
+def way_out_inside(ns: Ns, link: str) -> list[Resource]:
+    """Render the firewall of the network's own namespace: out with the pair's address, in with replies only.
+
+    Args:
+        ns: The network's namespace.
+        link: The pair's end in it.
+    """
+    return [
+        nft.NftTable(ns=ns, table=TABLE),
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="forward",
+            base=nft.Base(type="filter", hook="forward", priority=0),
+            rules=(
+                nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
+                nft.rule(nft.Match(nft.META_IIFNAME, link), nft.DROP),
+            ),
+        ),
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="postrouting",
+            base=nft.Base(type="nat", hook="postrouting", priority=100),
+            rules=(nft.rule(nft.Match(nft.META_OIFNAME, link), nft.Masquerade()),),
+        ),
+    ]
 
 
 def tunnel(port: int, vni: int) -> list[Resource]:

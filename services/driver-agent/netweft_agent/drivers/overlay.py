@@ -5,13 +5,16 @@ that subnets of different networks may overlap. The VXLAN device's socket stays 
 endpoint elsewhere there is a permanent neighbour (the device answers ARP and ND itself: proxy), a forwarding entry to
 the endpoint's host, and a static entry of the bridge, so nothing is flooded and nothing is guessed.
 
-The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway.
+The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway. From there a veth
+pair leads to the host, and traffic leaves with the host's address. It is translated twice, first to the pair's own
+address, which is unique in the cluster (a claim), so that equal subnets of different networks do not meet in the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
@@ -25,8 +28,10 @@ from netweft_agent.domain.resources import (
     Link,
     Namespace,
     Neighbour,
+    PeerEnd,
     Port,
     Resource,
+    Route,
     Sysctl,
     Vxlan,
 )
@@ -35,6 +40,14 @@ from netweft_agent.drivers import base, bridge, firewall
 
 BRIDGE = "br0"
 TUNNEL = "vxlan0"
+
+UPLINK = "uplink"
+
+TRANSIT = IPv4Network("169.254.0.0/16")
+"""Link-local addresses (RFC 3927) are routed nowhere, so these meet nobody's subnets."""
+
+TRANSIT_MAX = 21503
+"""Keeps the transit addresses below 169.254.168.0: clouds serve metadata at 169.254.169.254."""
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds over IPv4 and IPv6: outer IP, UDP, VXLAN and inner Ethernet headers (RFC 7348 §5)."""
@@ -66,7 +79,10 @@ class OverlayDriver:
 
     name: ClassVar[str] = "overlay"
     scope: ClassVar[Scope] = Scope.GLOBAL
-    claims: ClassVar[tuple[base.Claim, ...]] = (base.Claim(name="vni", minimum=4096, maximum=16777215, option="vni"),)
+    claims: ClassVar[tuple[base.Claim, ...]] = (
+        base.Claim(name="vni", minimum=4096, maximum=16777215, option="vni"),
+        base.Claim(name="transit", minimum=1, maximum=TRANSIT_MAX),
+    )
     options: ClassVar[type[Options]] = Options
     needs_addresses: ClassVar[bool] = True
     single_network: ClassVar[bool] = False
@@ -133,8 +149,28 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
         wanted += [
             Address(ns=ns, link=BRIDGE, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
         ]
+        if network.enable_ipv4:
+            wanted += _way_out(network, ns, mtu)
     wanted += firewall.tunnel(options.vxlan_port, vni)
     return wanted
+
+
+def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
+    """Render the pair that leads from the network's namespace to the host."""
+    transit = IPv4Network((int(TRANSIT.network_address) + 2 * network.claims["transit"], 31))
+    outside, inside = transit
+    link = names.uplink(network.id)
+    return [
+        Link(ns=HOST, name=link, kind="veth", mtu=mtu, ipv6=False, peer=PeerEnd(ns=ns, name=UPLINK)),
+        Link(ns=ns, name=UPLINK, kind="peer", mtu=mtu, ipv6=False, peer=PeerEnd(ns=HOST, name=link)),
+        Address(ns=HOST, link=link, address=f"{outside}/31"),
+        Address(ns=ns, link=UPLINK, address=f"{inside}/31"),
+        Route(ns=ns, destination="0.0.0.0/0", link=UPLINK, via=str(outside)),
+        Sysctl(ns=ns, path="net/ipv4/ip_forward", value="1"),
+        Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="1"),
+        *firewall.way_out(link, transit),
+        *firewall.way_out_inside(ns, UPLINK),
+    ]
 
 
 def _peer(peer: Peer, ns: str) -> list[Resource]:

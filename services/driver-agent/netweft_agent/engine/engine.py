@@ -351,6 +351,7 @@ class Engine:
                 scope.add_endpoint(item)
                 # The first endpoint of a network brings the network and all its peers, the last one takes them away.
                 if len(self.store.by_network.get(item.network_id, ())) <= 1:
+                    scope.networks.add(item.network_id)
                     scope.peers.update(self.store.peers.get(item.network_id, ()))
             case Peer():
                 scope.peers.add(item.id)

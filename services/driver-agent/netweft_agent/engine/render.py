@@ -35,9 +35,8 @@ class Scope:
         )
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
-        """Take in an endpoint with what its coming or going touches."""
+        """Take in an endpoint with its sandbox, whose routes and files depend on all its endpoints."""
         self.endpoints.add(endpoint.id)
-        self.networks.add(endpoint.network_id)
         self.sandboxes.add(endpoint.sandbox_id)
 
 
