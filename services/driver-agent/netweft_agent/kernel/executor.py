@@ -1,0 +1,251 @@
+"""Carry out operations in order, in few sends: neighbouring steps of one kind go together.
+
+The cost of an attach is the kernel's RTNL time; what we can save is round trips and look-ups. A batch of attaches comes
+out as: firewall transactions, one send that creates all veths, IPv6 switches where needed, one send that brings the
+host ends up, and for each sandbox one send with everything inside. The plan's order guarantees what has to be there
+first; within these groups order across kinds does not matter.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from netweft_common import errors
+
+from netweft_agent.domain.plan import Operation
+from netweft_agent.domain.resources import File, Link, Namespace, Ns, Rank, Sysctl
+from netweft_agent.kernel import netlink, nft, sysctl
+from netweft_agent.kernel.files import Files
+from netweft_agent.kernel.indexes import Indexes
+from netweft_agent.kernel.inside import Inside
+from netweft_agent.kernel.links import Links
+from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.reaper import Reaper
+from netweft_agent.kernel.run import Run
+from netweft_agent.kernel.sockets import Sockets
+
+_NOTHING: Mapping[str, str] = {}
+
+
+class Phase(enum.Enum):
+    """Steps that are carried out together when they are neighbours."""
+
+    NAMESPACES = enum.auto()
+    DROP_NAMESPACES = enum.auto()
+    SYSCTLS = enum.auto()
+    FIREWALL = enum.auto()
+    MASTERS = enum.auto()
+    LINKS = enum.auto()
+    INSIDE = enum.auto()
+    DROP_LINKS = enum.auto()
+    FILES = enum.auto()
+
+
+def phase(step: Operation) -> Phase:
+    """Return what a step is carried out with."""
+    resource, gone = step.resource, step.after is None
+    found = Phase.INSIDE
+    if isinstance(resource, Namespace):
+        found = Phase.DROP_NAMESPACES if gone else Phase.NAMESPACES
+    elif isinstance(resource, Sysctl):
+        found = Phase.SYSCTLS
+    elif isinstance(resource, File):
+        found = Phase.FILES
+    elif Rank.NFT <= resource.rank < Rank.BRIDGE:
+        found = Phase.FIREWALL
+    elif isinstance(resource, Link):
+        if gone:
+            found = Phase.DROP_LINKS
+        elif resource.rank != Rank.PEER:
+            found = Phase.LINKS if resource.rank == Rank.LINK else Phase.MASTERS
+    return found
+
+
+class Executor:
+    """The one writer of a kernel; belongs to the writer thread.
+
+    Args:
+        namespaces: Registry.
+        files: Managed files.
+    """
+
+    def __init__(self, namespaces: Namespaces, files: Files) -> None:
+        self._namespaces = namespaces
+        self._files = files
+        self.sockets = Sockets(namespaces)
+        self.indexes = Indexes(self.sockets)
+        self._reaper = Reaper(self.sockets)
+        self._links = Links(namespaces, self.sockets, self.indexes, self._reaper)
+        self._inside = Inside(namespaces, self.sockets, self.indexes, self._links, self._born_with)
+        self._born: dict[Ns, dict[str, str]] = {}
+        self._handlers = {
+            Phase.NAMESPACES: self._hold_namespaces,
+            Phase.DROP_NAMESPACES: self._drop_namespaces,
+            Phase.SYSCTLS: self._set_sysctls,
+            Phase.FIREWALL: self._change_firewall,
+            Phase.MASTERS: self._make_links,
+            Phase.LINKS: self._make_links,
+            Phase.INSIDE: self._inside.apply,
+            Phase.DROP_LINKS: self._links.remove,
+            Phase.FILES: self._change_files,
+        }
+        self._peers: dict[tuple[Ns, str], Link] = {}
+
+    def execute(self, steps: Sequence[Operation]) -> list[errors.NetweftError | None]:
+        """Carry out the steps; see api.Kernel.execute."""
+        run = Run(steps)
+        self._peers = {
+            (step.after.ns, step.after.name): step.after
+            for step in steps
+            if isinstance(step.after, Link) and step.after.kind == "peer"
+        }
+        self._links.newborn.clear()
+        late = self._settings_of_new_links(steps)
+        order = [index for index in range(len(steps)) if index not in late] if late else range(len(steps))
+        for kind, group in itertools.groupby(order, key=lambda index: phase(steps[index])):
+            self._handlers[kind](run, list(group))
+        if late:
+            self._set_sysctls(run, sorted(late))
+        return run.results
+
+    def flush(self) -> None:
+        """Delete the links that wait for it."""
+        self._reaper.reap()
+
+    def idle(self) -> float | None:
+        """Do what is due; return the seconds until it is worth calling again, None if never."""
+        return self._reaper.reap_if_due()
+
+    def start(self) -> None:
+        """Delete what an earlier run left to be deleted in the host's namespace."""
+        self._reaper.reap_namespace("")
+
+    def close(self) -> None:
+        """Delete what waits, and close the sockets."""
+        self._reaper.reap()
+        self.sockets.close()
+
+    # --- namespaces ---
+
+    def _hold_namespaces(self, run: Run, indices: Iterable[int]) -> None:
+        for index in run.begin(indices):
+            namespace = run.steps[index].after
+            assert isinstance(namespace, Namespace), "a removal among the additions"
+            try:
+                made = self._namespaces.hold(namespace)
+            except errors.NetweftError as error:
+                run.fail(index, error)
+                continue
+            self._forget(namespace.ns)
+            if not made and namespace.owned:
+                self._reaper.reap_namespace(namespace.ns)
+
+    def _drop_namespaces(self, run: Run, indices: Iterable[int]) -> None:
+        for index in run.begin(indices):
+            namespace = run.steps[index].before
+            assert isinstance(namespace, Namespace), "an addition among the removals"
+            if self._reaper.covers(namespace.ns):
+                self._reaper.reap()
+            self._forget(namespace.ns)
+            try:
+                self._namespaces.drop(namespace)
+            except errors.NetweftError as error:
+                run.fail(index, error)
+
+    def _forget(self, ns: Ns) -> None:
+        self.sockets.forget(ns)
+        self.indexes.forget_namespace(ns)
+        self._born.pop(ns, None)
+
+    # --- settings ---
+
+    @staticmethod
+    def _settings_of_new_links(steps: Sequence[Operation]) -> set[int]:
+        """Return the steps whose setting is one of a link that this batch makes, so that they have to wait for it."""
+        made = {step.after.key for step in steps if step.before is None and isinstance(step.after, Link)}
+        if not made:
+            return set()
+        late = set()
+        for index, step in enumerate(steps):
+            if not isinstance(step.after, Sysctl):
+                continue
+            words = step.after.path.split("/")
+            if len(words) > 4 and words[2] in {"conf", "neigh"} and ("link", step.after.ns, words[3]) in made:
+                late.add(index)
+        return late
+
+    def _set_sysctls(self, run: Run, indices: Iterable[int]) -> None:
+        by_ns: dict[Ns, list[tuple[int, Sysctl]]] = defaultdict(list)
+        for index in run.begin(indices):
+            setting = run.steps[index].after
+            if isinstance(setting, Sysctl):  # else: it stays as it is, others may rely on it by now
+                by_ns[setting.ns].append((index, setting))
+        for ns, settings in by_ns.items():
+            try:
+                with self._namespaces.entered(ns):
+                    for index, setting in settings:
+                        self._set_sysctl(run, index, setting)
+            except errors.NetweftError as error:
+                for index, _ in settings:
+                    run.fail(index, error)
+
+    def _set_sysctl(self, run: Run, index: int, setting: Sysctl) -> None:
+        try:
+            sysctl.write(setting.path, setting.value)
+        except errors.NetweftError as error:
+            run.fail(index, error)
+            return
+        where, _, name = setting.path.rpartition("/")
+        # `all/disable_ipv6` sets the default as well (addrconf_disable_ipv6); `all/accept_ra` does not.
+        if where == f"{sysctl.IPV6_CONF}/default" or setting.path == f"{sysctl.IPV6_CONF}/all/disable_ipv6":
+            self._born.setdefault(setting.ns, {})[name] = setting.value
+
+    def _born_with(self, ns: Ns) -> Mapping[str, str]:
+        return self._born.get(ns, _NOTHING) if self._namespaces.owned(ns) else _NOTHING
+
+    # --- the rest ---
+
+    def _make_links(self, run: Run, indices: Iterable[int]) -> None:
+        self._links.apply(run, indices, self._peers)
+
+    def _change_files(self, run: Run, indices: Iterable[int]) -> None:
+        for index in run.begin(indices):
+            step = run.steps[index]
+            try:
+                if isinstance(step.after, File):
+                    self._files.write(step.after)
+                elif isinstance(step.before, File):
+                    self._files.remove(step.before)
+            except errors.NetweftError as error:
+                run.fail(index, error)
+
+    def _change_firewall(self, run: Run, indices: Iterable[int]) -> None:
+        by_ns: dict[Ns, list[int]] = defaultdict(list)
+        for index in run.begin(indices):
+            by_ns[run.steps[index].resource.ns].append(index)
+        for ns, group in by_ns.items():
+            if not self._namespaces.holds(ns):
+                for index in group:
+                    if run.steps[index].after is not None:
+                        run.fail(index, errors.NotFound("NETNS_NOT_HELD", f"network namespace {ns} is not open"))
+                continue
+            self._transact(run, ns, group)
+
+    def _transact(self, run: Run, ns: Ns, group: list[int]) -> None:
+        """Make one transaction of the steps; if the kernel refuses some, another of those that are not affected."""
+        while group:
+            try:
+                sock = self.sockets.get(ns, netlink.NETLINK_NETFILTER)
+                refused = nft.apply(sock, [run.steps[index] for index in group])
+            except errors.NetweftError as error:
+                for index in group:
+                    run.fail(index, error)
+                return
+            if not refused:
+                return
+            for position, refusal in refused.items():
+                run.fail(group[position], refusal)
+            group = run.begin(index for position, index in enumerate(group) if position not in refused)

@@ -1,0 +1,83 @@
+"""Interface indexes by name, as far as they are known: what was created here needs no look-up.
+
+An index is never given to another link of the same namespace by itself, so a stale one shows as ENODEV; whoever gets
+that forgets it and asks again, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from netweft_agent.domain import resources
+from netweft_agent.domain.resources import Ns
+from netweft_agent.kernel import dumps, netlink, rtnl
+from netweft_agent.kernel.sockets import Sockets
+
+
+class Known(NamedTuple):
+    """What is remembered of a link."""
+
+    ifindex: int
+    ours: bool
+
+
+class Indexes:
+    """Cache of the writer thread; the event loop only looks whether an index is in it."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._known: dict[Ns, dict[str, Known]] = {}
+
+    def put(self, ns: Ns, name: str, index: int, *, ours: bool) -> None:
+        """Remember a link."""
+        self._known.setdefault(ns, {})[name] = Known(index, ours)
+
+    def find(self, ns: Ns, name: str) -> Known | None:
+        """Return what is remembered, or None."""
+        return self._known.get(ns, {}).get(name)
+
+    def forget(self, ns: Ns, name: str) -> None:
+        """Forget a link; idempotent."""
+        self._known.get(ns, {}).pop(name, None)
+
+    def forget_namespace(self, ns: Ns) -> None:
+        """Forget all links of a namespace."""
+        self._known.pop(ns, None)
+
+    def is_ours(self, ns: Ns, index: int) -> bool:
+        """Return whether the link is one of ours that shall be there."""
+        known = self._known.get(ns, {})
+        return any(link.ifindex == index and link.ours for link in list(known.values()))
+
+    def ask(self, ns: Ns, names: Iterable[str]) -> dict[str, dumps.LinkInfo]:
+        """Ask the kernel for links, in one send, and remember them; what does not exist is left out.
+
+        Raises:
+            NotFound: The namespace is not held.
+        """
+        wanted = list(dict.fromkeys(names))
+        found = {}
+        for name, ack in zip(
+            wanted, netlink.talk(self._sockets.get(ns), [rtnl.get_link(name) for name in wanted]), strict=True
+        ):
+            if ack.errno or not ack.replies:
+                self.forget(ns, name)
+                continue
+            info = found[name] = dumps.link(ack.replies[0].body)
+            self.put(ns, name, info.ifindex, ours=info.group == resources.LINK_GROUP)
+        return found
+
+    def resolve(self, ns: Ns, names: Iterable[str]) -> dict[str, int]:
+        """Return the indexes of links, asking for those that are not known; what does not exist is left out."""
+        found: dict[str, int] = {}
+        unknown = []
+        for name in names:
+            known = self.find(ns, name)
+            if known is not None:
+                found[name] = known.ifindex
+            else:
+                unknown.append(name)
+        if unknown:
+            found.update((name, info.ifindex) for name, info in self.ask(ns, unknown).items())
+        return found

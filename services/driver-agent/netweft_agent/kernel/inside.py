@@ -1,0 +1,279 @@
+"""What lies on links: the far ends of veths, addresses, routes, neighbours, forwarding entries: one send a namespace.
+
+For a sandbox that is [lo up, link up, addresses, routes] in one datagram, as ordered by the plan. Interface indexes are
+known from the answer to the veth's creation, so nothing is asked first.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from netweft_common import errors
+
+from netweft_agent.domain import resources
+from netweft_agent.domain.resources import Address, Fdb, Link, Neighbour, Ns, Route
+from netweft_agent.kernel import dumps, netlink, rtnl, sysctl
+from netweft_agent.kernel.indexes import Indexes
+from netweft_agent.kernel.links import Links, differences
+from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.run import Run
+from netweft_agent.kernel.sockets import Sockets
+
+OnLink = Address | Route | Neighbour | Fdb
+
+_GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO})
+
+
+@dataclass(slots=True)
+class _Part:
+    """One message of a step."""
+
+    step: int
+    message: bytes
+    link: str = ""
+    """Name of the link whose index is in the message."""
+    best_effort: bool = False
+    """Its failure does not matter."""
+
+
+class Inside:
+    """The far ends of links and what lies on links, in any namespace; belongs to the writer thread."""
+
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        sockets: Sockets,
+        indexes: Indexes,
+        links: Links,
+        born_with: Callable[[Ns], Mapping[str, str]],
+    ) -> None:
+        """Make it.
+
+        Args:
+            namespaces: Registry.
+            sockets: Of the writer.
+            indexes: Of the writer.
+            links: Knows which far ends have just been born.
+            born_with: Returns the IPv6 settings that a new link of a namespace is born with, as far as known.
+        """
+        self._namespaces = namespaces
+        self._sockets = sockets
+        self._indexes = indexes
+        self._links = links
+        self._born_with = born_with
+
+    def apply(self, run: Run, indices: Iterable[int]) -> None:
+        """Carry out steps on Address, Route, Neighbour, Fdb, and on Link of kind peer and loopback."""
+        by_ns: dict[Ns, list[int]] = defaultdict(list)
+        for index in run.begin(indices):
+            by_ns[run.steps[index].resource.ns].append(index)
+        for ns, steps in by_ns.items():
+            try:
+                self._namespaces.fd(ns)
+            except errors.NotFound as error:
+                for step in steps:
+                    if run.steps[step].after is not None:  # else: gone with the namespace, as wanted
+                        run.fail(step, error)
+                continue
+            self._apply_in(run, ns, steps, retry=True)
+
+    def _apply_in(self, run: Run, ns: Ns, steps: list[int], *, retry: bool) -> None:
+        self._prepare_links(run, ns, steps)
+        known = self._indexes.resolve(ns, dict.fromkeys(self._link_names(run, steps)))
+        parts: list[_Part] = []
+        for index in run.begin(steps):
+            self._encode(run, index, known, parts)
+        if not parts:
+            return
+        acks = netlink.talk(self._sockets.get(ns), [part.message for part in parts])
+        stale = []
+        for part, ack in zip(parts, acks, strict=True):
+            if not ack.errno or part.best_effort:
+                continue
+            if ack.errno == errno.ENODEV and retry and part.link:
+                self._indexes.forget(ns, part.link)
+                stale.append(part.step)
+                continue
+            self._refused(run, part, ack)
+        if stale:
+            self._apply_in(run, ns, list(dict.fromkeys(stale)), retry=False)
+
+    @staticmethod
+    def _link_names(run: Run, steps: Iterable[int]) -> Iterable[str]:
+        for index in steps:
+            resource = run.steps[index].resource
+            if isinstance(resource, Address | Route | Neighbour | Fdb):
+                yield resource.link
+
+    # --- links ---
+
+    def _prepare_links(self, run: Run, ns: Ns, steps: list[int]) -> None:
+        """Switch IPv6 of the links, and take those that are not newborn through the long way."""
+        links = [(index, link) for index in steps if isinstance(link := run.steps[index].after, Link)]
+        looks = [(index, link) for index, link in links if not self._is_known(link)]
+        if looks:
+            self._adjust(run, ns, looks)
+        switches = [
+            (index, link, link.ipv6)
+            for index, link in links
+            if link.ipv6 is not None and self._is_known(link) and not self._is_born_so(link, on=link.ipv6)
+        ]
+        if not switches:
+            return
+        with self._namespaces.entered(ns):
+            for index, link, on in switches:
+                try:
+                    sysctl.switch_ipv6(link.name, on=on)
+                except errors.NetweftError as error:
+                    run.fail(index, error)
+
+    def _is_known(self, link: Link) -> bool:
+        return link.kind == "loopback" or (link.ns, link.name) in self._links.newborn
+
+    def _is_born_so(self, link: Link, *, on: bool) -> bool:
+        if link.kind == "loopback":
+            return False
+        born = self._born_with(link.ns)
+        if not on:
+            return born.get("disable_ipv6") == "1"
+        return born.get("disable_ipv6") == "0" and born.get("accept_ra") == "0"
+
+    def _adjust(self, run: Run, ns: Ns, looks: list[tuple[int, Link]]) -> None:
+        found = self._indexes.ask(ns, [link.name for _, link in looks])
+        parts = []
+        for index, link in looks:
+            info = found.get(link.name)
+            if info is None:
+                run.refuse(index, errno.ENODEV, "the other end of its veth is there, but not this one")
+                continue
+            try:
+                if link.ipv6 is not None and info.ipv6 != link.ipv6:
+                    with self._namespaces.entered(ns):
+                        sysctl.switch_ipv6(link.name, on=link.ipv6)
+            except errors.NetweftError as error:
+                run.fail(index, error)
+                continue
+            message = differences(link, info, info.master_index or None)
+            if message is not None:
+                parts.append(_Part(index, message))
+        if not parts:
+            return
+        acks = netlink.talk(self._sockets.get(ns), [part.message for part in parts])
+        for part, ack in zip(parts, acks, strict=True):
+            if ack.errno:
+                run.refuse(part.step, ack.errno, ack.detail)
+
+    # --- messages ---
+
+    def _encode(self, run: Run, index: int, known: Mapping[str, int], parts: list[_Part]) -> None:
+        step = run.steps[index]
+        resource = step.resource
+        if isinstance(resource, Link):
+            self._encode_link(index, step.after, parts)
+            return
+        assert isinstance(resource, Address | Route | Neighbour | Fdb), f"{resource} is not for a link"
+        at = known.get(resource.link)
+        if at is None:
+            if step.after is not None:
+                run.refuse(index, errno.ENODEV, f"there is no link {resource.link}")
+            return
+        messages = (
+            _removal(resource, at, self._namespaces)
+            if step.after is None
+            else [_addition(resource, at, replace=step.before is not None)]
+        )
+        for position, message in enumerate(messages):
+            parts.append(_Part(index, message, resource.link, best_effort=position > 0))
+
+    def _encode_link(self, index: int, after: resources.Resource | None, parts: list[_Part]) -> None:
+        if not isinstance(after, Link):
+            return  # lo never goes, a far end goes with the near one
+        if after.kind == "loopback":
+            parts.append(_Part(index, rtnl.set_link(rtnl.LOOPBACK_INDEX, up=after.up)))
+        elif after.up and (after.ns, after.name) in self._links.newborn:
+            found = self._indexes.find(after.ns, after.name)
+            assert found is not None, "a newborn link is known"
+            parts.append(_Part(index, rtnl.set_link(found.ifindex, up=True)))
+
+    # --- refusals ---
+
+    def _refused(self, run: Run, part: _Part, ack: netlink.Ack) -> None:
+        step = run.steps[part.step]
+        if step.after is None and ack.errno in _GONE:
+            return
+        if step.after is not None and ack.errno == errno.EEXIST:
+            if isinstance(step.after, Address) and self._has_address(step.after):
+                return
+            if isinstance(step.after, Route):
+                error = self._settle_route(step.after)
+                if error is not None:
+                    run.fail(part.step, error)
+                return
+        run.refuse(part.step, ack.errno, ack.detail)
+
+    def _has_address(self, wanted: Address) -> bool:
+        at = self._indexes.resolve(wanted.ns, [wanted.link]).get(wanted.link)
+        answer = netlink.dump(self._sockets.get(wanted.ns), rtnl.dump_addresses())
+        return any(
+            found.ifindex == at and found.address == wanted.address
+            for found in (dumps.address(reply.body) for reply in answer.replies)
+        )
+
+    def _settle_route(self, wanted: Route) -> errors.NetweftError | None:
+        """Compare the route that is in the way with the wanted one; ours is replaced."""
+        sock = self._sockets.get(wanted.ns)
+        at = self._indexes.resolve(wanted.ns, [wanted.link]).get(wanted.link, 0)
+        answer = netlink.dump(sock, rtnl.dump_routes())
+        there = [
+            found
+            for found in (dumps.route(reply.body) for reply in answer.replies)
+            if found.destination == wanted.destination and found.table == rtnl.RT_TABLE_MAIN and not found.cloned
+        ]
+        ours = [found for found in there if found.protocol == resources.PROTOCOL]
+        if any(found.ifindex == at and found.via == wanted.via for found in ours):
+            return None
+        if not ours and there:
+            found = there[0]
+            return errors.FailedPrecondition(
+                "FOREIGN_ROUTE",
+                f"route {wanted.destination} in {wanted.ns or 'the host'} was wanted over {wanted.link}, but there is "
+                f"one that is somebody else's (via {found.via or 'no gateway'}, interface {found.ifindex}, protocol "
+                f"{found.protocol}); remove it, or choose another subnet",
+                destination=wanted.destination,
+                namespace=wanted.ns,
+            )
+        ack = netlink.talk(sock, [rtnl.add_route(wanted.destination, at, wanted.via, replace=True)])[0]
+        return ack.error(wanted.add_command(), describe_route(wanted))
+
+
+def describe_route(route: Route) -> str:
+    """Return a short name of a route."""
+    return f"route {route.destination} in {route.ns or 'the host'}"
+
+
+def _addition(resource: OnLink, index: int, *, replace: bool) -> bytes:
+    if isinstance(resource, Address):
+        return rtnl.add_address(index, resource.address, replace=replace)
+    if isinstance(resource, Route):
+        return rtnl.add_route(resource.destination, index, resource.via, replace=replace)
+    if isinstance(resource, Neighbour):
+        return rtnl.replace_neighbour(index, resource.ip, resource.mac)
+    return rtnl.replace_fdb(index, resource.mac, resource.vtep)
+
+
+def _removal(resource: OnLink, index: int, namespaces: Namespaces) -> list[bytes]:
+    if isinstance(resource, Address):
+        return [rtnl.delete_address(index, resource.address)]
+    if isinstance(resource, Route):
+        anybodys = resource.ns.startswith("network/") and namespaces.owned(resource.ns)
+        return [rtnl.delete_route(resource.destination, index, resource.via, ours=not anybodys)]
+    if isinstance(resource, Neighbour):
+        return [rtnl.delete_neighbour(index, resource.ip)]
+    messages = [rtnl.delete_fdb(index, resource.mac, master=resource.vtep is None)]
+    if resource.vtep is not None:
+        # What the bridge has learned of the MAC would send frames to the tunnel until it ages (moby#52661).
+        messages.append(rtnl.delete_fdb(index, resource.mac, master=True))
+    return messages

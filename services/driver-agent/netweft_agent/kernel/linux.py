@@ -1,0 +1,74 @@
+"""The real kernel: composes the writer thread, the reader thread and the event socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from pathlib import Path
+
+from netweft_common.errors import NetweftError
+
+from netweft_agent.domain.plan import Operation
+from netweft_agent.domain.resources import Key, Ns, Resource
+from netweft_agent.kernel.api import Observation
+from netweft_agent.kernel.executor import Executor
+from netweft_agent.kernel.files import Files
+from netweft_agent.kernel.monitor import Monitor
+from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.observer import Observer
+from netweft_agent.kernel.thread import Worker
+
+
+class LinuxKernel:
+    """The kernel of the host that this process runs on; implements api.Kernel.
+
+    Make it in the thread and network namespace that shall count as the host's; needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
+
+    Args:
+        run_dir: Directory for what lives as long as the host is up: pinned namespaces, notes on managed files. It is
+            made when needed, and should be on a mount that containers share if they are to open namespaces by path.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        files = Files(run_dir)
+        self._namespaces = Namespaces(run_dir)
+        self._executor = Executor(self._namespaces, files)
+        self._observer = Observer(self._namespaces, files)
+        self._writer = Worker("netweft-writer", self._executor.idle)
+        self._reader = Worker("netweft-reader")
+        self._monitor = Monitor(self._namespaces, self._executor)
+        self._started = False
+
+    async def execute(self, steps: Sequence[Operation]) -> list[NetweftError | None]:
+        """Carry out the steps; see api.Kernel."""
+        await self._start()
+        return await self._writer.call(lambda: self._executor.execute(steps))
+
+    async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
+        """Look at the kernel; see api.Kernel."""
+        await self._start()
+        # What is doomed is still there for a moment, and would be seen.
+        await self._writer.call(self._executor.flush)
+        return await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
+
+    def netns_path(self, ns: Ns) -> str:
+        """Return the path by which other processes can open the namespace; empty when it is not held."""
+        return self._namespaces.path(ns)
+
+    def changes(self) -> AsyncIterator[Ns]:
+        """Yield the name of a namespace whenever the kernel tells of a change in it that we did not make."""
+        return self._monitor.changes()
+
+    async def close(self) -> None:
+        """Delete what waits to be deleted, and give up sockets and threads; idempotent."""
+        if not self._writer.closed:
+            await self._writer.call(self._executor.close)
+            await self._reader.call(self._observer.close)
+        await self._writer.close()
+        await self._reader.close()
+        self._monitor.close()
+        self._namespaces.close()
+
+    async def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            await self._writer.call(self._executor.start)
