@@ -309,6 +309,35 @@ def _set_buffer(sock: socket.socket, force: int, plain: int, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
+def ensure_send_buffer(sock: socket.socket, size: int) -> None:
+    """Make room to send one datagram of `size` bytes, as far as we are allowed to."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < size + 64:
+        _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size + 64)
+
+
+def drain(sock: socket.socket) -> Iterator[Message | None]:
+    """Yield what waits on a socket, without waiting for more; None where something is lost.
+
+    For answers that are not one a message; those of `talk` are its own.
+    """
+    buffer = bytearray(_BUFFER_SIZE)
+    view = memoryview(buffer)
+    while True:
+        try:
+            size = sock.recv_into(buffer, 0, socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise errors.KernelError("recv", "netlink socket", error.errno or errno.EIO) from error
+            yield None
+            continue
+        if size > _BUFFER_SIZE:
+            yield None
+        else:
+            yield from iter_messages(bytes(view[:size]))
+
+
 def take_sequence() -> int:
     """Return the first of 4,096 sequence numbers that no other exchange of this process uses for long; never 0."""
     return (next(_blocks) * _BLOCK) & 0xFFFFFFFF or take_sequence()
