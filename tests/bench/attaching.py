@@ -1,0 +1,114 @@
+"""Works `attach`, `attach-batch` and `detach-batch`: through controller, IPAM, store and agent, as a client sees it.
+
+A stack of one host, in namespaces of its own, the store syncing every write to disk. Containers are namespaces that
+exist, given by path, so that the same kernel work is timed as for the floor and for CNI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from netweft_cli import layout, stack
+from netweft_client import AsyncClient, model
+from netweft_common.errors import NetweftError
+from tests.bench import figures, peers
+from tests.support.netns import Netns
+
+ONE_BY_ONE = 200
+BATCH = 100
+BATCHES = 3
+PEERS = 40
+
+Table = dict[str, dict[str, dict[str, float]]]
+
+
+def run(works: set[str]) -> Table:
+    """Time the works asked for, with floor and peers in the same run."""
+    containers = [Netns() for _ in range(ONE_BY_ONE + BATCH * BATCHES)]
+    try:
+        with tempfile.TemporaryDirectory(prefix="netweft-bench-") as folder:
+            running = stack.Stack(layout.plan(Path(folder) / "run"))
+            try:
+                running.up()
+                mine = asyncio.run(_ours(running, containers))
+            finally:
+                left = running.down()
+            if left:
+                raise SystemExit(f"the stack left behind: {left.lines}")
+    finally:
+        for space in containers:
+            space.close()
+    table: Table = {name: {"ours": figures.of(took).as_json()} for name, took in mine.items() if name in works}
+    floor = subprocess.run(
+        [sys.executable, "-m", "tests.bench.floor", str(ONE_BY_ONE)], check=True, capture_output=True, text=True
+    )
+    for name, took in json.loads(floor.stdout).items():
+        if name in table:
+            table[name]["floor"] = figures.of(took).as_json()
+    for peer, took in (("cni bridge + host-local", peers.cni(PEERS)), ("netavark", peers.netavark(PEERS))):
+        if took and "attach" in table:
+            table["attach"][peer] = figures.of(took["attach"]).as_json()
+        if took and "detach-batch" in table:
+            table["detach-batch"][f"{peer}, one by one"] = figures.of(took["detach"]).as_json()
+    if "attach" in table:
+        table["attach"]["agent"] = {"rss_mib": _rss_mib_seen}
+    return table
+
+
+_rss_mib_seen = 0.0
+
+
+async def _ours(running: stack.Stack, containers: list[Netns]) -> dict[str, list[float]]:
+    global _rss_mib_seen  # noqa: PLW0603  # one figure out of the middle of the run
+    took: dict[str, list[float]] = {"attach": [], "attach-batch": [], "detach-batch": []}
+    items = [
+        model.AttachItem(
+            endpoint=model.EndpointSpec(network="bench", name=f"e{number}"),
+            sandbox=model.SandboxSpec(
+                container_id=f"c{number}", namespace=model.NamespacePath(path=str(container.path))
+            ),
+        )
+        for number, container in enumerate(containers)
+    ]
+    async with AsyncClient(target=running.layout.controller) as client:
+        await client.create_network("bench", driver="bridge", subnets=[model.SubnetSpec(subnet="10.99.0.0/16")])
+        for item in items[:ONE_BY_ONE]:
+            start = time.perf_counter()
+            await client.attach_endpoint(item.endpoint, item.sandbox)
+            took["attach"].append((time.perf_counter() - start) * 1e3)
+        for first in range(ONE_BY_ONE, len(items), BATCH):
+            start = time.perf_counter()
+            results = await client.attach_endpoints(items[first : first + BATCH])
+            took["attach-batch"].append((time.perf_counter() - start) * 1e3 / BATCH)
+            _all_well(results)
+        _rss_mib_seen = _rss_mib(running)
+        for first in range(0, len(items), BATCH):
+            gone = [model.DetachItem(endpoint=f"e{n}", network="bench") for n in range(first, first + BATCH)]
+            start = time.perf_counter()
+            answers = await client.detach_endpoints(gone)
+            took["detach-batch"].append((time.perf_counter() - start) * 1e3 / BATCH)
+            _all_well(answers)
+    return took
+
+
+def _all_well(results: object) -> None:
+    assert isinstance(results, list)
+    for result in results:
+        if isinstance(result, NetweftError):
+            raise result
+
+
+def _rss_mib(running: stack.Stack) -> float:
+    """Resident memory of the agent, in MiB (proc(5), VmRSS)."""
+    for process in running.status():
+        if process.name.startswith("agent-"):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+            return round(int(kib) / 1024, 1)
+    raise LookupError("no agent runs")
