@@ -240,6 +240,7 @@ def fdb(body: bytes) -> FdbInfo:
     )
 
 
-def family(body: bytes) -> int:
-    """Return the address family of a message, which is the first byte of every family header here."""
-    return body[0]
+def nsid(body: bytes) -> int:
+    """Decode the body of an RTM_NEWNSID; -1: there is none."""
+    payload = netlink.attributes(body, 4).get(rtnl.NETNSA_NSID)
+    return _S32.unpack(payload)[0] if payload else -1

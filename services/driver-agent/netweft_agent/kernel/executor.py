@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from netweft_common import errors
 
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import File, Link, Namespace, Ns, Rank, Sysctl
-from netweft_agent.kernel import netlink, nft, sysctl
+from netweft_agent.domain.resources import HOST, File, Link, Namespace, Ns, Rank, Sysctl
+from netweft_agent.kernel import dumps, netlink, nft, rtnl, sysctl
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.inside import Inside
@@ -93,6 +93,8 @@ class Executor:
             Phase.FILES: self._change_files,
         }
         self._peers: dict[tuple[Ns, str], Link] = {}
+        self.nsids: dict[int, Ns] = {}
+        """Namespaces by the id that they have in the host's, which events carry."""
 
     def execute(self, steps: Sequence[Operation]) -> list[errors.NetweftError | None]:
         """Carry out the steps; see api.Kernel.execute."""
@@ -121,7 +123,7 @@ class Executor:
 
     def start(self) -> None:
         """Delete what an earlier run left to be deleted in the host's namespace."""
-        self._reaper.reap_namespace("")
+        self._reaper.reap_namespace(HOST)
 
     def close(self) -> None:
         """Delete what waits, and close the sockets."""
@@ -131,6 +133,7 @@ class Executor:
     # --- namespaces ---
 
     def _hold_namespaces(self, run: Run, indices: Iterable[int]) -> None:
+        held: list[Ns] = []
         for index in run.begin(indices):
             namespace = run.steps[index].after
             assert isinstance(namespace, Namespace), "a removal among the additions"
@@ -142,6 +145,21 @@ class Executor:
             self._forget(namespace.ns)
             if not made and namespace.owned:
                 self._reaper.reap_namespace(namespace.ns)
+            held.append(namespace.ns)
+        self._number(held)
+
+    def _number(self, spaces: list[Ns]) -> None:
+        """Give namespaces an id in the host's, so that their events are heard; without one, they just are not."""
+        messages = []
+        for ns in spaces:
+            fd = self._namespaces.fd(ns)
+            messages += [rtnl.assign_nsid(fd), rtnl.get_nsid(fd)]
+        if not messages:
+            return
+        acks = netlink.talk(self.sockets.get(HOST), messages)
+        for ns, answer in zip(spaces, acks[1::2], strict=True):
+            if answer.replies:
+                self.nsids[dumps.nsid(answer.replies[0].body)] = ns
 
     def _drop_namespaces(self, run: Run, indices: Iterable[int]) -> None:
         for index in run.begin(indices):
@@ -159,6 +177,8 @@ class Executor:
         self.sockets.forget(ns)
         self.indexes.forget_namespace(ns)
         self._born.pop(ns, None)
+        for nsid in [nsid for nsid, name in self.nsids.items() if name == ns]:
+            del self.nsids[nsid]
 
     # --- settings ---
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from netweft_agent.domain import resources
-from netweft_agent.domain.resources import Ns
+from netweft_agent.domain.resources import Link, Ns
 from netweft_agent.kernel import dumps, netlink, rtnl
 from netweft_agent.kernel.sockets import Sockets
 
@@ -20,6 +20,8 @@ class Known(NamedTuple):
 
     ifindex: int
     ours: bool
+    link: Link | None = None
+    """How it shall be, where the writer has had to do with it."""
 
 
 class Indexes:
@@ -29,9 +31,18 @@ class Indexes:
         self._sockets = sockets
         self._known: dict[Ns, dict[str, Known]] = {}
 
-    def put(self, ns: Ns, name: str, index: int, *, ours: bool) -> None:
-        """Remember a link."""
-        self._known.setdefault(ns, {})[name] = Known(index, ours)
+    def put(self, ns: Ns, name: str, index: int, *, ours: bool, link: Link | None = None) -> None:
+        """Remember a link; `link`: how it shall be, None leaves what was said before."""
+        known = self._known.setdefault(ns, {})
+        if link is None and (old := known.get(name)) is not None and old.ifindex == index:
+            link = old.link
+        known[name] = Known(index, ours, link)
+
+    def want(self, link: Link) -> None:
+        """Remember how a known link shall be."""
+        known = self.find(link.ns, link.name)
+        if known is not None:
+            self._known[link.ns][link.name] = known._replace(link=link)
 
     def find(self, ns: Ns, name: str) -> Known | None:
         """Return what is remembered, or None."""
@@ -47,8 +58,23 @@ class Indexes:
 
     def is_ours(self, ns: Ns, index: int) -> bool:
         """Return whether the link is one of ours that shall be there."""
-        known = self._known.get(ns, {})
-        return any(link.ifindex == index and link.ours for link in list(known.values()))
+        return any(known.ifindex == index and known.ours for known in list(self._known.get(ns, {}).values()))
+
+    def is_as_wanted(self, ns: Ns, info: dumps.LinkInfo) -> bool:
+        """Return whether a link is as it shall be, or none of our business."""
+        for name, known in list(self._known.get(ns, {}).items()):
+            if known.ifindex == info.ifindex:
+                return known.link is None or (name == info.name and self._is_so(known.link, info))
+        return True
+
+    def _is_so(self, link: Link, info: dumps.LinkInfo) -> bool:
+        master = self.find(link.ns, link.master) if link.master is not None else None
+        return (
+            link.up == info.up
+            and (link.mtu is None or link.mtu == info.mtu)
+            and (link.mac is None or link.mac == info.mac)
+            and (link.kind == "peer" or info.master_index == (master.ifindex if master is not None else 0))
+        )
 
     def ask(self, ns: Ns, names: Iterable[str]) -> dict[str, dumps.LinkInfo]:
         """Ask the kernel for links, in one send, and remember them; what does not exist is left out.

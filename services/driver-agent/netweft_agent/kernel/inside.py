@@ -24,6 +24,7 @@ from netweft_agent.kernel.sockets import Sockets
 
 OnLink = Address | Route | Neighbour | Fdb
 
+_RTPROT_KERNEL = 2
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO})
 
 
@@ -113,6 +114,8 @@ class Inside:
     def _prepare_links(self, run: Run, ns: Ns, steps: list[int]) -> None:
         """Switch IPv6 of the links, and take those that are not newborn through the long way."""
         links = [(index, link) for index in steps if isinstance(link := run.steps[index].after, Link)]
+        for _, link in links:
+            self._indexes.want(link)
         looks = [(index, link) for index, link in links if not self._is_known(link)]
         if looks:
             self._adjust(run, ns, looks)
@@ -145,6 +148,7 @@ class Inside:
         found = self._indexes.ask(ns, [link.name for _, link in looks])
         parts = []
         for index, link in looks:
+            self._indexes.want(link)
             info = found.get(link.name)
             if info is None:
                 run.refuse(index, errno.ENODEV, "the other end of its veth is there, but not this one")
@@ -156,9 +160,7 @@ class Inside:
             except errors.NetweftError as error:
                 run.fail(index, error)
                 continue
-            message = differences(link, info, info.master_index or None)
-            if message is not None:
-                parts.append(_Part(index, message))
+            parts += [_Part(index, message) for message in differences(link, info, info.master_index or None)]
         if not parts:
             return
         acks = netlink.talk(self._sockets.get(ns), [part.message for part in parts])
@@ -235,6 +237,8 @@ class Inside:
         ours = [found for found in there if found.protocol == resources.PROTOCOL]
         if any(found.ifindex == at and found.via == wanted.via for found in ours):
             return None
+        if any(found.protocol == _RTPROT_KERNEL and found.ifindex == at and found.via is wanted.via for found in there):
+            return None  # the kernel makes the same one with an address
         if not ours and there:
             found = there[0]
             return errors.FailedPrecondition(

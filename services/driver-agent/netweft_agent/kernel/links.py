@@ -43,8 +43,8 @@ class _Work:
     """It was created by this batch, so a later failure removes it again."""
 
 
-def differences(link: Link, info: dumps.LinkInfo, master_index: int | None) -> bytes | None:
-    """Return the message that turns a link into what is wanted, or None when it is so. IPv6 goes by file, not here.
+def differences(link: Link, info: dumps.LinkInfo, master_index: int | None) -> list[bytes]:
+    """Return the messages that turn a link into what is wanted, none when it is so. IPv6 goes by file, not here.
 
     Args:
         link: As wanted.
@@ -52,15 +52,20 @@ def differences(link: Link, info: dumps.LinkInfo, master_index: int | None) -> b
         master_index: Index of the wanted master; None: no master.
     """
     wanted_master = master_index or 0
+    moves = wanted_master != info.master_index
     mtu = link.mtu if link.mtu is not None and link.mtu != info.mtu else None
     mac = link.mac if link.mac is not None and link.mac != info.mac else None
-    master = wanted_master if wanted_master != info.master_index else None
-    port = link.port if link.port is not None and link.port != info.port else None
+    # A port starts with the kernel's defaults at each bridge.
+    port = link.port if link.port is not None and link.port != (resources.Port() if moves else info.port) else None
     up = link.up if link.up != info.up else None
     group = resources.LINK_GROUP if link.kind != "loopback" and info.group != resources.LINK_GROUP else None
-    if all(change is None for change in (mtu, mac, master, port, up, group)):
-        return None
-    return rtnl.set_link(info.ifindex, up=up, mtu=mtu, mac=mac, master_index=master, port=port, group=group)
+    messages = []
+    if moves:
+        # Port attributes in the message that sets the master are refused: they are checked against the old master.
+        messages.append(rtnl.set_link(info.ifindex, master_index=wanted_master))
+    if any(change is not None for change in (mtu, mac, port, up, group)):
+        messages.append(rtnl.set_link(info.ifindex, up=up, mtu=mtu, mac=mac, port=port, group=group))
+    return messages
 
 
 class Links:
@@ -92,7 +97,7 @@ class Links:
         work = self._check_namespaces(run, work)
         self._create(run, [item for item in work if item.born], peers, _TRIES)
         self._look(run, [item for item in work if not item.born and item.info is None])
-        self.finish(run, [item for item in work if item.info is not None])
+        self._finish(run, [item for item in work if item.info is not None])
 
     def _check_namespaces(self, run: Run, work: list[_Work]) -> list[_Work]:
         ready = []
@@ -143,7 +148,7 @@ class Links:
 
     def _birth(self, link: Link, peers: dict[tuple[Ns, str], Link]) -> bytes:
         if link.kind == "bridge":
-            return rtnl.create_bridge(link.name, mtu=link.mtu, mac=link.mac)
+            return rtnl.create_bridge(link.name, mac=link.mac)
         if link.kind == "vxlan":
             assert link.vxlan is not None, f"vxlan {link.name} without its attributes"
             elsewhere = link.socket_ns is not None and link.socket_ns != link.ns
@@ -252,26 +257,26 @@ class Links:
                 if item.info is None:
                     run.refuse(item.step, errno.ENODEV)
 
-    def finish(self, run: Run, work: list[_Work]) -> None:
+    def _finish(self, run: Run, work: list[_Work]) -> None:
         """Stages 2 and 3."""
+        for item in work:
+            self._indexes.want(item.link)
         work = self._switch_ipv6(run, work)
         by_ns: dict[Ns, list[tuple[_Work, bytes]]] = defaultdict(list)
         for item in work:
             assert item.info is not None, "finished without a look"
             try:
-                message = differences(item.link, item.info, self._master(item.link))
+                messages = differences(item.link, item.info, self._master(item.link))
             except errors.NetweftError as error:
                 self._give_up(run, item, error)
                 continue
-            if message is not None:
-                by_ns[item.link.ns].append((item, message))
+            by_ns[item.link.ns] += [(item, message) for message in messages]
         for ns, pairs in by_ns.items():
             acks = netlink.talk(self._sockets.get(ns), [message for _, message in pairs])
             for (item, _), ack in zip(pairs, acks, strict=True):
-                step = run.steps[item.step]
-                refusal = ack.error(step.command(), describe(step))
-                if refusal is not None:
-                    self._give_up(run, item, refusal)
+                if ack.errno:
+                    step = run.steps[item.step]
+                    self._give_up(run, item, errors.KernelError(step.command(), describe(step), ack.errno, ack.detail))
 
     def _switch_ipv6(self, run: Run, work: list[_Work]) -> list[_Work]:
         by_ns: dict[Ns, list[_Work]] = defaultdict(list)
@@ -292,6 +297,7 @@ class Links:
     def _give_up(self, run: Run, item: _Work, error: errors.NetweftError) -> None:
         run.fail(item.step, error)
         if item.born and item.info is not None:
+            item.born = False
             self._doom(item.link.ns, [(item.link, item.info.ifindex)])
 
     # --- remove ---

@@ -41,7 +41,8 @@ class LinuxKernel:
     async def execute(self, steps: Sequence[Operation]) -> list[NetweftError | None]:
         """Carry out the steps; see api.Kernel."""
         await self._start()
-        return await self._writer.call(lambda: self._executor.execute(steps))
+        with self._monitor.writing():
+            return await self._writer.call(lambda: self._executor.execute(steps))
 
     async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
         """Look at the kernel; see api.Kernel."""
@@ -62,7 +63,6 @@ class LinuxKernel:
         """Delete what waits to be deleted, and give up sockets and threads; idempotent."""
         if not self._writer.closed:
             await self._writer.call(self._executor.close)
-            await self._reader.call(self._observer.close)
         await self._writer.close()
         await self._reader.close()
         self._monitor.close()

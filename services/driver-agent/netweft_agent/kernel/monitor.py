@@ -1,21 +1,221 @@
-"""Tell of changes that others make."""
+"""Tell of changes that others make to what is ours, in any namespace that the agent holds, from two event sockets.
+
+The kernel sends events of all namespaces that have an id in the host's to one socket (NETLINK_LISTEN_ALL_NSID,
+netlink(7)); the executor gives each namespace an id when it opens it. Own changes must not wake anybody:
+
+| event | known as our own by |
+|---|---|
+| addresses, routes, neighbours, firewall | the port id of the socket that asked, which is one of the writer's |
+| forwarding entries, consequences | the kernel tells no port id; our own are read while the writer is at it |
+| links | the state told last is as the writer left it, so nothing has to be done, whoever did it |
+
+The kernel queues events inside the call that causes them. So what `settle` finds when the writer has answered contains
+all of the writer's own, and a link that is not then as it should be was changed by somebody else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
 
-from netweft_agent.domain.resources import Ns
+from netweft_agent.domain import resources
+from netweft_agent.domain.resources import HOST, Ns
+from netweft_agent.kernel import dumps, netlink, rtnl
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.netns import Namespaces
 
+_SOL_NETLINK = 270
+_LISTEN_ALL_NSID = 8
+_NSID = struct.Struct("=i")
+
+# RTMGRP_* of linux/rtnetlink.h: links, neighbours, IPv4 and IPv6 addresses and routes.
+_ROUTE_GROUPS = 0x001 | 0x004 | 0x010 | 0x040 | 0x100 | 0x400
+_NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES is 7
+_NFT_SUBSYSTEM = 10
+_NFGEN_SIZE = 4
+_TABLE_NAME = b"netweft\0"
+_IFINDEX = struct.Struct("=i")
+_BRIDGE_FAMILY = bytes([rtnl.AF_BRIDGE])
+_SO_RCVBUFFORCE = 33
+_BUFFER_BYTES = 64 << 20
+"""A veth makes a dozen events of 4 KiB; this is for a thousand at once, and costs nothing while it is empty."""
+
 
 class Monitor:
+    """The events of a kernel; belongs to the event loop.
+
+    Args:
+        namespaces: Registry.
+        executor: Knows its own sockets, the ids of namespaces, and how links shall be.
+    """
+
     def __init__(self, namespaces: Namespaces, executor: Executor) -> None:
-        pass
+        self._namespaces = namespaces
+        self._executor = executor
+        self._sockets: list[socket.socket] = []
+        self._writers = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._links: dict[tuple[Ns, int], bytes] = {}
+        """What was told last of links, until the writer is at rest."""
+        self._changed: dict[Ns, None] = {}
+        self._wake = asyncio.Event()
+        self._closed = False
 
     async def changes(self) -> AsyncIterator[Ns]:
-        raise NotImplementedError
-        yield ""
+        """Yield the name of a namespace after somebody else changed something of ours in it; once for many changes.
+
+        When events were lost, that is each namespace. One caller at a time; what happens before the first call is not
+        told. Ends when the kernel is closed.
+
+        Raises:
+            KernelError: No event socket can be opened.
+        """
+        self._loop = asyncio.get_running_loop()
+        with self._listening():
+            while not self._closed:
+                while self._changed:
+                    ns = next(iter(self._changed))
+                    del self._changed[ns]
+                    yield ns
+                self._wake.clear()
+                await self._wake.wait()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say that the writer is at it; at the end take in what it caused.
+
+        Meanwhile events wait in the sockets: reading them one by one would take turns from the writer.
+        """
+        self._writers += 1
+        if self._writers == 1 and self._loop is not None:
+            for sock in self._sockets:
+                self._loop.remove_reader(sock)
+        try:
+            yield
+        finally:
+            self._read()
+            self._writers -= 1
+            if not self._writers:
+                self._judge_links()
+                self._listen()
 
     def close(self) -> None:
-        pass
+        """End `changes`; idempotent."""
+        self._closed = True
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        try:
+            for protocol, groups in ((netlink.NETLINK_ROUTE, _ROUTE_GROUPS), (netlink.NETLINK_NETFILTER, _NFT_GROUPS)):
+                sock = netlink.open_socket(protocol, groups=groups)
+                self._sockets.append(sock)
+                sock.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
+                with contextlib.suppress(PermissionError):  # in a user namespace; then events are lost sooner
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+                sock.setblocking(False)  # noqa: FBT003  # the socket module's signature
+            self._listen()
+            yield
+        finally:
+            for sock in self._sockets:
+                if self._loop is not None:
+                    self._loop.remove_reader(sock)
+                sock.close()
+            self._sockets.clear()
+
+    def _listen(self) -> None:
+        if self._loop is not None and not self._writers:
+            for sock in self._sockets:
+                self._loop.add_reader(sock, self._on_readable)
+
+    def _on_readable(self) -> None:
+        self._read()
+        self._judge_links()
+
+    def _read(self) -> None:
+        for sock in self._sockets:
+            while True:
+                try:
+                    data, control, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(_NSID.size))
+                except BlockingIOError:
+                    break
+                except OSError:  # ENOBUFS: we were too slow, and events are lost
+                    for ns in self._namespaces.held():
+                        self._tell(ns)
+                    continue
+                source = self._namespace(control)
+                if source is None:
+                    continue
+                for message in netlink.iter_messages(data):
+                    self._take(source, message)
+
+    def _namespace(self, control: list[tuple[int, int, bytes]]) -> Ns | None:
+        for level, kind, data in control:
+            if level == _SOL_NETLINK and kind == _LISTEN_ALL_NSID:
+                nsid: int = _NSID.unpack_from(data)[0]
+                return HOST if nsid < 0 else self._executor.nsids.get(nsid)
+        return HOST
+
+    def _tell(self, ns: Ns) -> None:
+        self._changed[ns] = None
+        self._wake.set()
+
+    def _take(self, ns: Ns, message: netlink.Message) -> None:
+        if message.kind >> 8 == _NFT_SUBSYSTEM:
+            mine = message.port_id in self._executor.sockets.ports
+            if not mine and netlink.attributes(message.body, _NFGEN_SIZE).get(1) == _TABLE_NAME:
+                self._tell(ns)
+        elif message.kind in {rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK}:
+            self._take_link(ns, message)
+        elif not self._is_own(message) and self._is_loss(ns, message):
+            self._tell(ns)
+
+    def _is_own(self, message: netlink.Message) -> bool:
+        if message.port_id:
+            return message.port_id in self._executor.sockets.ports
+        return self._writers > 0
+
+    def _take_link(self, ns: Ns, message: netlink.Message) -> None:
+        if message.body[:1] == _BRIDGE_FAMILY:
+            return  # a port's state; what matters of it is told of the link as well
+        index: int = _IFINDEX.unpack_from(message.body, 4)[0]
+        if message.kind == rtnl.RTM_NEWLINK:
+            self._links[ns, index] = message.body
+            return
+        self._links.pop((ns, index), None)
+        if self._executor.indexes.is_ours(ns, index):
+            self._tell(ns)
+
+    def _judge_links(self) -> None:
+        for (ns, index), body in self._links.items():
+            known = self._executor.indexes.is_ours(ns, index)
+            if known and not self._executor.indexes.is_as_wanted(ns, dumps.link(body)):
+                self._tell(ns)
+        self._links.clear()
+
+    def _is_loss(self, ns: Ns, message: netlink.Message) -> bool:
+        """Return whether an event says that something of ours has gone, or been replaced."""
+        if message.kind == rtnl.RTM_DELADDR:
+            return dumps.address(message.body).protocol == resources.PROTOCOL
+        if message.kind == rtnl.RTM_DELROUTE:
+            return dumps.route(message.body).protocol == resources.PROTOCOL
+        if message.kind == rtnl.RTM_NEWROUTE and message.flags & netlink.NLM_F_REPLACE:
+            return self._executor.indexes.is_ours(ns, dumps.route(message.body).ifindex)
+        if message.kind in {rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH} and message.body:
+            return self._is_lost_neighbour(ns, message)
+        return False
+
+    def _is_lost_neighbour(self, ns: Ns, message: netlink.Message) -> bool:
+        if message.body[0] != rtnl.AF_BRIDGE:
+            neighbour = dumps.neighbour(message.body)
+            return neighbour.protocol == resources.PROTOCOL and not neighbour.state & rtnl.NUD_PERMANENT
+        if message.kind == rtnl.RTM_NEWNEIGH:
+            return False  # learning, mostly
+        entry = dumps.fdb(message.body)
+        static = entry.vtep is not None or (
+            bool(entry.master_index) and entry.state & (rtnl.NUD_NOARP | rtnl.NUD_PERMANENT) == rtnl.NUD_NOARP
+        )
+        return static and self._executor.indexes.is_ours(ns, entry.ifindex)

@@ -174,15 +174,6 @@ class Namespaces:
                 namespace=ns,
             ) from None
 
-    def duplicate(self, ns: Ns) -> int:
-        """Return a descriptor of the caller's own, which stays valid when the namespace is let go of.
-
-        Raises:
-            NotFound: The namespace is not held.
-        """
-        with self._lock:
-            return os.dup(self.fd(ns))
-
     def holds(self, ns: Ns) -> bool:
         """Return whether the namespace is open."""
         return ns in self._open
@@ -228,11 +219,36 @@ class Namespaces:
         if ns == HOST:
             yield
             return
-        _enter(self.fd(ns), ns)
+        with self.entered_fd(self.fd(ns)):
+            yield
+
+    @contextlib.contextmanager
+    def entered_fd(self, fd: int) -> Iterator[None]:
+        """Put the calling thread into the namespace of the descriptor for the time of the block.
+
+        Raises:
+            KernelError: setns was refused.
+        """
+        _enter(fd, "a network namespace")
         try:
             yield
         finally:
             _enter(self._open[HOST], "the host's network namespace")
+
+    def peek(self, ns: Ns, source: str | None) -> int | None:
+        """Return a descriptor of the caller's own for looking, also where the namespace is not held (any more).
+
+        Args:
+            ns: Its name.
+            source: As in resources.Namespace, where known.
+        """
+        with self._lock:
+            if ns in self._open:
+                return os.dup(self._open[ns])
+        try:
+            return open_path(source_path(source) if source else str(self.pin(ns)))
+        except errors.NetweftError:
+            return None
 
     def hold(self, namespace: Namespace) -> bool:
         """Open a namespace, making it first if it is ours and does not exist; idempotent.

@@ -1,21 +1,271 @@
-"""Look at a kernel and tell what is there in the form of resources, so that it compares with what is wanted."""
+"""Look at a kernel and tell what is there in the form of resources, so that it compares with what is wanted.
+
+What is ours is told by marks (docs/architecture.md, "What is ours"): the link group, IFA_PROTO, RTPROT and NDA_PROTOCOL
+110, tables named `netweft`; inside a namespace made for a network everything is, except what the kernel makes by
+itself. Forwarding entries carry no mark: static ones on links of ours are ours. Belongs to the reader thread and opens
+its sockets for the time of one look, so that it never waits for the writer, nor keeps descriptors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from netweft_agent.domain.resources import Key, Ns, Resource
+from netweft_agent.domain import nft as nft_domain
+from netweft_agent.domain import resources
+from netweft_agent.domain.resources import (
+    HOST,
+    Address,
+    Fdb,
+    File,
+    Key,
+    Link,
+    Namespace,
+    Neighbour,
+    Ns,
+    Resource,
+    Route,
+    Sysctl,
+)
+from netweft_agent.kernel import dumps, netlink, nft, rtnl, sysctl
 from netweft_agent.kernel.api import Observation
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.netns import Namespaces
 
+T = TypeVar("T")
+
+TABLE_NAME = "netweft"
+_FAMILIES = ("inet", "bridge")
+
+_IFAPROT_KERNEL = frozenset({1, 2, 3})  # loopback, router advertisement, link-local (linux/if_addr.h)
+_RTPROT_KERNEL = frozenset({1, 2, 9})  # redirect, kernel, router advertisement (linux/rtnetlink.h)
+_LINK_LOCAL = "fe80:"
+
+
+@dataclass(slots=True)
+class _Look:
+    """One namespace while it is looked at."""
+
+    ns: Ns
+    wanted: Mapping[Key, Resource]
+    all_ours: bool
+    found: dict[Key, Resource] = field(default_factory=dict)
+    foreign: set[Key] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    """Links by index, without those that wait to be deleted."""
+    our_links: set[int] = field(default_factory=set)
+
+    def note(self, resource: Resource, *, ours: bool, excused: bool = False) -> None:
+        """Take in what is ours, and what was asked for; `excused`: the latter is nobody's in particular."""
+        key = resource.key
+        if not ours:
+            if key not in self.wanted or key in self.found:
+                return
+            if not excused:
+                self.foreign.add(key)
+        else:
+            self.foreign.discard(key)
+        self.found[key] = resource
+
 
 class Observer:
+    """The reader of a kernel.
+
+    Args:
+        namespaces: Registry; only looked into.
+        files: Managed files; only read.
+    """
+
     def __init__(self, namespaces: Namespaces, files: Files) -> None:
-        pass
+        self._namespaces = namespaces
+        self._files = files
 
     def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None) -> Observation:
-        raise NotImplementedError
+        """Look at the kernel; see api.Kernel.observe.
 
-    def close(self) -> None:
-        pass
+        Raises:
+            KernelError: The kernel refuses a dump.
+            Unavailable: The ruleset changed all the time.
+        """
+        by_ns: dict[Ns, dict[Key, Resource]] = {}
+        for key, resource in wanted.items():
+            by_ns.setdefault(resource.ns, {})[key] = resource
+        if namespaces is None:
+            spaces: Iterable[Ns] = dict.fromkeys([HOST, *by_ns, *self._namespaces.pinned()])
+        else:
+            spaces = dict.fromkeys(namespaces)
+        found: dict[Key, Resource] = {}
+        foreign: set[Key] = set()
+        for ns in spaces:
+            look = self._look(ns, by_ns.get(ns, {}))
+            found.update(look.found)
+            foreign |= look.foreign
+        return Observation(resources=found, foreign=frozenset(foreign))
+
+    def _look(self, ns: Ns, wanted: Mapping[Key, Resource]) -> _Look:
+        look = _Look(ns, wanted, all_ours=False)
+        for resource in wanted.values():
+            if isinstance(resource, File) and (file := self._files.read(resource)) is not None:
+                look.note(file, ours=True)
+        with contextlib.ExitStack() as stack:
+            fd = stack.enter_context(self._opened(look))
+            if fd is None:
+                return look
+            with self._namespaces.entered_fd(fd):
+                route = stack.enter_context(netlink.open_socket(netlink.NETLINK_ROUTE))
+                netfilter = stack.enter_context(netlink.open_socket(netlink.NETLINK_NETFILTER))
+                _look_at_settings(look)
+            _look_at_links(look, route)
+            _look_at_addresses(look, route)
+            _look_at_routes(look, route)
+            _look_at_neighbours(look, route)
+            if ns == HOST or look.all_ours or any(isinstance(resource, Fdb) for resource in wanted.values()):
+                _look_at_fdb(look, route)
+            _look_at_firewall(look, netfilter)
+        return look
+
+    @contextlib.contextmanager
+    def _opened(self, look: _Look) -> Iterator[int | None]:
+        """Open the namespace and note its resource; None: there is no such namespace."""
+        if look.ns == HOST:
+            yield self._namespaces.fd(HOST)
+            return
+        asked = look.wanted.get(("netns", look.ns))
+        namespace = asked if isinstance(asked, Namespace) else Namespace(ns=look.ns)
+        fd = None
+        if self._namespaces.look(namespace):
+            fd = self._namespaces.peek(look.ns, namespace.source)
+        if fd is None:
+            yield None
+            return
+        look.note(namespace, ours=True)
+        look.all_ours = namespace.owned and look.ns.startswith("network/")
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _dump(sock: socket.socket, request: bytes, decode: Callable[[bytes], T], what: str) -> list[T]:
+    answer = netlink.dump(sock, request)
+    error = answer.error(f"dump {what}", what)
+    if error is not None:
+        raise error
+    return [decode(reply.body) for reply in answer.replies]
+
+
+def _look_at_settings(look: _Look) -> None:
+    """Read the settings that were asked for, in the namespace that the thread is in."""
+    for resource in look.wanted.values():
+        if not isinstance(resource, Sysctl):
+            continue
+        value = sysctl.read(resource.path)
+        if value is None:
+            continue
+        # The kernel prints tabs where people write spaces.
+        same = value == " ".join(resource.value.split())
+        look.note(replace(resource, value=resource.value if same else value), ours=True)
+
+
+def _look_at_links(look: _Look, sock: socket.socket) -> None:
+    infos = _dump(sock, rtnl.dump_links(), dumps.link, "links")
+    look.names = {info.ifindex: info.name for info in infos if info.group != resources.REAP_GROUP}
+    for info in infos:
+        if info.group == resources.REAP_GROUP:
+            continue
+        wanted = look.wanted.get(("link", look.ns, info.name))
+        assert wanted is None or isinstance(wanted, Link), "a link's key on another resource"
+        loopback = info.kind == "loopback"
+        ours = not loopback and (look.all_ours or info.group == resources.LINK_GROUP)
+        if ours:
+            look.our_links.add(info.ifindex)
+        if ours or wanted is not None:
+            look.note(_link(look, info, wanted), ours=ours, excused=loopback)
+
+
+def _link(look: _Look, info: dumps.LinkInfo, wanted: Link | None) -> Link:
+    kind = info.kind
+    if kind == "veth":
+        # Which end was created, the kernel does not tell; in sandboxes it is the other one, unless we know better.
+        kind = "peer" if look.ns.startswith("sandbox/") else "veth"
+        if wanted is not None and wanted.kind in {"veth", "peer"}:
+            kind = wanted.kind
+    return Link(
+        ns=look.ns,
+        name=info.name,
+        kind=kind,
+        mtu=info.mtu,
+        mac=info.mac,
+        master=look.names.get(info.master_index),
+        up=info.up,
+        ipv6=info.ipv6,
+        peer=wanted.peer if wanted is not None else None,
+        vxlan=info.vxlan,
+        port=info.port,
+        socket_ns=wanted.socket_ns if wanted is not None else None,
+    )
+
+
+def _look_at_addresses(look: _Look, sock: socket.socket) -> None:
+    for info in _dump(sock, rtnl.dump_addresses(), dumps.address, "addresses"):
+        name = look.names.get(info.ifindex)
+        if name is None:
+            continue
+        made_by_kernel = info.protocol in _IFAPROT_KERNEL or info.address.startswith(_LINK_LOCAL)
+        ours = info.protocol == resources.PROTOCOL or (
+            look.all_ours and not made_by_kernel and info.ifindex in look.our_links
+        )
+        # Before Linux 5.18 an address has no protocol; on a link of ours, one that is wanted will be ours.
+        look.note(
+            Address(ns=look.ns, link=name, address=info.address), ours=ours, excused=info.ifindex in look.our_links
+        )
+
+
+def _look_at_routes(look: _Look, sock: socket.socket) -> None:
+    for info in _dump(sock, rtnl.dump_routes(), dumps.route, "routes"):
+        name = look.names.get(info.ifindex)
+        unicast = info.table == rtnl.RT_TABLE_MAIN and info.kind == rtnl.RTN_UNICAST and not info.cloned
+        if name is None or not unicast or not info.destination:
+            continue
+        made_by_kernel = info.protocol in _RTPROT_KERNEL
+        ours = info.protocol == resources.PROTOCOL or (look.all_ours and not made_by_kernel)
+        look.note(
+            Route(ns=look.ns, destination=info.destination, link=name, via=info.via), ours=ours, excused=made_by_kernel
+        )
+
+
+def _look_at_neighbours(look: _Look, sock: socket.socket) -> None:
+    for info in _dump(sock, rtnl.dump_neighbours(), dumps.neighbour, "neighbours"):
+        name = look.names.get(info.ifindex)
+        if name is None or not info.ip or not info.state & rtnl.NUD_PERMANENT:
+            continue
+        ours = info.protocol == resources.PROTOCOL or look.all_ours
+        neighbour = Neighbour(ns=look.ns, link=name, ip=info.ip, mac=info.mac)
+        look.note(neighbour, ours=ours, excused=info.ifindex in look.our_links)
+
+
+def _look_at_fdb(look: _Look, sock: socket.socket) -> None:
+    for info in _dump(sock, rtnl.dump_fdb(), dumps.fdb, "forwarding entries"):
+        name = look.names.get(info.ifindex)
+        if name is None:
+            continue
+        if info.flags & rtnl.NTF_SELF:
+            managed = info.vtep is not None
+        else:
+            # Static entries; permanent ones are the bridge's own addresses, the others it has learned.
+            managed = bool(info.master_index) and info.state & (rtnl.NUD_NOARP | rtnl.NUD_PERMANENT) == rtnl.NUD_NOARP
+        if managed:
+            look.note(Fdb(ns=look.ns, link=name, mac=info.mac, vtep=info.vtep), ours=info.ifindex in look.our_links)
+
+
+def _look_at_firewall(look: _Look, sock: socket.socket) -> None:
+    tables = dict.fromkeys(nft_domain.Table(family, TABLE_NAME) for family in _FAMILIES)
+    tables.update(
+        (resource.table, None) for resource in look.wanted.values() if isinstance(resource, nft_domain.NftTable)
+    )
+    for resource in nft.observe(sock, look.ns, tables).values():
+        look.note(resource, ours=True)

@@ -133,15 +133,18 @@ def _birth_attributes(name: str, mtu: int | None, mac: str | None) -> bytes:
     return words
 
 
-def _birth(attributes: bytes, kind: str, data: bytes = b"", *, up: bool = False) -> bytes:
+def _birth(attributes: bytes, kind: str, data: bytes = b"") -> bytes:
     info = netlink.attr_string(IFLA_INFO_KIND, kind) + (netlink.nest(IFLA_INFO_DATA, data) if data else b"")
-    head = _IFINFO.pack(0, 0, 0, 0, IFF_UP, IFF_UP) if up else _NO_LINK
-    return netlink.message(RTM_NEWLINK, _CREATE, head, attributes, netlink.nest(IFLA_LINKINFO, info))
+    return netlink.message(RTM_NEWLINK, _CREATE, _NO_LINK, attributes, netlink.nest(IFLA_LINKINFO, info))
 
 
-def create_bridge(name: str, *, mtu: int | None, mac: str | None, up: bool = False) -> bytes:
-    """Encode the creation of a bridge; `up` only where IPv6 is known to be as wanted on a new link."""
-    return _birth(_birth_attributes(name, mtu, mac), "bridge", up=up)
+def create_bridge(name: str, *, mac: str | None) -> bytes:
+    """Encode the creation of a bridge.
+
+    Without its MTU: only one that is changed later counts as the user's, any other follows the ports and falls back to
+    1500 when the last one goes (`br_mtu_auto_adjust`, net/bridge/br_if.c).
+    """
+    return _birth(_birth_attributes(name, None, mac), "bridge")
 
 
 def create_veth(
@@ -154,7 +157,6 @@ def create_veth(
     peer_mtu: int | None,
     peer_mac: str | None,
     peer_ns_fd: int,
-    up: bool = False,
 ) -> bytes:
     """Encode the creation of a veth pair whose other end is born, named, in the namespace of `peer_ns_fd`."""
     attributes = _birth_attributes(name, mtu, mac) + _ONE_QUEUE
@@ -166,7 +168,7 @@ def create_veth(
         + _ONE_QUEUE
         + netlink.attr_u32(IFLA_NET_NS_FD, peer_ns_fd)
     )
-    return _birth(attributes, "veth", netlink.nest(VETH_INFO_PEER, peer), up=up)
+    return _birth(attributes, "veth", netlink.nest(VETH_INFO_PEER, peer))
 
 
 def create_vxlan(
@@ -214,8 +216,8 @@ def set_link(
 ) -> bytes:
     """Encode a change of a link; what is None stays as it is, `master_index` 0 takes it off its bridge.
 
-    Bridge port attributes take effect after the master, in the same message (`do_setlink`, net/core/rtnetlink.c, which
-    wants the slave's kind beside them).
+    Bridge port attributes need a master that is set already, in an earlier message (`__rtnl_newlink`,
+    net/core/rtnetlink.c).
     """
     parts = [_IFINFO.pack(0, 0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP)]
     if mtu is not None:

@@ -18,14 +18,12 @@ class Sockets:
 
     Args:
         namespaces: Where they are opened.
-        limit: Sockets kept besides the host's.
-        strict: Open them with strict checks of dump requests.
+        limit: Sockets kept.
     """
 
-    def __init__(self, namespaces: Namespaces, *, limit: int = 256, strict: bool = False) -> None:
+    def __init__(self, namespaces: Namespaces, *, limit: int = 256) -> None:
         self._namespaces = namespaces
         self._limit = limit
-        self._strict = strict
         self._open: OrderedDict[tuple[Ns, int], socket.socket] = OrderedDict()
         self.ports: set[int] = set()
         """Netlink port ids that these sockets have or had. Events carry that of the socket that caused them."""
@@ -43,7 +41,7 @@ class Sockets:
             self._open.move_to_end(key)
             return found
         with self._namespaces.entered(ns):
-            sock = netlink.open_socket(protocol, strict=self._strict)
+            sock = netlink.open_socket(protocol)
         self.ports.add(sock.getsockname()[0])
         self._open[key] = sock
         if len(self._open) > self._limit:
