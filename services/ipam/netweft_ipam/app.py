@@ -1,0 +1,102 @@
+"""netweft-ipam, composed: settings, store, server, sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+
+import prometheus_client
+from netweft.ipam.v1 import ipam_pb2_grpc
+from netweft_common import errors, lifecycle, logs, metrics, settings, tls
+from netweft_common.server import Server
+
+from netweft_ipam.rpc.servicer import IpamServicer
+from netweft_ipam.settings import IpamSettings
+from netweft_ipam.store.connection import Connection
+from netweft_ipam.store.protocol import Store
+from netweft_ipam.store.redis_store import RedisStore
+
+DESCRIPTION = "The address service: pools and leases of addresses, kept in Redis."
+
+
+def build_store(chosen: IpamSettings) -> RedisStore:
+    """Return the store that the settings name; nothing is sent yet.
+
+    Raises:
+        InvalidArgument: The URL is malformed.
+    """
+    return RedisStore(
+        Connection.open(chosen.store_url),
+        prefix=chosen.key_prefix,
+        quarantine_ms=round(chosen.quarantine.total_seconds() * 1000),
+        check_history=chosen.check_history,
+    )
+
+
+def build_server(
+    chosen: IpamSettings, store: Store, *, registry: prometheus_client.CollectorRegistry | None = None
+) -> Server:
+    """Return the server over a store; entering it serves.
+
+    Raises:
+        InvalidArgument: A setting is malformed.
+    """
+    server = Server(
+        listen_at=chosen.listen,
+        tls_files=tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key),
+        grace=chosen.grace,
+        registry=registry,
+    )
+    servicer = IpamServicer(store, chosen.predefined())
+    return server.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, servicer)
+
+
+async def sweep_for_ever(store: Store, *, interval_s: float) -> None:
+    """End leases whose time is over, every so often; a store that is away is tried again."""
+    log = logs.get(task="sweep")
+    away = False
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            ended = await store.sweep()
+        except errors.NetweftError as error:
+            if not away:
+                log.warning("sweep failed", reason=error.reason, error=error.message)
+            away = True
+            continue
+        if away:
+            log.info("sweep works again")
+        away = False
+        if ended:
+            log.info("leases ran out", count=ended)
+
+
+async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
+    """Serve until asked to end."""
+    async with contextlib.AsyncExitStack() as stack:
+        registry = metrics.new_registry()
+        if chosen.metrics_listen:
+            await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
+        store = build_store(chosen)
+        stack.push_async_callback(store.aclose)
+        server = await stack.enter_async_context(build_server(chosen, store, registry=registry))
+        life.spawn(sweep_for_ever(store, interval_s=chosen.sweep_interval.total_seconds()), name="sweep")
+        life.ready(server.targets)
+        await life.stopped()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service; the process's exit code."""
+    try:
+        chosen = settings.load(IpamSettings, service="ipam", argv=argv, description=DESCRIPTION)
+    except errors.NetweftError as error:
+        sys.stderr.write(f"netweft-ipam: {error.message}\n")
+        return 2
+    logs.configure(level=chosen.log_level, style=chosen.log_format)
+    return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

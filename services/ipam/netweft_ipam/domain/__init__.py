@@ -1,0 +1,1 @@
+"""Pure rules of pools and leases: no I/O, no clock."""

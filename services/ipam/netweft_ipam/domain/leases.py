@@ -1,0 +1,121 @@
+"""Leases: who asks, what is granted, and what is given back."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from netweft_ipam.domain.pools import PoolId
+
+
+class OwnerKind(enum.IntEnum):
+    """What a lease is for; the numbers are stored."""
+
+    ENDPOINT = 0
+    GATEWAY = 1
+    AUXILIARY = 2
+    RESERVATION = 3
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether it belongs to the network itself and may go with its pool."""
+        return self in (OwnerKind.GATEWAY, OwnerKind.AUXILIARY)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether a key can hold only one lease of it in a pool; the others may ask for several addresses by name."""
+        return self is OwnerKind.ENDPOINT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owner:
+    """For whom an address is leased.
+
+    Attributes:
+        key: Stable key, 1 to 256 bytes: the same key gets the same address back while it is free.
+        host_id: Host that uses the address; empty: none.
+        kind: What it is for; a key holds one automatic lease of each kind in a pool.
+    """
+
+    key: str
+    host_id: str = ""
+    kind: OwnerKind = OwnerKind.ENDPOINT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """One address held by one owner.
+
+    Attributes:
+        pool: Pool that it was asked from.
+        address: The address as a number.
+        owner: Who holds it.
+        epoch: Fencing epoch: grows with every new owner of the address.
+        created_ms: Time of the grant by the store's clock, ms since the epoch.
+        expires_ms: When it runs out unless renewed; 0: never.
+    """
+
+    pool: PoolId
+    address: int
+    owner: Owner
+    epoch: int
+    created_ms: int
+    expires_ms: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddressAsk:
+    """A request for one address, checked against its pool.
+
+    Attributes:
+        owner: Who will hold it.
+        address: The address wanted; None: any.
+        ttl_s: Seconds until it runs out unless renewed; 0: never.
+        serial: Whether an automatic address continues after the last one given out.
+    """
+
+    owner: Owner
+    address: int | None = None
+    ttl_s: int = 0
+    serial: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddressReturn:
+    """One address given back, checked against its pool.
+
+    Attributes:
+        address: The address.
+        owner_key: Key of the owner that gives it back; empty: whoever holds it.
+        epoch: Epoch of the lease; 0: any.
+    """
+
+    address: int
+    owner_key: str = ""
+    epoch: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestTag:
+    """Identity of a mutation, so that a retry is told from a new wish (AIP-155).
+
+    Attributes:
+        id: The caller's request id; empty: none.
+        fingerprint: Digest of the whole request; another one under the same id is refused.
+    """
+
+    id: str = ""
+    fingerprint: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseFilter:
+    """Which leases of a pool are wanted.
+
+    Attributes:
+        owner_key: Only of this owner; empty: all.
+        host_id: Only of this host; empty: all.
+    """
+
+    owner_key: str = ""
+    host_id: str = ""

@@ -1,0 +1,1 @@
+"""What a call means for the store: one idea a module."""

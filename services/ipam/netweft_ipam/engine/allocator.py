@@ -1,0 +1,92 @@
+"""A client's call on addresses, as one store call for each pool that it names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from netweft_common import errors
+
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, RequestTag
+from netweft_ipam.domain.pools import PoolId
+from netweft_ipam.store.protocol import Store
+
+Wish = TypeVar("Wish", AddressAsk, AddressReturn)
+Outcome = TypeVar("Outcome")
+
+
+class Allocator:
+    """Leases over any number of pools.
+
+    Args:
+        store: Where they are kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def request(
+        self, items: Sequence[tuple[PoolId, AddressAsk] | errors.NetweftError], tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """Lease addresses; an item that is an error already keeps it. Outcomes are in the order of items.
+
+        Raises:
+            AlreadyExists: The request id came with another body; nothing was done.
+            Unavailable: The store does not answer, or the only pool named is not to be used now.
+        """
+
+        async def lease(pool: PoolId, asks: Sequence[AddressAsk]) -> Sequence[Lease | errors.NetweftError]:
+            return await self._store.request_addresses(pool, asks, tag)
+
+        return await self._spread(items, tag, lease)
+
+    async def release(
+        self, items: Sequence[tuple[PoolId, AddressReturn] | errors.NetweftError], tag: RequestTag
+    ) -> list[errors.NetweftError | None]:
+        """Give addresses back; an item that is an error already keeps it. Outcomes are in the order of items.
+
+        Raises:
+            AlreadyExists: The request id came with another body; nothing was done.
+            Unavailable: The store does not answer, or the only pool named is not to be used now.
+        """
+
+        async def give(pool: PoolId, returns: Sequence[AddressReturn]) -> Sequence[errors.NetweftError | None]:
+            return await self._store.release_addresses(pool, returns, tag)
+
+        return await self._spread(items, tag, give)
+
+    async def _spread(
+        self,
+        items: Sequence[tuple[PoolId, Wish] | errors.NetweftError],
+        tag: RequestTag,
+        act: Callable[[PoolId, Sequence[Wish]], Awaitable[Sequence[Outcome | errors.NetweftError]]],
+    ) -> list[Outcome | errors.NetweftError]:
+        pools: dict[PoolId, list[Wish]] = {}
+        for item in items:
+            if not isinstance(item, errors.NetweftError):
+                pools.setdefault(item[0], []).append(item[1])
+        if len(pools) == 1 and len(items) == len(next(iter(pools.values()))):
+            [(pool, wishes)] = pools.items()
+            try:
+                return list(await act(pool, wishes))
+            except errors.NotFound as error:
+                return [error] * len(wishes)
+        if tag.id and len(pools) > 1:
+            # With one pool its own script looks; with several none may act before all have looked.
+            await asyncio.gather(*(self._store.check_tag(pool, tag) for pool in pools))
+        answers = await asyncio.gather(*(_settle(act, pool, wishes) for pool, wishes in pools.items()))
+        ready = dict(zip(pools, map(iter, answers), strict=True))
+        return [item if isinstance(item, errors.NetweftError) else next(ready[item[0]]) for item in items]
+
+
+async def _settle(
+    act: Callable[[PoolId, Sequence[Wish]], Awaitable[Sequence[Outcome | errors.NetweftError]]],
+    pool: PoolId,
+    wishes: Sequence[Wish],
+) -> Iterable[Outcome | errors.NetweftError]:
+    """Act on one pool of several: what it cannot do now is told for its items, since others may have been done."""
+    try:
+        return await act(pool, wishes)
+    except (errors.NotFound, errors.Unavailable) as error:
+        return [error] * len(wishes)

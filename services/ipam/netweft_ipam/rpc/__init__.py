@@ -1,0 +1,1 @@
+"""The gRPC face: protobuf in, protobuf out."""

@@ -1,0 +1,296 @@
+"""Protobuf to domain values and back; the only place that knows both, and where requests are checked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+
+from google.protobuf import timestamp_pb2
+from netweft.ipam.v1 import ipam_pb2
+from netweft_common import errors
+
+from netweft_ipam.domain import pools, refusals
+from netweft_ipam.domain.addressing import Subnet, Version, format_address, parse_address, parse_subnet
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, Owner, OwnerKind
+from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
+from netweft_ipam.domain.predefined import Predefined
+from netweft_ipam.rpc import limits
+
+_UINT64_MAX = 2**64 - 1
+_POOL_PAGE, _POOL_PAGE_LIMIT = 100, 1000
+_LEASE_PAGE, _LEASE_PAGE_LIMIT = 100, 4096
+
+_KIND_OF_WIRE = {
+    ipam_pb2.OWNER_KIND_UNSPECIFIED: OwnerKind.ENDPOINT,
+    ipam_pb2.OWNER_KIND_ENDPOINT: OwnerKind.ENDPOINT,
+    ipam_pb2.OWNER_KIND_GATEWAY: OwnerKind.GATEWAY,
+    ipam_pb2.OWNER_KIND_AUXILIARY: OwnerKind.AUXILIARY,
+    ipam_pb2.OWNER_KIND_RESERVATION: OwnerKind.RESERVATION,
+}
+_WIRE_OF_KIND = {
+    OwnerKind.ENDPOINT: ipam_pb2.OWNER_KIND_ENDPOINT,
+    OwnerKind.GATEWAY: ipam_pb2.OWNER_KIND_GATEWAY,
+    OwnerKind.AUXILIARY: ipam_pb2.OWNER_KIND_AUXILIARY,
+    OwnerKind.RESERVATION: ipam_pb2.OWNER_KIND_RESERVATION,
+}
+
+
+def pool_ask(request: ipam_pb2.RequestPoolRequest, predefined: Predefined) -> PoolAsk:
+    """Return a checked request for a pool.
+
+    Raises:
+        InvalidArgument: A field is malformed, or contradicts another.
+        Exhausted: No predefined list has a stretch for what is asked.
+    """
+    space = pools.check_space(request.address_space, field="address_space")
+    labels = limits.check_labels(request.labels)
+    if len(request.exclude) > limits.EXCLUDE_COUNT:
+        raise errors.InvalidArgument(
+            "EXCLUDE_COUNT",
+            f"exclude: {len(request.exclude)} prefixes; a call takes up to {limits.EXCLUDE_COUNT}",
+            field="exclude",
+        )
+    exclude = [parse_subnet(text, field=f"exclude[{index}]") for index, text in enumerate(request.exclude)]
+    subnet = _named_subnet(request)
+    if subnet is not None and subnet.base:
+        part = _range(request.ip_range, subnet) if request.ip_range else None
+        return PoolAsk(space=space, subnet=subnet, range=part, labels=labels)
+    if request.ip_range:
+        raise errors.InvalidArgument(
+            "RANGE_WITHOUT_SUBNET",
+            f"ip_range: {request.ip_range[:64]} needs the subnet that it is a part of; name it too",
+            field="ip_range",
+        )
+    version: Version = subnet.version if subnet is not None else (6 if request.ipv6 else 4)
+    size = subnet.prefix if subnet is not None else None
+    choices = predefined.choices(space, version, size)
+    if not choices and size is not None:
+        raise errors.InvalidArgument(
+            "SUBNET_SIZE",
+            f"subnet: no predefined stretch of {space} holds an IPv{version} pool of /{size}; "
+            "take a longer prefix, or name a subnet",
+            field="subnet",
+        )
+    if not choices:
+        raise refusals.pools_exhausted(space, f"of IPv{version}")
+    return PoolAsk(space=space, choices=choices, exclude=tuple(sorted(exclude)), labels=labels)
+
+
+def _named_subnet(request: ipam_pb2.RequestPoolRequest) -> Subnet | None:
+    if not request.subnet:
+        return None
+    subnet = parse_subnet(request.subnet, field="subnet")
+    if subnet.prefix == 0:
+        raise errors.InvalidArgument(
+            "SUBNET_SIZE", f"subnet: {request.subnet} is a whole family, not a pool; name a subnet", field="subnet"
+        )
+    return subnet
+
+
+def _range(text: str, subnet: Subnet) -> Subnet:
+    part = parse_subnet(text, field="ip_range")
+    if part.contains(subnet):
+        # libnetwork takes a range that is wider than its pool as the pool.
+        return subnet
+    if not subnet.contains(part):
+        raise errors.InvalidArgument(
+            "RANGE_OUTSIDE_SUBNET", f"ip_range: {text} lies outside the subnet {subnet}", field="ip_range"
+        )
+    return part
+
+
+def pool_id(text: str, *, field: str = "pool_id") -> PoolId:
+    """Return a checked pool id.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
+    return pools.parse_pool_id(text, field=field)
+
+
+def address_ask(index: int, item: ipam_pb2.AddressRequest) -> tuple[PoolId, AddressAsk]:
+    """Return a checked request for an address.
+
+    Raises:
+        InvalidArgument: A field is malformed, or the address is not one that its pool can lease.
+    """
+    pool = pools.parse_pool_id(item.pool_id, field=f"items[{index}].pool_id")
+    wire = item.owner
+    kind = _KIND_OF_WIRE.get(wire.kind)
+    if kind is None:
+        raise errors.InvalidArgument(
+            "OWNER_KIND_UNKNOWN",
+            f"items[{index}].owner.kind: {wire.kind} is no owner kind; known are 1 to 4",
+            field=f"items[{index}].owner.kind",
+        )
+    host_id = wire.host_id
+    if host_id:
+        limits.check_host_id(host_id, field=f"items[{index}].owner.host_id")
+    owner = Owner(limits.check_owner_key(wire.key, field=f"items[{index}].owner.key"), host_id, kind)
+    address = None
+    if item.address:
+        field = f"items[{index}].address"
+        address = _address(pool, item.address, field=field)
+        if pool.is_reserved(address):
+            raise refusals.address_reserved(pool, address, field=field)
+    ttl_s = limits.check_ttl(item.ttl_seconds, field=f"items[{index}].ttl_seconds")
+    return pool, AddressAsk(owner, address, ttl_s, item.serial)
+
+
+def address_return(index: int, item: ipam_pb2.AddressRelease) -> tuple[PoolId, AddressReturn]:
+    """Return a checked release of an address.
+
+    Raises:
+        InvalidArgument: A field is malformed, or the address is outside its pool.
+    """
+    pool = pools.parse_pool_id(item.pool_id, field=f"items[{index}].pool_id")
+    address = _address(pool, item.address, field=f"items[{index}].address")
+    key = limits.check_owner_key(item.owner_key, field=f"items[{index}].owner_key", required=False)
+    return pool, AddressReturn(address, key, item.epoch)
+
+
+def _address(pool: PoolId, text: str, *, field: str) -> int:
+    subnet = pool.subnet
+    address = parse_address(subnet.version, text, field=field)
+    if not subnet.has(address):
+        raise refusals.address_outside(pool, text, field=field)
+    return address
+
+
+def lease_filter(request: ipam_pb2.ListLeasesRequest) -> LeaseFilter:
+    """Return what a listing of leases wants.
+
+    Raises:
+        InvalidArgument: A field is malformed.
+    """
+    return LeaseFilter(
+        owner_key=limits.check_owner_key(request.owner_key, field="owner_key", required=False),
+        host_id=limits.check_host_id(request.host_id, field="host_id"),
+    )
+
+
+def page_limit(size: int, *, of_leases: bool) -> int:
+    """Return how many entries a page has.
+
+    Raises:
+        InvalidArgument: The size is negative.
+    """
+    if size < 0:
+        raise errors.InvalidArgument("PAGE_SIZE", f"page_size: {size} is negative", field="page_size")
+    default, limit = (_LEASE_PAGE, _LEASE_PAGE_LIMIT) if of_leases else (_POOL_PAGE, _POOL_PAGE_LIMIT)
+    return min(size or default, limit)
+
+
+def to_token(text: str) -> str:
+    """Return an opaque page token."""
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def from_token(token: str) -> str:
+    """Return what a page token says.
+
+    Raises:
+        InvalidArgument: It is not one of ours.
+    """
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise bad_token() from None
+
+
+def bad_token() -> errors.InvalidArgument:
+    """The page token is not one of ours."""
+    return errors.InvalidArgument(
+        "PAGE_TOKEN_MALFORMED", "page_token: not a token of an earlier page; start without one", field="page_token"
+    )
+
+
+def pool_start(token: str) -> PoolId | None:
+    """Return where a page of pools begins.
+
+    Raises:
+        InvalidArgument: The token is malformed.
+    """
+    if not token:
+        return None
+    try:
+        return pools.parse_pool_id(from_token(token), field="page_token")
+    except errors.InvalidArgument:
+        raise bad_token() from None
+
+
+def lease_after(token: str, pool: PoolId) -> int | None:
+    """Return the address that a page of leases continues after.
+
+    Raises:
+        InvalidArgument: The token is malformed, or of another pool.
+    """
+    if not token:
+        return None
+    try:
+        address = int(from_token(token), 16)
+    except ValueError:
+        raise bad_token() from None
+    if not pool.subnet.has(address):
+        raise bad_token()
+    return address
+
+
+def to_pool(pool: Pool) -> ipam_pb2.Pool:
+    """Return a pool's wire form."""
+    use = pool.use
+    wire = ipam_pb2.PoolUse(
+        capacity=min(pool.id.capacity, _UINT64_MAX),
+        leased=use.leased,
+        quarantined=use.quarantined,
+        reserved=min(pool.id.reserved, _UINT64_MAX),
+        next_free_time=_timestamp(use.next_free_ms) if use.next_free_ms else None,
+    )
+    return ipam_pb2.Pool(
+        id=str(pool.id),
+        address_space=pool.id.space,
+        subnet=str(pool.id.subnet),
+        ip_range="" if pool.id.range is None else str(pool.id.range),
+        labels=pool.labels,
+        use=wire,
+        create_time=_timestamp(pool.created_ms),
+    )
+
+
+class LeaseWriter:
+    """Writes leases of one answer; remembers what they share, since a batch has thousands of them."""
+
+    def __init__(self) -> None:
+        self._pool: PoolId | None = None
+        self._pool_text = ""
+        self._suffix = ""
+        self._created_ms = -1
+        self._created = timestamp_pb2.Timestamp()
+
+    def write(self, lease: Lease) -> ipam_pb2.Lease:
+        """Return a lease's wire form."""
+        pool = lease.pool
+        if pool is not self._pool:
+            self._pool, self._pool_text, self._suffix = pool, str(pool), f"/{pool.subnet.prefix}"
+        if lease.created_ms != self._created_ms:
+            self._created_ms, self._created = lease.created_ms, _timestamp(lease.created_ms)
+        owner = lease.owner
+        return ipam_pb2.Lease(
+            pool_id=self._pool_text,
+            address=format_address(pool.subnet.version, lease.address) + self._suffix,
+            owner=ipam_pb2.Owner(key=owner.key, host_id=owner.host_id, kind=_WIRE_OF_KIND[owner.kind]),
+            epoch=lease.epoch,
+            create_time=self._created,
+            expire_time=_timestamp(lease.expires_ms) if lease.expires_ms else None,
+        )
+
+
+def to_leases(leases: Sequence[Lease]) -> list[ipam_pb2.Lease]:
+    """Return the wire forms of leases."""
+    writer = LeaseWriter()
+    return [writer.write(lease) for lease in leases]
+
+
+def _timestamp(ms: int) -> timestamp_pb2.Timestamp:
+    return timestamp_pb2.Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

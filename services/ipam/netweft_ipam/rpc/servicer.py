@@ -1,0 +1,136 @@
+"""IpamService: each method reads a request, asks the store, writes the answer."""
+
+# ruff: noqa: N802, ARG002  # names and parameters are the contract's
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from google.protobuf.message import Message
+from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from netweft_common import errors, status
+
+from netweft_ipam.domain import pools
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, RequestTag
+from netweft_ipam.domain.pools import PoolId
+from netweft_ipam.domain.predefined import Predefined
+from netweft_ipam.engine.allocator import Allocator
+from netweft_ipam.rpc import convert, limits
+from netweft_ipam.store.protocol import Store
+
+Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
+
+
+class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
+    """The service; it raises NetweftError, and the server's interceptor makes a status of it.
+
+    Args:
+        store: Where pools and leases are kept.
+        predefined: Where pools come from when nobody names a subnet.
+    """
+
+    def __init__(self, store: Store, predefined: Predefined) -> None:
+        self._store = store
+        self._allocator = Allocator(store)
+        self._predefined = predefined
+
+    async def GetDefaultAddressSpaces(
+        self, request: ipam_pb2.GetDefaultAddressSpacesRequest, context: Context
+    ) -> ipam_pb2.GetDefaultAddressSpacesResponse:
+        """Name the default address spaces."""
+        return ipam_pb2.GetDefaultAddressSpacesResponse(local=pools.LOCAL_DEFAULT, **{"global": pools.GLOBAL_DEFAULT})
+
+    async def RequestPool(self, request: ipam_pb2.RequestPoolRequest, context: Context) -> ipam_pb2.RequestPoolResponse:
+        """Reserve a pool."""
+        ask = convert.pool_ask(request, self._predefined)
+        pool = await self._store.request_pool(ask, _tag(request, request.request_id))
+        return ipam_pb2.RequestPoolResponse(pool=convert.to_pool(pool))
+
+    async def ReleasePool(self, request: ipam_pb2.ReleasePoolRequest, context: Context) -> ipam_pb2.ReleasePoolResponse:
+        """Give a pool back."""
+        pool = convert.pool_id(request.pool_id)
+        await self._store.release_pool(
+            pool, infrastructure=request.release_infrastructure, tag=_tag(request, request.request_id)
+        )
+        return ipam_pb2.ReleasePoolResponse()
+
+    async def GetPool(self, request: ipam_pb2.GetPoolRequest, context: Context) -> ipam_pb2.GetPoolResponse:
+        """Return one pool."""
+        pool = await self._store.get_pool(convert.pool_id(request.pool_id))
+        return ipam_pb2.GetPoolResponse(pool=convert.to_pool(pool))
+
+    async def ListPools(self, request: ipam_pb2.ListPoolsRequest, context: Context) -> ipam_pb2.ListPoolsResponse:
+        """Return a page of pools."""
+        space = request.address_space and pools.check_space(request.address_space, field="address_space")
+        limit = convert.page_limit(request.page_size, of_leases=False)
+        page = await self._store.list_pools(space=space, start=convert.pool_start(request.page_token), limit=limit)
+        return ipam_pb2.ListPoolsResponse(
+            pools=[convert.to_pool(pool) for pool in page.pools],
+            next_page_token=convert.to_token(str(page.next)) if page.next is not None else "",
+        )
+
+    async def RequestAddresses(
+        self, request: ipam_pb2.RequestAddressesRequest, context: Context
+    ) -> ipam_pb2.RequestAddressesResponse:
+        """Lease addresses; an item's failure is told with the item."""
+        limits.check_batch(len(request.items), field="items")
+        tag = _tag(request, request.request_id)
+        items: list[tuple[PoolId, AddressAsk] | errors.NetweftError] = []
+        for index, item in enumerate(request.items):
+            try:
+                items.append(convert.address_ask(index, item))
+            except errors.InvalidArgument as error:
+                items.append(error)
+        outcomes = await self._allocator.request(items, tag)
+        writer = convert.LeaseWriter()
+        return ipam_pb2.RequestAddressesResponse(
+            results=[
+                ipam_pb2.AddressResult(status=status.to_item_status(outcome))
+                if isinstance(outcome, errors.NetweftError)
+                else ipam_pb2.AddressResult(lease=writer.write(outcome))
+                for outcome in outcomes
+            ]
+        )
+
+    async def ReleaseAddresses(
+        self, request: ipam_pb2.ReleaseAddressesRequest, context: Context
+    ) -> ipam_pb2.ReleaseAddressesResponse:
+        """Give addresses back; an item's failure is told with the item."""
+        limits.check_batch(len(request.items), field="items")
+        tag = _tag(request, request.request_id)
+        items: list[tuple[PoolId, AddressReturn] | errors.NetweftError] = []
+        for index, item in enumerate(request.items):
+            try:
+                items.append(convert.address_return(index, item))
+            except errors.InvalidArgument as error:
+                items.append(error)
+        outcomes = await self._allocator.release(items, tag)
+        return ipam_pb2.ReleaseAddressesResponse(results=[status.to_item_status(outcome) for outcome in outcomes])
+
+    async def RenewLeases(self, request: ipam_pb2.RenewLeasesRequest, context: Context) -> ipam_pb2.RenewLeasesResponse:
+        """Renew all leases of a host. Idempotent by nature, so the request id is only checked."""
+        limits.check_request_id(request.request_id)
+        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        return ipam_pb2.RenewLeasesResponse(renewed=await self._store.renew_host(host_id))
+
+    async def ListLeases(self, request: ipam_pb2.ListLeasesRequest, context: Context) -> ipam_pb2.ListLeasesResponse:
+        """Return a page of leases."""
+        pool = convert.pool_id(request.pool_id)
+        page = await self._store.list_leases(
+            pool,
+            wanted=convert.lease_filter(request),
+            after=convert.lease_after(request.page_token, pool),
+            limit=convert.page_limit(request.page_size, of_leases=True),
+        )
+        return ipam_pb2.ListLeasesResponse(
+            leases=convert.to_leases(page.leases),
+            next_page_token=convert.to_token(f"{page.next:x}") if page.next is not None else "",
+        )
+
+
+def _tag(request: Message, request_id: str) -> RequestTag:
+    if not request_id:
+        return RequestTag()
+    limits.check_request_id(request_id)
+    body = type(request).__name__.encode() + request.SerializeToString(deterministic=True)
+    return RequestTag(request_id, hashlib.blake2b(body, digest_size=16).digest())

@@ -1,0 +1,68 @@
+"""Settings of netweft-ipam."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from dataclasses import field
+
+from netweft_common.settings import ServiceSettings, about
+
+from netweft_ipam.domain import predefined
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IpamSettings(ServiceSettings):
+    """What the address service can be told."""
+
+    listen: tuple[str, ...] = field(
+        default=("127.0.0.1:7710",), metadata=about("Targets to serve at: unix:/path or host:port; several by comma.")
+    )
+    store_url: str = field(
+        default="redis://127.0.0.1:6379/0",
+        metadata=about(
+            "Redis or Valkey 7.0 or later: redis://host:port, rediss://, unix:///path, "
+            "redis+sentinel://host:port,host:port/service, redis+cluster://host:port.",
+            secret=True,
+        ),
+    )
+    key_prefix: str = field(default="netweft", metadata=about("Prefix of all keys in the store."))
+    cluster_id: str = field(
+        default="netweft", metadata=about("Name of the cluster; the IPv6 prefix of automatic pools is derived from it.")
+    )
+    # Entries hold a comma themselves, so one text with semicolons, not a tuple that the environment splits at commas.
+    local_pools: str = field(
+        default=";".join(predefined.DEFAULT_LOCAL),
+        metadata=about("Where pools of one host come from: base/length,size entries, parted by semicolons."),
+    )
+    global_pools: str = field(
+        default=";".join(predefined.DEFAULT_GLOBAL),
+        metadata=about("Where pools of the cluster come from: base/length,size entries, parted by semicolons."),
+    )
+    quarantine: dt.timedelta = field(
+        default=dt.timedelta(seconds=5),
+        metadata=about(
+            "How long a released address rests before another owner gets it, for example 5s; 0s: not at all."
+        ),
+    )
+    sweep_interval: dt.timedelta = field(
+        default=dt.timedelta(seconds=5), metadata=about("How often leases whose TTL is over are ended.")
+    )
+    check_history: bool = field(
+        default=True,
+        metadata=about("Notice that the store restarted or failed over before more leases are given out."),
+    )
+
+    def predefined(self) -> predefined.Predefined:
+        """Return the predefined lists.
+
+        Raises:
+            InvalidArgument: An entry is malformed.
+        """
+        return predefined.build(
+            local=_entries(self.local_pools), global_=_entries(self.global_pools), cluster_id=self.cluster_id
+        )
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for entry in text.split(";") if entry.strip()]

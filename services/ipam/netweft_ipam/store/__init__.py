@@ -1,0 +1,1 @@
+"""Where pools and leases are kept: Redis, and its twin in memory, behind one protocol."""

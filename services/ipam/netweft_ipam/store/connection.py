@@ -1,0 +1,158 @@
+"""One connection to the store's servers: URL forms, script calls in one round trip, errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.exceptions as redis_errors
+from netweft_common import deadline, errors
+from redis.asyncio import BlockingConnectionPool, Redis, sentinel
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from netweft_ipam.store.scripts import Script
+
+CALL_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 1.0
+_MAX_CONNECTIONS = 64
+# Enough to replace a pooled connection that died with its server; the caller's own retries do the rest.
+_RETRIES = 2
+
+_AWAY = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.ClusterDownError,
+    redis_errors.MovedError,
+    redis_errors.TryAgainError,
+    redis_errors.MasterDownError,
+    OSError,
+)
+# Refusals that an operator cures, by the first word of the server's answer.
+_REFUSES = ("OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "BUSY")
+
+
+class Connection:
+    """A client of the store, whatever runs there.
+
+    Args:
+        client: redis-py's client.
+        where: The URL without its password, for messages.
+    """
+
+    def __init__(self, client: Redis | RedisCluster, where: str) -> None:
+        self._client = client
+        self._where = where
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Return a connection; nothing is sent yet.
+
+        Args:
+            url: redis://, rediss:// or unix:// for one server, redis+sentinel://host:port,host:port/<service> for
+                Sentinel, redis+cluster://host:port for Cluster.
+
+        Raises:
+            InvalidArgument: The URL is of none of these forms.
+        """
+        parts = urlsplit(url)
+        options: dict[str, Any] = {
+            "socket_timeout": CALL_TIMEOUT_S,
+            "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+            "retry": Retry(ExponentialBackoff(base=0.02, cap=0.2), _RETRIES),
+        }
+        client: Redis | RedisCluster
+        try:
+            if parts.scheme in ("redis", "rediss", "unix"):
+                pool = BlockingConnectionPool.from_url(
+                    url, max_connections=_MAX_CONNECTIONS, timeout=CALL_TIMEOUT_S, **options
+                )
+                client = Redis.from_pool(pool)
+            elif parts.scheme == "redis+cluster":
+                client = RedisCluster.from_url(
+                    urlunsplit(parts._replace(scheme="redis")),
+                    socket_timeout=CALL_TIMEOUT_S,
+                    socket_connect_timeout=_CONNECT_TIMEOUT_S,
+                )
+            elif parts.scheme == "redis+sentinel":
+                client = _by_sentinel(parts.netloc, parts.path.strip("/"), options)
+            else:
+                raise ValueError(f"scheme {parts.scheme!r}")  # noqa: TRY301  # told as the other malformations are
+        except ValueError as error:
+            raise errors.InvalidArgument(
+                "STORE_URL_MALFORMED",
+                f"store_url: {_masked(url)!r} is no store URL ({error}); use redis://host:port, unix:///path, "
+                "redis+sentinel://host:port,host:port/service or redis+cluster://host:port",
+                field="store_url",
+            ) from error
+        return cls(client, _masked(url))
+
+    async def run(self, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+        """Run a script over one hash tag, in one round trip.
+
+        Raises:
+            Unavailable: No answer in time, or a server that cannot write now.
+            Internal: The script failed.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
+                try:
+                    answer = await self._client.execute_command("EVALSHA", script.sha, 1, key, *args)
+                except redis_errors.NoScriptError:
+                    answer = await self._client.execute_command("EVAL", script.text, 1, key, *args)
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._translate(error, script.name) from error
+        assert isinstance(answer, list)
+        return answer
+
+    async def command(self, *args: str | bytes | int) -> Any:
+        """Run one command over one key.
+
+        Raises:
+            Unavailable: No answer in time.
+            Internal: The server refused the command.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
+                return await self._client.execute_command(*args)
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._translate(error, str(args[0])) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    def _translate(self, error: Exception, what: str) -> errors.NetweftError:
+        text = str(error) or type(error).__name__
+        if isinstance(error, (TimeoutError, *_AWAY)) or text.startswith(_REFUSES):
+            return errors.Unavailable(
+                "STORE_UNAVAILABLE",
+                f"the store at {self._where} did not do {what}: {text}; nothing is lost, try again",
+                retry_after_s=0.5,
+                store=self._where,
+            )
+        return errors.Internal("STORE_FAILED", f"the store at {self._where} failed at {what}: {text}")
+
+
+def _by_sentinel(netloc: str, service: str, options: dict[str, Any]) -> Redis:
+    credentials, _, hosts = netloc.rpartition("@")
+    if not service:
+        raise ValueError("no service name behind the sentinels")
+    addresses = []
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":")
+        addresses.append((name or port, int(port) if name else 26379))
+    user, _, password = credentials.partition(":")
+    watch = sentinel.Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]  # redis-py's gap
+    client: Redis = watch.master_for(service, username=user or None, password=password or None, **options)
+    return client
+
+
+def _masked(url: str) -> str:
+    parts = urlsplit(url)
+    _, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"***@{host}" if at else host, query=""))

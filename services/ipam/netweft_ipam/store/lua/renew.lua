@@ -1,0 +1,7 @@
+-- Renews all leases of a host in one family. ARGV[5] host. Returns code and how many leases the host holds here.
+local host = host_named(ARGV[5])
+if not host then return { 'OK', 0 } end
+host.renewed = now
+hosts_changed[host.index] = true
+flush()
+return { 'OK', host.count }

@@ -1,0 +1,290 @@
+-- Leases addresses of one pool.
+-- ARGV[5] request id ('' none), [6] fingerprint, [7] range of the pool, [8] lowest and [9] highest automatic ref,
+-- [10] groups, then 4 of each: host, kind, TTL (s), serial; then 3 of each item: owner's key, its digest, and
+-- `<group>` or `<group>:<ref>`.
+-- Returns code, now, results (packed: status, epoch, time, expiry, ref), words that some results need, whether a host is
+-- new here, and the use of the family: held, resting, when the next address stops resting.
+local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED = 0, 1, 2, 3, 4, 5
+
+local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
+local pool = meta[1] and pool_index(meta[4])
+if not pool then return { 'NOPOOL' } end
+if ARGV[4] == '1' then
+  local server = history()
+  if server ~= meta[2] then return { 'STALE', server } end
+end
+local remember
+if ARGV[5] ~= '' then
+  remember = request_key(meta[1], ARGV[5])
+  local known = call('GET', remember)
+  if known and sub(known, 1, #ARGV[6]) ~= ARGV[6] then return { 'REUSED' } end
+end
+
+local low, high = ARGV[8], ARGV[9]
+local epoch = tonumber(meta[3])
+local groups, at = {}, 11
+for index = 1, tonumber(ARGV[10]) do
+  groups[tostring(index)] =
+    { host = ARGV[at], kind = tonumber(ARGV[at + 1]), ttl = tonumber(ARGV[at + 2]), serial = ARGV[at + 3] == '1' }
+  at = at + 4
+end
+local first_item = at
+local items = (#ARGV - first_item + 1) / 3
+
+-- Read all buckets in a few calls: most batches touch as many buckets as they have items.
+do
+  local names = {}
+  local function fetch()
+    if #names == 0 then return end
+    local texts = call('HMGET', O, unpack(names))
+    for index, name in ipairs(names) do buckets[name] = texts[index] or '' end
+    names = {}
+  end
+  for index = 0, items - 1 do
+    names[#names + 1] = sub(ARGV[first_item + index * 3 + 1], 1, NB)
+    if #names >= 2000 then fetch() end
+  end
+  fetch()
+end
+
+free_rested(64)
+
+-- Takes up to `count` free addresses from..to, lowest first; appends their refs to `found`.
+local function scan(from, to, count, found)
+  local chunk, last_chunk = sub(from, 1, W - 4), sub(to, 1, W - 4)
+  local start = tonumber(sub(from, W - 3), 16)
+  local wanted = #found + count
+  while true do
+    local stop = chunk == last_chunk and tonumber(sub(to, W - 3), 16) or 65535
+    local key = B .. chunk
+    local size = call('STRLEN', key)
+    local here = floor(start / 8)
+    while here * 8 <= stop and #found < wanted do
+      if here < size then here = floor(call('BITPOS', key, 0, here) / 8) end
+      if here * 8 > stop then break end
+      -- A window wide enough for what is wanted if all were free; Redis skips what is full.
+      local length = min(floor(stop / 8) - here + 1, max(8, floor((wanted - #found) / 8) + 2), 1024)
+      local window = call('GETRANGE', key, here, here + length - 1)
+      if #window < length then window = window .. string.rep('\0', length - #window) end
+      local parts, copied, changed_from, p = {}, 0, nil, 1
+      while #found < wanted do
+        p = find(window, '[^\255]', p)
+        if not p then break end
+        local old = byte(window, p)
+        local new, base, weight = old, (here + p - 1) * 8, 128
+        for bit_number = base, base + 7 do
+          if floor(old / weight) % 2 == 0 and bit_number >= start and bit_number <= stop then
+            new = new + weight
+            found[#found + 1] = chunk .. fmt('%04x', bit_number)
+            if #found == wanted then break end
+          end
+          weight = weight / 2
+        end
+        if new ~= old then
+          if not changed_from then changed_from, copied = p, p - 1 end
+          parts[#parts + 1] = sub(window, copied + 1, p - 1)
+          parts[#parts + 1] = char(new)
+          copied = p
+        end
+        p = p + 1
+      end
+      if changed_from then
+        note_chunk(chunk)
+        call('SETRANGE', key, here + changed_from - 1, concat(parts))
+        size = max(size, here + copied)
+      end
+      here = here + length
+    end
+    if #found >= wanted or chunk == last_chunk then return end
+    chunk, start = successor(chunk), 0
+    if not chunk then return end
+  end
+end
+
+local cursor
+-- Returns up to `count` fresh automatic addresses, in the order in which they are given out.
+local function take(count, serial)
+  local found = {}
+  if low > high then return found end
+  if serial then
+    cursor = cursor or call('HGET', M, 's' .. pool) or ''
+    local from = cursor ~= '' and cursor >= low and cursor < high and successor(cursor) or low
+    scan(from, high, count, found)
+    if #found < count and from > low then scan(low, cursor, count - #found, found) end
+  else
+    scan(low, high, count, found)
+  end
+  if #found > 0 then cursor = found[#found] end
+  return found
+end
+
+-- Returns fresh automatic addresses; when they run short, everything that has rested is freed first.
+local function take_all(count, serial)
+  local found = take(count, serial)
+  while #found < count and free_rested(64) > 0 do
+    local more = take(count - #found, serial)
+    for index = 1, #more do found[#found + 1] = more[index] end
+  end
+  return found
+end
+
+local out, words = {}, {}
+local used = {}
+
+local function expiry(lease)
+  if lease.ttl == 0 then return 0 end
+  local host = host_at(lease.host)
+  return max(lease.renewed, host and host.renewed or 0) + lease.ttl * 1000
+end
+
+-- Makes the record of a lease whose bit is set already.
+local function grant(ref, group, key, digest)
+  local old = find_record(ref)
+  if old then
+    local was = decode(old)
+    if was.time > 0 then
+      add('q', -1)
+      add('q' .. was.pool, -1)
+      rests_moved[sub(ref, 1, -2)] = true
+    end
+    if was.key ~= key then
+      index_remove(was.key, ref)
+      index_add(digest, ref)
+    end
+  else
+    index_add(digest, ref)
+  end
+  epoch = epoch + 1
+  local host = 0
+  if group.host ~= '' then
+    group.index = group.index or ensure_host(group.host).index
+    host = group.index
+    count_host(host, 1)
+  end
+  local ttl = group.ttl
+  put_record(ref, encode(ref, true, group.kind, pool, host, epoch, now, key, ttl, now))
+  local expires = 0
+  if ttl > 0 then
+    expires = now + ttl * 1000
+    earliest(expiries, sub(ref, 1, -2), expires)
+  end
+  used.n = (used.n or 0) + 1
+  if group.kind == 1 or group.kind == 2 then used.g = (used.g or 0) + 1 end
+  out[#out + 1] = spack('>BI8I8I8', GRANTED, epoch, now, expires) .. ref
+end
+
+-- Answers with a lease that the owner holds already, renewed.
+local function stand(ref, lease, group)
+  local changed = false
+  if lease.ttl > 0 or group.ttl > 0 then
+    lease.ttl, lease.renewed, changed = group.ttl, now, true
+    if lease.ttl > 0 then earliest(expiries, sub(ref, 1, -2), now + lease.ttl * 1000) end
+  end
+  if lease.host == 0 and group.host ~= '' then
+    lease.host, changed = ensure_host(group.host).index, true
+    count_host(lease.host, 1)
+  end
+  if changed then
+    put_record(ref, encode(
+      ref, true, lease.kind, lease.pool, lease.host, lease.epoch, lease.time, lease.key, lease.ttl, lease.renewed))
+  end
+  local host = host_at(lease.host)
+  words[#words + 1] = host and host.name or ''
+  out[#out + 1] = spack('>BI8I8I8', STANDS, lease.epoch, lease.time, expiry(lease)) .. ref
+end
+
+local function refuse(status, ref, time)
+  out[#out + 1] = spack('>BI8I8I8', status, 0, time or 0, 0) .. ref
+end
+
+-- The lease of a kind that the owner holds through this pool, and the lowest free address that was the owner's.
+local function of_owner(digest, key, kind)
+  local sticky
+  for _, ref in ipairs(refs_of(digest, key)) do
+    local lease = decode(find_record(ref))
+    if lease.held then
+      if lease.kind == kind and lease.pool == pool then return ref, lease end
+    elseif not sticky and ref >= low and ref <= high then
+      sticky = ref
+    end
+  end
+  return nil, nil, sticky
+end
+
+local function ask_address(ref, group, key, digest)
+  local record = find_record(ref)
+  local lease = record and decode(record)
+  if lease and lease.held then
+    if lease.key == key and lease.kind == group.kind and lease.pool == pool then return stand(ref, lease, group) end
+    words[#words + 1] = lease.key
+    return refuse(IN_USE, ref)
+  end
+  if group.kind == 0 then
+    local held = of_owner(digest, key, group.kind)
+    if held then return refuse(HOLDS_ANOTHER, held) end
+  end
+  if lease and lease.time > now and lease.key ~= key then return refuse(RESTING, ref, lease.time) end
+  if not lease or lease.time == 0 then set_bit(ref) end
+  grant(ref, group, key, digest)
+end
+
+local function ask_any(group, key, digest)
+  local ref, lease, sticky = of_owner(digest, key, group.kind)
+  if ref then return stand(ref, lease, group) end
+  if sticky then
+    if decode(find_record(sticky)).time == 0 then set_bit(sticky) end
+    return grant(sticky, group, key, digest)
+  end
+  local found = take_all(1, group.serial)
+  if not found[1] then return refuse(EXHAUSTED, low) end
+  grant(found[1], group, key, digest)
+end
+
+-- Items that want any address and whose owner was never here are taken in runs, the rest one by one.
+local seen, run, run_group = {}, {}, nil
+local function finish_run()
+  if #run == 0 then return end
+  local found = take_all(#run, run_group.serial)
+  for index, item in ipairs(run) do
+    if found[index] then
+      grant(found[index], item[1], item[2], item[3])
+    else
+      refuse(EXHAUSTED, low)
+    end
+  end
+  run = {}
+end
+
+for index = first_item, #ARGV, 3 do
+  local key, digest, spec = ARGV[index], ARGV[index + 1], ARGV[index + 2]
+  local group, ref = groups[spec], nil
+  if not group then
+    local colon = find(spec, ':', 1, true)
+    group, ref = groups[sub(spec, 1, colon - 1)], sub(spec, colon + 1)
+  end
+  if not ref and not seen[key] and not find_entry(buckets[sub(digest, 1, NB)], sub(digest, NB + 1, NB + 8), 1) then
+    if #run > 0 and run_group.serial ~= group.serial then finish_run() end
+    run[#run + 1], run_group = { group, key, digest }, group
+  else
+    finish_run()
+    if ref then ask_address(ref, group, key, digest) else ask_any(group, key, digest) end
+  end
+  seen[key] = true
+end
+finish_run()
+
+add('n', used.n or 0)
+add('n' .. pool, used.n or 0)
+add('g' .. pool, used.g or 0)
+flush()
+if used.n then
+  call('HSET', M, 'ep', epoch)
+  if cursor and cursor ~= '' then call('HSET', M, 's' .. pool, cursor) end
+end
+if remember then call('SET', remember, ARGV[6], 'EX', DAY) end
+local use = call('HMGET', M, 'n', 'q')
+local next_rest = call('ZRANGE', Q, 0, 0, 'WITHSCORES')
+return {
+  'OK', now, concat(out), words, host_added and 1 or 0,
+  tonumber(use[1] or 0), tonumber(use[2] or 0), tonumber(next_rest[2] or 0),
+}

@@ -1,0 +1,338 @@
+"""The store's twin in memory: the same rules, written as plainly as they can be.
+
+It is what the contract suite compares Redis with, and what other services test against. It searches address by address,
+so it is for small pools.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+from netweft_common import errors
+
+from netweft_ipam.domain import predefined, refusals
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, Owner, RequestTag
+from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse
+from netweft_ipam.store.protocol import LeasePage, PoolPage
+
+
+@dataclasses.dataclass(slots=True)
+class _Cell:
+    """An address that was leased at least once."""
+
+    lease: Lease
+    held: bool = True
+    ttl_s: int = 0
+    renewed_ms: int = 0
+    rests_until_ms: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Family:
+    """The addresses of one subnet."""
+
+    cells: dict[int, _Cell] = dataclasses.field(default_factory=dict)
+    cursors: dict[PoolId, int] = dataclasses.field(default_factory=dict)
+    seen: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    answers: dict[str, list[errors.NetweftError | None]] = dataclasses.field(default_factory=dict)
+    beats: dict[str, int] = dataclasses.field(default_factory=dict)
+    epoch: int = 0
+
+
+class MemoryStore:
+    """Pools and leases in this process.
+
+    Args:
+        quarantine_ms: How long a released address rests.
+        now_ms: Time in ms; the system's by default.
+    """
+
+    def __init__(self, *, quarantine_ms: int = 5000, now_ms: Callable[[], int] | None = None) -> None:
+        self._quarantine_ms = quarantine_ms
+        self._now_ms = now_ms if now_ms is not None else lambda: time.time_ns() // 1_000_000
+        self._pools: dict[PoolId, Pool] = {}
+        self._families: dict[PoolId, _Family] = {}
+        self._pool_requests: dict[tuple[str, str], tuple[bytes, Pool | None]] = {}
+
+    async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
+        """See Store."""
+        if known := self._known_request(ask.space, tag):
+            pool = known[1]
+            if pool is not None and self._pools.get(pool.id) is pool:
+                return self._with_use(pool)
+        pool_id = self._choose(ask) if ask.subnet is None else PoolId(ask.space, ask.subnet, ask.range)
+        if ask.subnet is not None:
+            self._refuse_overlap(pool_id)
+        now = self._now_ms()
+        family = self._families.setdefault(pool_id.family, _Family())
+        family.epoch = max(family.epoch, now // 1000 * 65536)
+        pool = self._pools[pool_id] = Pool(id=pool_id, labels=dict(ask.labels), created_ms=now)
+        if tag.id:
+            self._pool_requests[ask.space, tag.id] = (tag.fingerprint, pool)
+        return self._with_use(pool)
+
+    async def release_pool(self, pool: PoolId, *, infrastructure: bool, tag: RequestTag) -> None:
+        """See Store."""
+        if self._known_request(pool.space, tag):
+            return
+        self._get(pool)
+        cells = [cell for cell in self._families[pool.family].cells.values() if cell.held and cell.lease.pool == pool]
+        held = [cell for cell in cells if not (infrastructure and cell.lease.owner.kind.is_infrastructure)]
+        if held:
+            raise refusals.pool_in_use(pool, len(held))
+        for cell in cells:
+            self._end(cell)
+        del self._pools[pool]
+        if not any(other.family == pool.family for other in self._pools):
+            del self._families[pool.family]
+        if tag.id:
+            self._pool_requests[pool.space, tag.id] = (tag.fingerprint, None)
+
+    async def get_pool(self, pool: PoolId) -> Pool:
+        """See Store."""
+        return self._with_use(self._get(pool))
+
+    async def list_pools(self, *, space: str, start: PoolId | None, limit: int) -> PoolPage:
+        """See Store."""
+        wanted = sorted(
+            (pool for pool in self._pools if (not space or pool.space == space)),
+            key=_list_order,
+        )
+        if start is not None:
+            wanted = [pool for pool in wanted if _list_order(pool) >= _list_order(start)]
+        page = tuple(self._with_use(self._pools[pool]) for pool in wanted[:limit])
+        return PoolPage(page, wanted[limit] if len(wanted) > limit else None)
+
+    async def request_addresses(
+        self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """See Store."""
+        self._get(pool)
+        family = self._families[pool.family]
+        await self.check_tag(pool, tag)
+        if tag.id:
+            family.seen[tag.id] = tag.fingerprint
+        self._free_rested(family)
+        outcomes = [self._request(pool, family, ask) for ask in asks]
+        # What is told of a full pool is its use at the end of the call.
+        return [refusals.exhausted(pool, self._use(pool)) if outcome is None else outcome for outcome in outcomes]
+
+    async def release_addresses(
+        self, pool: PoolId, returns: Sequence[AddressReturn], tag: RequestTag
+    ) -> list[errors.NetweftError | None]:
+        """See Store."""
+        self._get(pool)
+        family = self._families[pool.family]
+        await self.check_tag(pool, tag)
+        if tag.id in family.answers:
+            return family.answers[tag.id]
+        outcomes = [self._release(pool, family, item) for item in returns]
+        if tag.id:
+            family.seen[tag.id] = tag.fingerprint
+            family.answers[tag.id] = outcomes
+        return outcomes
+
+    async def check_tag(self, pool: PoolId, tag: RequestTag) -> None:
+        """See Store."""
+        family = self._families.get(pool.family)
+        if family and tag.id and family.seen.get(tag.id, tag.fingerprint) != tag.fingerprint:
+            raise refusals.request_id_reused(tag.id)
+
+    async def renew_host(self, host_id: str) -> int:
+        """See Store."""
+        renewed = 0
+        for family in self._families.values():
+            family.beats[host_id] = self._now_ms()
+            renewed += sum(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values())
+        return renewed
+
+    async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
+        """See Store."""
+        self._get(pool)
+        family = self._families[pool.family]
+        found = [
+            self._as_held(family, cell)
+            for address, cell in sorted(family.cells.items())
+            if cell.held
+            and cell.lease.pool == pool
+            and (after is None or address > after)
+            and wanted.owner_key in ("", cell.lease.owner.key)
+            and wanted.host_id in ("", cell.lease.owner.host_id)
+        ]
+        return LeasePage(tuple(found[:limit]), found[limit - 1].address if len(found) > limit else None)
+
+    async def sweep(self) -> int:
+        """See Store."""
+        ended = 0
+        for family in self._families.values():
+            for cell in family.cells.values():
+                if cell.held and cell.ttl_s and self._as_held(family, cell).expires_ms <= self._now_ms():
+                    self._end(cell)
+                    ended += 1
+            self._free_rested(family)
+        return ended
+
+    async def check(self) -> None:
+        """See Store."""
+
+    async def aclose(self) -> None:
+        """See Store."""
+
+    def _get(self, pool: PoolId) -> Pool:
+        if pool not in self._pools:
+            raise refusals.pool_unknown(pool)
+        return self._pools[pool]
+
+    def _known_request(self, space: str, tag: RequestTag) -> tuple[bytes, Pool | None] | None:
+        known = self._pool_requests.get((space, tag.id)) if tag.id else None
+        if known and known[0] != tag.fingerprint:
+            raise refusals.request_id_reused(tag.id)
+        return known
+
+    def _choose(self, ask: PoolAsk) -> PoolId:
+        taken = {pool.subnet for pool in self._pools if pool.space == ask.space}
+        subnet = predefined.first_free(ask.choices, taken, ask.exclude)
+        if subnet is None:
+            first = ask.choices[0]
+            raise refusals.pools_exhausted(ask.space, f"of IPv{first.base.version} /{first.size}")
+        return PoolId(ask.space, subnet)
+
+    def _refuse_overlap(self, pool: PoolId) -> None:
+        if pool in self._pools:
+            raise refusals.pool_overlap(pool, pool.subnet)
+        for other in sorted(self._pools, key=lambda other: (other.subnet.base < pool.subnet.base, other.subnet.base)):
+            if other.space != pool.space or not other.subnet.overlaps(pool.subnet):
+                continue
+            if pool.range is None or other.subnet != pool.subnet:
+                raise refusals.pool_overlap(pool, other.subnet)
+
+    def _with_use(self, pool: Pool) -> Pool:
+        return dataclasses.replace(pool, use=self._use(pool.id))
+
+    def _use(self, pool: PoolId) -> PoolUse:
+        cells = self._families[pool.family].cells.values()
+        resting = [cell for cell in cells if not cell.held and cell.rests_until_ms]
+        held = [cell for cell in cells if cell.held]
+        return PoolUse(
+            leased=sum(cell.lease.pool == pool for cell in held),
+            quarantined=sum(cell.lease.pool == pool for cell in resting),
+            next_free_ms=min((cell.rests_until_ms for cell in resting), default=0),
+            family_leased=len(held),
+            family_quarantined=len(resting),
+        )
+
+    def _as_held(self, family: _Family, cell: _Cell) -> Lease:
+        if not cell.ttl_s:
+            return dataclasses.replace(cell.lease, expires_ms=0)
+        renewed = max(cell.renewed_ms, family.beats.get(cell.lease.owner.host_id, 0) if cell.lease.owner.host_id else 0)
+        return dataclasses.replace(cell.lease, expires_ms=renewed + cell.ttl_s * 1000)
+
+    def _free_rested(self, family: _Family) -> None:
+        for cell in family.cells.values():
+            if not cell.held and cell.rests_until_ms <= self._now_ms():
+                cell.rests_until_ms = 0
+
+    def _end(self, cell: _Cell) -> None:
+        cell.held = False
+        cell.ttl_s = 0
+        cell.rests_until_ms = self._now_ms() + self._quarantine_ms if self._quarantine_ms else 0
+
+    def _request(self, pool: PoolId, family: _Family, ask: AddressAsk) -> Lease | errors.NetweftError | None:
+        mine = [cell for _, cell in sorted(family.cells.items()) if cell.lease.owner.key == ask.owner.key]
+        standing = next((cell for cell in mine if _is_same_claim(cell, pool, ask.owner)), None)
+        if ask.address is not None:
+            return self._request_that(pool, family, ask, ask.address, standing)
+        if standing is not None:
+            return self._stand(family, standing, ask)
+        sticky = (
+            cell.lease.address for cell in mine if not cell.held and pool.first <= cell.lease.address <= pool.last
+        )
+        address = next(sticky, None)
+        if address is not None:
+            return self._grant(pool, family, ask, address)
+        address = self._find_free(pool, family, serial=ask.serial)
+        if address is None:
+            return None
+        family.cursors[pool] = address
+        return self._grant(pool, family, ask, address)
+
+    def _request_that(
+        self, pool: PoolId, family: _Family, ask: AddressAsk, address: int, standing: _Cell | None
+    ) -> Lease | errors.NetweftError:
+        cell = family.cells.get(address)
+        if cell is not None and cell.held:
+            if _is_same_claim(cell, pool, ask.owner):
+                return self._stand(family, cell, ask)
+            return refusals.address_in_use(pool, address, cell.lease.owner.key)
+        if ask.owner.kind.is_single and standing is not None:
+            return refusals.owner_holds_another(pool, ask.owner.key, address, standing.lease.address)
+        if cell is not None and cell.rests_until_ms > self._now_ms() and cell.lease.owner.key != ask.owner.key:
+            return refusals.address_resting(pool, address, cell.rests_until_ms)
+        return self._grant(pool, family, ask, address)
+
+    def _find_free(self, pool: PoolId, family: _Family, *, serial: bool) -> int | None:
+        start = pool.first
+        if serial:
+            cursor = family.cursors.get(pool, pool.last)
+            start = cursor + 1 if pool.first <= cursor < pool.last else pool.first
+        for address in itertools.chain(range(start, pool.last + 1), range(pool.first, start)):
+            cell = family.cells.get(address)
+            if cell is None or not (cell.held or cell.rests_until_ms):
+                return address
+        return None
+
+    def _grant(self, pool: PoolId, family: _Family, ask: AddressAsk, address: int) -> Lease:
+        family.epoch += 1
+        now = self._now_ms()
+        self._welcome(family, ask.owner.host_id)
+        cell = family.cells[address] = _Cell(
+            Lease(pool, address, ask.owner, family.epoch, now), ttl_s=ask.ttl_s, renewed_ms=now
+        )
+        return self._as_held(family, cell)
+
+    @staticmethod
+    def _welcome(family: _Family, host_id: str) -> None:
+        """Forget heartbeats of a host that held nothing here."""
+        if not any(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values()):
+            family.beats.pop(host_id, None)
+
+    def _stand(self, family: _Family, cell: _Cell, ask: AddressAsk) -> Lease:
+        cell.ttl_s, cell.renewed_ms = ask.ttl_s, self._now_ms()
+        if not cell.lease.owner.host_id:
+            self._welcome(family, ask.owner.host_id)
+            owner = Owner(cell.lease.owner.key, ask.owner.host_id, cell.lease.owner.kind)
+            cell.lease = dataclasses.replace(cell.lease, owner=owner)
+        return self._as_held(family, cell)
+
+    def _release(self, pool: PoolId, family: _Family, item: AddressReturn) -> errors.NetweftError | None:
+        cell = family.cells.get(item.address)
+        if cell is None or not cell.held:
+            return None
+        holder = cell.lease.owner.key
+        if item.owner_key not in ("", holder):
+            return refusals.not_the_owner(pool, item.address, holder, item.owner_key)
+        if item.epoch not in (0, cell.lease.epoch):
+            return refusals.stale_epoch(pool, item.address, cell.lease.epoch, item.epoch)
+        self._end(cell)
+        return None
+
+
+def _is_same_claim(cell: _Cell, pool: PoolId, owner: Owner) -> bool:
+    lease = cell.lease
+    return cell.held and lease.pool == pool and lease.owner.key == owner.key and lease.owner.kind is owner.kind
+
+
+def _list_order(pool: PoolId) -> tuple[str, int, int, int, int, int]:
+    part = pool.range
+    subnet = pool.subnet
+    return (
+        pool.space,
+        subnet.version,
+        subnet.base,
+        subnet.prefix,
+        part.base if part else -1,
+        part.prefix if part else -1,
+    )

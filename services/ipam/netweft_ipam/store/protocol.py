@@ -1,0 +1,137 @@
+"""What the service asks of a store; Redis and its twin in memory both answer it, proven by one contract suite."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+from netweft_common import errors
+
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, RequestTag
+from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
+
+NO_TAG = RequestTag()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolPage:
+    """Some pools in the order of space and subnet.
+
+    Attributes:
+        pools: The pools.
+        next: Where the next page begins; None: this was the last.
+    """
+
+    pools: tuple[Pool, ...]
+    next: PoolId | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeasePage:
+    """Some leases in the order of addresses.
+
+    Attributes:
+        leases: The leases; may be fewer than asked for, even none, on a page that is not the last.
+        next: Address that the next page continues after; None: this was the last.
+    """
+
+    leases: tuple[Lease, ...]
+    next: int | None
+
+
+class Store(Protocol):
+    """Pools and leases. Each call is atomic for its pool, and safe to repeat when its outcome is unknown."""
+
+    async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
+        """Reserve a pool.
+
+        Raises:
+            FailedPrecondition: It overlaps another one of its space.
+            Exhausted: No predefined pool is free.
+            AlreadyExists: The request id came with another body.
+        """
+        ...
+
+    async def release_pool(self, pool: PoolId, *, infrastructure: bool, tag: RequestTag) -> None:
+        """End a pool; its address set ends with the last pool of its subnet.
+
+        Args:
+            pool: The pool.
+            infrastructure: Whether leases of gateways and auxiliary addresses go with it.
+            tag: Identity of the request.
+
+        Raises:
+            NotFound: It does not exist.
+            FailedPrecondition: Leases are held through it.
+            AlreadyExists: The request id came with another body.
+        """
+        ...
+
+    async def get_pool(self, pool: PoolId) -> Pool:
+        """Return a pool with its use.
+
+        Raises:
+            NotFound: It does not exist.
+        """
+        ...
+
+    async def list_pools(self, *, space: str, start: PoolId | None, limit: int) -> PoolPage:
+        """Return pools of a space, or of all spaces when it is empty, from `start` on."""
+        ...
+
+    async def request_addresses(
+        self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """Lease addresses of one pool; each ask has its own outcome, in order.
+
+        An owner that holds a lease of the kind through this pool gets that one again, renewed.
+
+        Raises:
+            NotFound: The pool does not exist.
+            AlreadyExists: The request id came with another body.
+        """
+        ...
+
+    async def release_addresses(
+        self, pool: PoolId, returns: Sequence[AddressReturn], tag: RequestTag
+    ) -> list[errors.NetweftError | None]:
+        """Give addresses back; each has its own outcome, in order; one that nobody holds is fine.
+
+        Raises:
+            NotFound: The pool does not exist.
+            AlreadyExists: The request id came with another body.
+        """
+        ...
+
+    async def check_tag(self, pool: PoolId, tag: RequestTag) -> None:
+        """Refuse a request id that this pool has seen with another body.
+
+        Raises:
+            AlreadyExists: It has.
+        """
+        ...
+
+    async def renew_host(self, host_id: str) -> int:
+        """Note that a host lives, which renews all its leases; returns how many it holds."""
+        ...
+
+    async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
+        """Return leases held through a pool, behind the address `after`.
+
+        Raises:
+            NotFound: The pool does not exist.
+        """
+        ...
+
+    async def sweep(self) -> int:
+        """End all leases whose time is over, and free what has rested long enough; returns how many ended."""
+        ...
+
+    async def check(self) -> None:
+        """Raise Unavailable unless the store answers."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...
