@@ -17,6 +17,7 @@ from pathlib import Path
 from netweft_cli import layout, stack
 from netweft_client import AsyncClient, model
 from netweft_common.errors import NetweftError
+
 from tests.bench import figures, peers
 from tests.support.netns import Netns
 

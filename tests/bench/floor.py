@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 NEWLINK, DELLINK, NEWADDR, NEWROUTE = 16, 17, 20, 24
@@ -37,7 +38,7 @@ def new_namespace() -> int:
     """Move this process to a fresh namespace with IPv6 off, and return a descriptor of it."""
     checked(LIBC.unshare(CLONE_NEWNET))
     for scope in ("default", "all"):
-        with open(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6", "w") as file:
+        with Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").open("w") as file:
             file.write("1")
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 
