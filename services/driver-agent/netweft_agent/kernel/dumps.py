@@ -16,6 +16,7 @@ _IFINFO = struct.Struct("=BBHiII")
 _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BBHiHBB")
+_ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _S32 = struct.Struct("=i")
 
@@ -149,6 +150,26 @@ def link(body: bytes) -> LinkInfo:
         port=port,
         vxlan=_vxlan(netlink.attributes(info.get(rtnl.IFLA_INFO_DATA, b""))) if kind == "vxlan" else None,
     )
+
+
+def born(body: bytes) -> tuple[int, int, bool, int]:
+    """Return of a link that was just created what only the kernel knows: index, other end's index, IPv6 off, accept_ra.
+
+    A fifth of the time of `link`, which every attach would pay.
+    """
+    index: int = _S32.unpack_from(body, 4)[0]
+    other, spec = 0, None
+    offset, end = _IFINFO.size, len(body)
+    while offset + 4 <= end:
+        size, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if size < 4:
+            break
+        if kind == rtnl.IFLA_LINK:
+            other = _U32.unpack_from(body, offset + 4)[0]
+        elif kind & netlink.NLA_TYPE_MASK == rtnl.IFLA_AF_SPEC:
+            spec = body[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+    return index, other, *_ipv6(spec)
 
 
 def _ipv6(payload: bytes | None) -> tuple[bool, int]:

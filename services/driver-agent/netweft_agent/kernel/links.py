@@ -187,7 +187,11 @@ class Links:
     ) -> bool:
         """Take what the kernel said to a creation; False: it is worth another try."""
         link = item.link
-        info = dumps.link(answer.replies[0].body) if answer.replies and not answer.errno else None
+        link_is_told = answer.replies and not answer.errno
+        if ack.errno == 0 and link.kind == "veth" and link_is_told:
+            info = self._as_born(link, answer.replies[0].body)
+        else:
+            info = dumps.link(answer.replies[0].body) if link_is_told else None
         if ack.errno == 0 and info is not None:
             item.info = info
             self._remember(link, info)
@@ -207,6 +211,26 @@ class Links:
                 return False
         run.refuse(item.step, ack.errno or answer.errno, ack.detail or answer.detail)
         return True
+
+    def _as_born(self, link: Link, body: bytes) -> dumps.LinkInfo:
+        """Return a new veth as it must be, since its creation was acknowledged; only some of it is read."""
+        index, other, ipv6_disabled, accept_ra = dumps.born(body)
+        return dumps.LinkInfo(
+            ifindex=index,
+            name=link.name,
+            up=False,
+            kind=link.kind,
+            mtu=link.mtu or 0,
+            mac=link.mac or "",
+            master_index=self._master(link) or 0,
+            link_index=other,
+            link_nsid=None,
+            group=resources.LINK_GROUP,
+            ipv6_disabled=ipv6_disabled,
+            accept_ra=accept_ra,
+            port=resources.Port() if link.master is not None else None,
+            vxlan=None,
+        )
 
     def _adopt(self, run: Run, item: _Work, info: dumps.LinkInfo | None) -> bool:
         """Take over a link that exists if it is what is wanted, or ours and in the way; else say whose it is."""
@@ -288,7 +312,7 @@ class Links:
             with self._namespaces.entered(ns):
                 for item in items:
                     try:
-                        sysctl.switch_ipv6(item.link.name, on=bool(item.link.ipv6))
+                        sysctl.switch_ipv6(item.link.name, on=bool(item.link.ipv6), differs=True)
                     except errors.NetweftError as error:
                         self._give_up(run, item, error)
                         dropped.add(item.step)

@@ -49,11 +49,13 @@ def write(path: str, value: str) -> None:
         InvalidArgument: The path is not below net/.
         KernelError: There is no such setting, or the kernel refuses the value.
     """
-    name = _check(path)
-    if read(path) == " ".join(value.split()):
-        return
+    if read(path) != " ".join(value.split()):
+        _write(path, value)
+
+
+def _write(path: str, value: str) -> None:
     try:
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(_check(path), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, value.encode())
         finally:
@@ -63,19 +65,21 @@ def write(path: str, value: str) -> None:
         raise errors.KernelError(op, path, error.errno or errno.EIO) from error
 
 
-def switch_ipv6(link: str, *, on: bool) -> None:
+def switch_ipv6(link: str, *, on: bool, differs: bool = False) -> None:
     """Switch IPv6 of a link on, without router advertisements, or off; idempotent.
 
-    Off is the rule in a kernel without IPv6.
+    Args:
+        link: Name.
+        on: Off is as good as done in a kernel without IPv6.
+        differs: The caller knows that it is not so, which spares a look.
 
     Raises:
         KernelError: The kernel has no IPv6 on the link and it shall be on, or refuses.
     """
     base = f"{IPV6_CONF}/{link}"
-    if not on:
-        if read(f"{base}/disable_ipv6") not in {None, "1"}:
-            write(f"{base}/disable_ipv6", "1")
-        return
-    # In this order: never is IPv6 on while advertisements are taken.
-    write(f"{base}/accept_ra", "0")
-    write(f"{base}/disable_ipv6", "0")
+    if on:
+        # In this order: never is IPv6 on while advertisements are taken.
+        write(f"{base}/accept_ra", "0")
+        write(f"{base}/disable_ipv6", "0")
+    elif differs or read(f"{base}/disable_ipv6") not in {None, "1"}:
+        _write(f"{base}/disable_ipv6", "1")
