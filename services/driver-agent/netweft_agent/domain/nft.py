@@ -3,13 +3,13 @@
 Rules are few and fixed; what changes with every endpoint is elements of sets and maps. So the unit of change is a whole
 chain (its rules are replaced together), a set, or one element:
 
-    PORTS = Set(name="ports", key=(IPV4_ADDR, INET_PROTO, INET_SERVICE), data=(IPV4_ADDR, INET_SERVICE))
+    PORTS = Set(name="p", key=(IPV4_ADDR, INET_PROTO, INET_SERVICE), data=(IPV4_ADDR, INET_SERVICE))
     rule(Match(FIB_DADDR_TYPE, "local"), Dnat("ip", (IP_DADDR, META_L4PROTO, TH_DPORT), PORTS))
-    NftElement(ns=HOST, table=OURS, spec=PORTS, item=("192.0.2.1", "tcp", 80), value=("10.0.0.2", 8080))
+    NftElement(ns="", table=T, spec=PORTS, item=("192.0.2.1", "tcp", 80), value=("10.0.0.2", 8080))
 
 Values of elements and matches are numbers, or text in the kernel's canonical form, since what is read back is compared
-with what was written: addresses as `ipaddress` prints them, prefixes with no host bits set and never /32 or /128, ranges
-`first-last` only where no prefix says the same.
+with what was written: addresses as `ipaddress` prints them, prefixes with no host bits set and never /32 or /128,
+ranges `first-last` only where no prefix says the same.
 
 A rule in the kernel is not decoded. It carries a digest of its text as its comment, and two rules are equal when their
 digests are.
@@ -42,13 +42,15 @@ class Type:
         name: As nft prints it.
         number: In `enum datatypes` of nftables' include/datatype.h; sets carry it so that nft prints their elements.
         size: In bytes.
-        order: Byte order as nftables notes it in a set's user data: 0 none, 1 the host's, 2 big endian.
+        order: Byte order as nftables notes it in a set's user data: 0 none (so big endian), 1 the host's, 2 big endian.
+        typeof: Of an integer: the field whose type it is; nft can only name it by that.
     """
 
     name: str
     number: int
     size: int
     order: int = 2
+    typeof: str = ""
 
     def print(self, value: Atom) -> str:
         """Print a value of this type as nft does."""
@@ -63,7 +65,7 @@ class Type:
 
 VERDICT = Type("verdict", 1, 16, 0)
 NF_PROTO = Type("nf_proto", 2, 1, 1)
-INTEGER = Type("integer", 4, 0)
+INTEGER = Type("integer", 4, 0, 0)
 IPV4_ADDR = Type("ipv4_addr", 7, 4)
 IPV6_ADDR = Type("ipv6_addr", 8, 16)
 ETHER_ADDR = Type("ether_addr", 9, 6)
@@ -110,6 +112,7 @@ class Set:
 
     def __post_init__(self) -> None:
         assert not (self.has_timeout and self.timeout_s), "timeout_s says it all"
+        assert len(self.key) == 1 or not any(part.typeof for part in self.key), "bytes by place are a key of their own"
 
     @property
     def kind(self) -> str:
@@ -119,7 +122,7 @@ class Set:
     def clauses(self) -> list[str]:
         """Print what goes between the braces, a line each, in nft's order."""
         types = f"{_names(self.key)} : {_names(self.data)}" if self.data else _names(self.key)
-        lines = [f"type {types}"]
+        lines = [f"typeof {self.key[0].typeof}" if self.key[0].typeof else f"type {types}"]
         if self.size:
             lines.append(f"size {self.size}")
         flags = [
@@ -216,7 +219,8 @@ def payload(base: str, offset_bits: int, length_bits: int) -> Field:
         length_bits: A multiple of 8.
     """
     assert offset_bits % 8 == length_bits % 8 == 0, "whole bytes only"
-    return Field(f"@{base},{offset_bits},{length_bits}", Type("integer", 4, length_bits // 8))
+    text = f"@{base},{offset_bits},{length_bits}"
+    return Field(text, Type("integer", 4, length_bits // 8, 0, text))
 
 
 VXLAN_VNI = payload("th", 96, 24)

@@ -357,8 +357,11 @@ def talk(sock: socket.socket, batch: Sequence[bytes]) -> list[Ack]:
         batch: From `message`. The acknowledgement is asked for here.
     """
     acks: list[Ack] = []
-    for chunk in _chunks(sock, batch):
-        acks += _exchange(sock, chunk)
+    try:
+        for chunk in _chunks(sock, batch):
+            acks += _exchange(sock, chunk)
+    except OSError as error:  # the socket tells nothing about itself: it is closed
+        acks += [Ack(error.errno or errno.EIO)] * (len(batch) - len(acks))
     return acks
 
 

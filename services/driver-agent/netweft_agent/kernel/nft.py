@@ -191,13 +191,16 @@ class _Step(NamedTuple):
         return resource
 
 
+_KINDS = frozenset({NftTable, NftChain, NftSet, NftElement})
+
+
 def _changes(ops: Sequence[Op]) -> list[_Step]:
     steps = []
     for op in ops:
-        for one in (op.before, op.after):
-            if one is not None and not isinstance(one, NftResource):
-                raise errors.Internal("NFT_OPERATION", f"{type(one).__name__} is no resource of nftables")
-        steps.append(_Step(op.before, op.after))  # type: ignore[arg-type] # checked above
+        before, after = op.before, op.after
+        if (before is not None and type(before) not in _KINDS) or (after is not None and type(after) not in _KINDS):
+            raise errors.Internal("NFT_OPERATION", f"{before} to {after} is no change of nftables")
+        steps.append(_Step(before, after))  # type: ignore[arg-type] # checked above
     return steps
 
 
@@ -210,17 +213,18 @@ def _parts(steps: Sequence[_Step], destroy: bool, *, split: bool = False) -> lis
         split: One element a message, to learn which one is refused.
     """
     writer = _Writer(destroy=destroy, split=split)
-    added = {step.after.key for step in steps if step.before is None and step.after is not None}
+    added = {step.after.table for step in steps if type(step.after) is NftTable}
     for index, step in enumerate(steps):
-        match step.resource:
-            case NftTable():
-                writer.table(index, step, again=step.after is None and step.resource.key in added)
-            case NftChain():
-                writer.chain(index, step)
-            case NftSet():
-                writer.set(index, step)
-            case NftElement():
-                writer.element(index, step)
+        before, after = step
+        kind = type(after or before)
+        if kind is NftElement:  # first, because there are thousands
+            writer.element(index, step)
+        elif kind is NftTable:
+            writer.table(index, step, again=after is None and step.resource.table in added)
+        elif kind is NftChain:
+            writer.chain(index, step)
+        else:
+            writer.set(index, step)
     return writer.parts()
 
 
@@ -248,13 +252,15 @@ class _Writer:
         self._destroy = destroy
         self._split = split
         self._phases: dict[str, list[_Part]] = {phase: [] for phase in _PHASES}
-        self._elements: dict[tuple[str, Table, Set], list[tuple[int, NftElement]]] = {}
+        self._elements: dict[tuple[str, int, int], list[tuple[int, NftElement]]] = {}
+        """By phase and the identities of table and set: to hash a set for each of its elements takes longer."""
         self._next_set_id = 1
 
     def parts(self) -> list[_Part]:
         """Return all messages in the order of phases."""
-        for (phase, table, spec), elements in self._elements.items():
+        for (phase, _, _), elements in self._elements.items():
             kind = self._removal(_DELSETELEM) if phase == "old elements" else _NEWSETELEM
+            table, spec = elements[0][1].table, elements[0][1].spec
             self._phases[phase] += _element_parts(kind, table, spec, elements, split=self._split)
         self._elements = {}
         return [part for phase in _PHASES for part in self._phases[phase]]
@@ -321,13 +327,10 @@ class _Writer:
             self._next_set_id += 1
 
     def element(self, index: int, step: _Step) -> None:
-        before, after = step.before, step.after
-        if before is not None:
-            assert isinstance(before, NftElement)
-            self._elements.setdefault(("old elements", before.table, before.spec), []).append((index, before))
-        if after is not None:
-            assert isinstance(after, NftElement)
-            self._elements.setdefault(("elements", after.table, after.spec), []).append((index, after))
+        for phase, one in (("old elements", step.before), ("elements", step.after)):
+            if one is not None:
+                assert isinstance(one, NftElement)
+                self._elements.setdefault((phase, id(one.table), id(one.spec)), []).append((index, one))
 
     def _put_set(self, phase: str, index: int, table: Table, spec: Set, set_id: int) -> None:
         self._put(phase, index, _NEWSET, netlink.NLM_F_CREATE, table, _set_attributes(table, spec, set_id))
@@ -405,12 +408,37 @@ def _set_attributes(table: Table, spec: Set, set_id: int) -> bytes:
     return b"".join(parts)
 
 
+_USERDATA_KEY_TYPEOF = 3
+_TYPEOF_PAYLOAD = 7
+_TYPEOF_BASES = {"ll": 1, "nh": 2, "th": 3}
+
+
 def _set_userdata(spec: Set) -> bytes:
     """Return what nft notes in a set to print it by: byte orders of key and data (libnftnl's udata.h)."""
-    notes = [(0, spec.key[0].order if len(spec.key) == 1 else 0)]
+    data = _note(0, spec.key[0].order if len(spec.key) == 1 else 0)
     if spec.data:
-        notes += [(1, spec.data[0].order if len(spec.data) == 1 else 0), (6, 0)]
-    return b"".join(bytes((kind, 4)) + struct.pack("=I", value) for kind, value in notes)
+        data += _note(1, spec.data[0].order if len(spec.data) == 1 else 0) + _note(6, 0)
+    if spec.key[0].typeof:
+        base, offset, length = spec.key[0].typeof[1:].split(",")
+        place = (0, 0, _TYPEOF_BASES[base], int(offset), int(length))  # protocol and field unknown, then where it is
+        where = b"".join(_note(kind, value) for kind, value in enumerate(place))
+        typeof = _note(0, _TYPEOF_PAYLOAD) + bytes((1, len(where))) + where
+        data += bytes((_USERDATA_KEY_TYPEOF, len(typeof))) + typeof
+    return data
+
+
+def _note(kind: int, value: int) -> bytes:
+    return bytes((kind, 4)) + struct.pack("=I", value)
+
+
+def _typeof(userdata: bytes) -> str:
+    """Return the bytes by place that a set's user data says its key is, or nothing."""
+    typeof = nft_rules.userdata(nft_rules.userdata(userdata).get(_USERDATA_KEY_TYPEOF, b""))
+    if typeof.get(0) != struct.pack("=I", _TYPEOF_PAYLOAD):
+        return ""
+    place = {kind: struct.unpack("=I", value)[0] for kind, value in nft_rules.userdata(typeof.get(1, b"")).items()}
+    base = {number: name for name, number in _TYPEOF_BASES.items()}.get(place.get(2, 0), "")
+    return f"@{base},{place.get(3, 0)},{place.get(4, 0)}" if base and not place.get(0) else ""
 
 
 # --- elements --------------------------------------------------------------------------------------------------------
@@ -682,7 +710,7 @@ def _spec(given: dict[int, bytes]) -> Set:
     timeout_s = _number(given.get(11)) // 1000
     return Set(
         name=_text(given[2]),
-        key=nft_values.types_of(_number(given.get(4)), _number(given.get(5))),
+        key=nft_values.types_of(_number(given.get(4)), _number(given.get(5)), _typeof(given.get(13, b""))),
         data=data,
         interval=bool(flags & _INTERVAL),
         dynamic=bool(flags & _DYNAMIC),

@@ -127,15 +127,19 @@ def encode_rule(family: str, rule: nft.Rule, first_id: int = 1) -> EncodedRule:
     )
 
 
-def comment_of(userdata: bytes) -> str:
-    """Return the comment in a rule's user data: type, length, value triples, of which type 0 is the comment."""
-    offset = 0
-    while offset + 2 <= len(userdata):
-        kind, size = userdata[offset], userdata[offset + 1]
-        if kind == 0:
-            return userdata[offset + 2 : offset + 2 + size].rstrip(b"\0").decode(errors="replace")
+def userdata(data: bytes) -> dict[int, bytes]:
+    """Return nft's notes by type: user data is type and length, a byte each, and value (libnftnl's udata.h)."""
+    notes, offset = {}, 0
+    while offset + 2 <= len(data):
+        kind, size = data[offset], data[offset + 1]
+        notes[kind] = data[offset + 2 : offset + 2 + size]
         offset += 2 + size
-    return ""
+    return notes
+
+
+def comment_of(data: bytes) -> str:
+    """Return the comment in a rule's user data."""
+    return userdata(data).get(0, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def encode_verdict(verdict: Verdict) -> bytes:

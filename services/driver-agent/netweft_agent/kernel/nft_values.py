@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -110,11 +111,13 @@ def encode_range(kind: Type, value: Atom) -> tuple[bytes, bytes]:
         one = encode(kind, value)
         return one, one
     if "/" in value:
-        try:
-            network = ipaddress.ip_network(value)
-        except ValueError as error:
-            raise errors.Internal("NFT_VALUE", f"`{value}` is no prefix; the rule or element is wrong") from error
-        return network.network_address.packed, network.broadcast_address.packed
+        address, _, length = value.partition("/")
+        low = encode(kind, address)
+        number, host_bits = int.from_bytes(low, "big"), kind.size * 8 - int(length)
+        host = (1 << max(host_bits, 0)) - 1
+        if number & host or host_bits < 0:
+            raise errors.Internal("NFT_VALUE", f"`{value}` is no prefix without host bits; what has it is wrong")
+        return low, (number | host).to_bytes(kind.size, "big")
     first, dash, last = value.partition("-")
     low = encode(kind, first)
     return low, encode(kind, last) if dash else low
@@ -191,7 +194,7 @@ def type_number(kinds: Iterable[Type]) -> int:
     return number
 
 
-def types_of(number: int, size: int) -> tuple[Type, ...]:
+def types_of(number: int, size: int, typeof: str = "") -> tuple[Type, ...]:
     """Return the types that a set's type number names; one we do not know is an integer of the right size."""
     numbers = []
     while number:
@@ -201,7 +204,7 @@ def types_of(number: int, size: int) -> tuple[Type, ...]:
     whole = known[0].size if len(known) == 1 else sum(padded(kind.size) for kind in known)
     if len(known) == len(numbers) and whole == size:
         return known
-    return (nft.Type("integer", nft.INTEGER.number, size),)
+    return (nft.Type("integer", nft.INTEGER.number, size, 0, typeof),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +215,13 @@ class Codec:
         size: In bytes; fields of a concatenation are padded to 4 each.
         parts: Type, offset and padded size of each field.
         encoders: Of each field.
+        pack: Puts the fields' bytes side by side.
     """
 
     size: int
     parts: tuple[tuple[Type, int, int], ...]
     encoders: tuple[Encode, ...]
+    pack: Callable[..., bytes]
 
     def encode(self, item: tuple[Atom, ...]) -> bytes:
         """Return a key's bytes.
@@ -224,18 +229,13 @@ class Codec:
         Raises:
             Internal: A value does not fit, or there are too many or too few.
         """
-        parts = self.parts
         try:
-            if len(parts) == 1:
-                (value,) = item
-                return self.encoders[0](value)
-            data = b""
-            for (_, _, size), into, value in zip(parts, self.encoders, item, strict=True):
-                data += into(value).ljust(size, b"\0")
+            if len(item) == len(self.encoders) == 1:
+                return self.encoders[0](item[0])
+            return self.pack(*[into(value) for into, value in zip(self.encoders, item, strict=True)])
         except (KeyError, OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            names = " . ".join(kind.name for kind, _, _ in parts)
+            names = " . ".join(kind.name for kind, _, _ in self.parts)
             raise errors.Internal("NFT_VALUE", f"{item} is no value of nftables type {names}") from error
-        return data
 
     def encode_range(self, item: tuple[Atom, ...]) -> tuple[bytes, bytes]:
         """Return a key's first and last bytes, each field's own."""
@@ -268,7 +268,9 @@ def codec(kinds: tuple[Type, ...]) -> Codec:
         parts.append((kind, offset, padded(kind.size)))
         offset += padded(kind.size)
     size = kinds[0].size if len(kinds) == 1 else offset
-    return Codec(size, tuple(parts), tuple(encoder(kind) for kind in kinds))
+    # `s` pads with zeros; encoders never give more than a field's size.
+    layout = struct.Struct("=" + "".join(f"{room}s" for _, _, room in parts))
+    return Codec(size, tuple(parts), tuple(encoder(kind) for kind in kinds), layout.pack)
 
 
 def is_concat_interval(spec: Set) -> bool:
