@@ -15,6 +15,7 @@ from netweft_agent.kernel import nft as kernel
 from netweft_agent.kernel.nft import Change
 from netweft_common import errors
 
+from tests.support import nft_ruleset
 from tests.support.netns import Netns, require_root, require_tool
 
 pytestmark = pytest.mark.netns
@@ -133,15 +134,14 @@ def test_one_refused_element_is_named_and_nothing_is_done(sock, bad):
     assert {TABLE, a_set(PORTS), taken} == observed(sock)
 
 
-def test_refused_elements_are_named_even_where_the_kernel_does_not_say_which(sock, monkeypatch):
-    elements = ports(50)
-    add(sock, TABLE, a_set(PORTS), dataclasses.replace(elements[7], value=("10.9.9.9", 9)))
-    parse = netlink.parse_ack
-    monkeypatch.setattr(netlink, "parse_ack", lambda flags, body: parse(flags, body)._replace(offset=0))
+def test_all_refused_elements_are_named_at_once(sock):
+    elements = ports(2000)
+    taken = [dataclasses.replace(one, value=("10.9.9.9", 9)) for one in elements[::10]]
+    add(sock, TABLE, a_set(PORTS), *taken)
 
     refused = kernel.apply(sock, [Change(None, resource) for resource in elements])
 
-    assert [7] == list(refused)
+    assert list(range(0, 2000, 10)) == list(refused)
 
 
 def test_each_refused_operation_is_named_with_the_kernels_words(sock):
@@ -238,6 +238,18 @@ def test_refusals_are_told_of_the_right_operation_after_gone_ones_are_left_out(s
     refused = kernel.apply(sock, ops, destroy=False)
 
     assert {1: errno.EEXIST} == {index: error.errno for index, error in refused.items()}
+
+
+def test_elements_of_every_kind_are_removed_by_what_was_observed(sock):
+    resources = nft_ruleset.full()
+    tables = [resource.table for resource in resources if isinstance(resource, NftTable)]
+    add(sock, *resources)
+
+    there = kernel.observe(sock, "", tables).values()
+    refused = kernel.apply(sock, [Change(one, None) for one in there if isinstance(one, NftElement)])
+
+    assert {} == refused
+    assert {one.key for one in resources if not isinstance(one, NftElement)} == set(kernel.observe(sock, "", tables))
 
 
 def test_a_chains_rules_are_replaced_together(sock):

@@ -10,7 +10,6 @@ The kernel takes a batch of messages as one transaction: all or nothing, and pac
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import functools
@@ -169,13 +168,11 @@ class _Part(NamedTuple):
 
     Attributes:
         data: The message.
-        owners: Places of changes.
-        starts: For elements: the byte at which each owner's begins; the kernel tells which it disliked by that.
+        owners: Places of changes; several only of elements.
     """
 
     data: bytes
     owners: tuple[int, ...]
-    starts: tuple[int, ...] = ()
 
 
 class _Step(NamedTuple):
@@ -456,17 +453,12 @@ def _element_parts(
     packed = _pack_elements(spec, [(one.item, () if removal else one.value) for _, one in elements])
     head = _names(1, table.name, spec.name)
     flags = 0 if removal else netlink.NLM_F_CREATE
-    first = netlink.HEADER_SIZE + 4 + len(head) + 4
     start, size, count = 0, 0, len(packed)
     for end in range(1, count + 1):
         size += len(packed[end - 1])
         if end == count or split or size + len(packed[end]) > _ELEMENTS_LIMIT:
             data = _message(kind, flags, table.family, head, netlink.nest(3, *packed[start:end]))
-            starts, offset = [], first
-            for one in packed[start:end]:
-                starts.append(offset)
-                offset += len(one)
-            yield _Part(data, tuple([index for index, _ in elements[start:end]]), tuple(starts))
+            yield _Part(data, tuple([index for index, _ in elements[start:end]]))
             start, size = end, 0
 
 
@@ -542,29 +534,18 @@ def _interval(spec: Set, atom: Atom, value: tuple[Atom, ...] | Verdict) -> bytes
 
 def _commit(sock: socket.socket, steps: Sequence[_Step], destroy: bool) -> dict[int, errors.KernelError]:
     parts = _parts(steps, destroy)
-    blame = _blame(parts, _exchange(sock, [part.data for part in parts]))
-    if blame is None:
-        # The kernel did not say which element of a message it was (before Linux 5.19), and has done nothing. Ask again
-        # in a way that leaves no doubt.
+    refusals = _exchange(sock, [part.data for part in parts])
+    if any(place >= 0 and len(parts[place].owners) > 1 for place, _ in refusals):
+        # Of a message with many elements the kernel tells the first bad one at best (NLMSGERR_ATTR_OFFS, Linux 5.19).
+        # Nothing is done yet, so ask again, one element a message, and learn of all.
         parts = _parts(steps, destroy, split=True)
-        blame = _blame(parts, _exchange(sock, [part.data for part in parts])) or {}
-    return {index: _refusal(steps[index], ack) for index, ack in blame.items()}
-
-
-def _blame(parts: Sequence[_Part], refusals: Sequence[tuple[int, netlink.Ack]]) -> dict[int, netlink.Ack] | None:
-    """Return which changes are refused, or None if that cannot be said."""
+        refusals = _exchange(sock, [part.data for part in parts])
     blame: dict[int, netlink.Ack] = {}
-    for position, ack in refusals:
-        if position < 0:  # the transaction as a whole: no permission, no memory
-            return {owner: ack for part in parts for owner in part.owners}
-        part = parts[position]
-        place = 0
-        if len(part.owners) > 1:
-            place = bisect.bisect_right(part.starts, ack.offset) - 1
-            if place < 0:
-                return None
-        blame.setdefault(part.owners[place], ack)
-    return blame
+    for place, ack in refusals:
+        # Before the first message is the transaction as a whole: no permission, no memory.
+        for index in parts[place].owners if place >= 0 else range(len(steps)):
+            blame.setdefault(index, ack)
+    return {index: _refusal(steps[index], ack) for index, ack in sorted(blame.items())}
 
 
 def _refusal(step: _Step, ack: netlink.Ack) -> errors.KernelError:
