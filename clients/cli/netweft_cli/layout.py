@@ -109,7 +109,7 @@ class Layout:
                 "controller": self.controller,
                 "ipam": self.ipam,
                 "store": self.effective_store_url,
-                **{f"agent-{host.name}": self.agent(host) for host in self.hosts},
+                "agents": {host.name: self.agent(host) for host in self.hosts},
             },
         }
         return json.dumps(document, indent=2) + "\n"

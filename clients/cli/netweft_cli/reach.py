@@ -216,10 +216,7 @@ def _reply(version: int, data: bytes, ident: int) -> int | None:
     icmp = data[(data[0] & 0xF) * 4 :] if version == 4 and data else data
     if len(icmp) < 8:
         return None
-    kind: int
-    its_ident: int
-    sequence: int
-    kind, _, _, its_ident, sequence = struct.unpack_from("!BBHHH", icmp)
+    kind, its_ident, sequence = map(int, struct.unpack_from("!BxxxHH", icmp))
     return sequence if kind == (0 if version == 4 else 129) and its_ident == ident else None
 
 

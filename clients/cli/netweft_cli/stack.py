@@ -139,6 +139,16 @@ class Stack:
         progress(f"{len(spaces)} namespaces and {run_dir} removed" if not left else "not everything is gone")
         return left
 
+    def wait_for_hosts(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until the controller knows every host as ready: agents serve before they have registered.
+
+        Raises:
+            Unavailable: Some have not registered in time.
+        """
+        from netweft_cli import health  # noqa: PLC0415  # grpc takes 100 ms to import
+
+        health.wait_for_hosts(self.layout.controller, [host.name for host in self.layout.hosts], timeout_s=timeout_s)
+
     def status(self) -> list[ProcessStatus]:
         """Return what runs, in the order of start."""
         targets = {

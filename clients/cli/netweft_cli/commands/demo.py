@@ -1,0 +1,5 @@
+"""`netweft demo`."""
+
+
+def demo() -> None:
+    """X."""
