@@ -187,11 +187,11 @@ class Links:
     ) -> bool:
         """Take what the kernel said to a creation; False: it is worth another try."""
         link = item.link
-        link_is_told = answer.replies and not answer.errno
-        if ack.errno == 0 and link.kind == "veth" and link_is_told:
-            info = self._as_born(link, answer.replies[0].body)
-        else:
-            info = dumps.link(answer.replies[0].body) if link_is_told else None
+        info: dumps.LinkInfo | None = None
+        if answer.replies and not answer.errno:
+            body = answer.replies[0].body
+            fresh_veth = ack.errno == 0 and link.kind == "veth"
+            info = self._as_born(link, body) if fresh_veth else dumps.link(body)
         if ack.errno == 0 and info is not None:
             item.info = info
             self._remember(link, info)

@@ -35,7 +35,7 @@ class LinuxKernel:
         self._observer = Observer(self._namespaces, files)
         self._writer = Worker("netweft-writer", self._executor.idle)
         self._reader = Worker("netweft-reader")
-        self._monitor = Monitor(self._namespaces, self._executor)
+        self._monitor = Monitor(self._namespaces, self._executor, self._reader)
         self._started = False
 
     async def execute(self, steps: Sequence[Operation]) -> list[NetweftError | None]:
@@ -63,9 +63,9 @@ class LinuxKernel:
         """Delete what waits to be deleted, and give up sockets and threads; idempotent."""
         if not self._writer.closed:
             await self._writer.call(self._executor.close)
+        self._monitor.close()
         await self._writer.close()
         await self._reader.close()
-        self._monitor.close()
         self._namespaces.close()
 
     async def _start(self) -> None:

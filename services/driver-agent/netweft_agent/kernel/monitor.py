@@ -21,11 +21,14 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 
+from netweft_common import errors
+
 from netweft_agent.domain import resources
 from netweft_agent.domain.resources import HOST, Ns
 from netweft_agent.kernel import dumps, netlink, rtnl
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.thread import Worker
 
 _SOL_NETLINK = 270
 _LISTEN_ALL_NSID = 8
@@ -50,9 +53,11 @@ class Monitor:
     Args:
         namespaces: Registry.
         executor: Knows its own sockets, the ids of namespaces, and how links shall be.
+        opener: Thread in the host's namespace that opens the sockets.
     """
 
-    def __init__(self, namespaces: Namespaces, executor: Executor) -> None:
+    def __init__(self, namespaces: Namespaces, executor: Executor, opener: Worker) -> None:
+        self._opener = opener
         self._namespaces = namespaces
         self._executor = executor
         self._sockets: list[socket.socket] = []
@@ -74,7 +79,9 @@ class Monitor:
             KernelError: No event socket can be opened.
         """
         self._loop = asyncio.get_running_loop()
-        with self._listening():
+        self._sockets = await self._opener.call(_open_sockets)
+        try:
+            self._listen()
             while not self._closed:
                 while self._changed:
                     ns = next(iter(self._changed))
@@ -82,6 +89,11 @@ class Monitor:
                     yield ns
                 self._wake.clear()
                 await self._wake.wait()
+        finally:
+            for sock in self._sockets:
+                self._loop.remove_reader(sock)
+                sock.close()
+            self._sockets = []
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -106,25 +118,6 @@ class Monitor:
         """End `changes`; idempotent."""
         self._closed = True
         self._wake.set()
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        try:
-            for protocol, groups in ((netlink.NETLINK_ROUTE, _ROUTE_GROUPS), (netlink.NETLINK_NETFILTER, _NFT_GROUPS)):
-                sock = netlink.open_socket(protocol, groups=groups)
-                self._sockets.append(sock)
-                sock.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
-                with contextlib.suppress(PermissionError):  # in a user namespace; then events are lost sooner
-                    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-                sock.setblocking(False)  # noqa: FBT003  # the socket module's signature
-            self._listen()
-            yield
-        finally:
-            for sock in self._sockets:
-                if self._loop is not None:
-                    self._loop.remove_reader(sock)
-                sock.close()
-            self._sockets.clear()
 
     def _listen(self) -> None:
         if self._loop is not None and not self._writers:
@@ -219,3 +212,20 @@ class Monitor:
             bool(entry.master_index) and entry.state & (rtnl.NUD_NOARP | rtnl.NUD_PERMANENT) == rtnl.NUD_NOARP
         )
         return static and self._executor.indexes.is_ours(ns, entry.ifindex)
+
+
+def _open_sockets() -> list[socket.socket]:
+    opened: list[socket.socket] = []
+    try:
+        for protocol, groups in ((netlink.NETLINK_ROUTE, _ROUTE_GROUPS), (netlink.NETLINK_NETFILTER, _NFT_GROUPS)):
+            sock = netlink.open_socket(protocol, groups=groups)
+            opened.append(sock)
+            sock.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
+            with contextlib.suppress(PermissionError):  # in a user namespace; then events are lost sooner
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            sock.setblocking(False)  # noqa: FBT003  # the socket module's signature
+    except OSError as error:
+        for sock in opened:
+            sock.close()
+        raise errors.KernelError("setsockopt", "the event socket", error.errno or 0) from error
+    return opened

@@ -44,6 +44,15 @@ def _enter(fd: int, target: str) -> None:
     _check(_libc.setns(fd, _CLONE_NEWNET), "setns", target)
 
 
+def leave() -> None:
+    """Move the calling thread into a new network namespace, for good.
+
+    Raises:
+        KernelError: The kernel refused.
+    """
+    _check(_libc.unshare(_CLONE_NEWNET), "unshare", "a new network namespace")
+
+
 def file_name(ns: Ns) -> str:
     """Return the name that a namespace's file has, for example `sandbox-<id>`.
 
@@ -186,6 +195,10 @@ class Namespaces:
     def owned(self, ns: Ns) -> bool:
         """Return whether the namespace was made by the agent."""
         return ns != HOST and ns in self._open and not self._sources[ns]
+
+    def source(self, ns: Ns) -> str:
+        """Return where a held namespace is from, as in resources.Namespace; empty also where it is not held."""
+        return self._sources.get(ns, "")
 
     def path(self, ns: Ns) -> str:
         """Return a path by which other processes can open the namespace; empty when it is not held."""

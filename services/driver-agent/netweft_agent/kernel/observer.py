@@ -135,7 +135,8 @@ class Observer:
             yield self._namespaces.fd(HOST)
             return
         asked = look.wanted.get(("netns", look.ns))
-        namespace = asked if isinstance(asked, Namespace) else Namespace(ns=look.ns)
+        known = Namespace(ns=look.ns, source=self._namespaces.source(look.ns))
+        namespace = asked if isinstance(asked, Namespace) else known
         fd = None
         if self._namespaces.look(namespace):
             fd = self._namespaces.peek(look.ns, namespace.source)

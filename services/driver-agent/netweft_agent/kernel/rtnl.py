@@ -138,6 +138,14 @@ def _birth(attributes: bytes, kind: str, data: bytes = b"") -> bytes:
     return netlink.message(RTM_NEWLINK, _CREATE, _NO_LINK, attributes, netlink.nest(IFLA_LINKINFO, info))
 
 
+def create_link(name: str, kind: str, data: bytes = b"", *, parent_index: int | None = None) -> bytes:
+    """Encode the creation of a link of any type, with its IFLA_INFO_DATA encoded already."""
+    attributes = _birth_attributes(name, None, None)
+    if parent_index is not None:
+        attributes += netlink.attr_u32(IFLA_LINK, parent_index)
+    return _birth(attributes, kind, data)
+
+
 def create_bridge(name: str, *, mac: str | None) -> bytes:
     """Encode the creation of a bridge.
 
