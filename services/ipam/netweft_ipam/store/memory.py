@@ -67,8 +67,8 @@ class MemoryStore:
         if ask.subnet is not None:
             self._refuse_overlap(pool_id)
         now = self._now_ms()
-        family = self._families.setdefault(pool_id.family, _Family())
-        family.epoch = max(family.epoch, now // 1000 * 65536)
+        if pool_id.family not in self._families:
+            self._families[pool_id.family] = _Family(epoch=now // 1000 * 65536)
         pool = self._pools[pool_id] = Pool(id=pool_id, labels=dict(ask.labels), created_ms=now)
         if tag.id:
             self._pool_requests[ask.space, tag.id] = (tag.fingerprint, pool)
