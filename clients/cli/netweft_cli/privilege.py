@@ -17,12 +17,12 @@ from netweft_cli import netns
 INSIDE = "NETWEFT_USER_NAMESPACE"
 
 
-def ensure(*, host_network: bool = False, run_dir: Path | None = None) -> None:
+def ensure(run_dir: Path, *, host_network: bool = False) -> None:
     """Return if network namespaces can be made here; else run this command again inside a user namespace.
 
     Args:
-        host_network: Whether the machine's own network is meant: that is root's alone.
         run_dir: Run directory to keep: inside, the caller seems to be root and would choose another.
+        host_network: Whether the machine's own network is meant: that is root's alone.
 
     Raises:
         PermissionDenied: Neither works; says what is needed.
@@ -37,12 +37,10 @@ def ensure(*, host_network: bool = False, run_dir: Path | None = None) -> None:
         raise errors.PermissionDenied("NAMESPACES_REFUSED", f"the kernel refuses network namespaces: {why}")
     if inside := _refusal(netns.CLONE_NEWUSER | netns.CLONE_NEWNET | netns.CLONE_NEWNS):
         raise errors.PermissionDenied("NAMESPACES_REFUSED", _advice(why, inside))
-    if run_dir is not None:
-        os.environ["NETWEFT_RUN_DIR"] = str(run_dir)
     os.environ[INSIDE] = "1"
     _enter()
     # A fresh process: capabilities come with the exec, and nothing of before the change is left in memory.
-    os.execv(sys.executable, [sys.executable, "-m", "netweft_cli.main", *sys.argv[1:]])  # noqa: S606  # ourselves
+    os.execv(sys.executable, [sys.executable, "-m", "netweft_cli.main", *sys.argv[1:], "--run-dir", str(run_dir)])  # noqa: S606  # ourselves
 
 
 def _refusal(flags: int) -> str:

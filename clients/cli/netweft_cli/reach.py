@@ -222,6 +222,6 @@ def _reply(version: int, data: bytes, ident: int) -> int | None:
 
 def _checksum(data: bytes) -> int:
     """Return the internet checksum of RFC 1071 over an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF

@@ -180,7 +180,15 @@ class Stack:
         ipam = processes.Spec(name="ipam", command=(*service("ipam"), "--listen", plan.ipam, "--store-url", url))
         controller = processes.Spec(
             name="controller",
-            command=(*service("controller"), "--listen", plan.controller, "--store-url", url, "--ipam", plan.ipam),
+            command=(
+                *service("controller"),
+                "--listen",
+                plan.controller,
+                "--store-url",
+                url,
+                "--ipam-target",
+                plan.ipam,
+            ),
         )
         agents = [self._agent(host) for host in plan.hosts]
         groups = [[ipam], [controller], agents]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from netweft_common import errors
 
-from netweft_cli import failures, options, output
+from netweft_cli import failures, options, output, plans
 
 if TYPE_CHECKING:
     import netweft_client
@@ -98,28 +98,13 @@ def plan(
     """Say what `attach` with the same arguments would do on the hosts, as command lines; nothing is done."""
     given = _of_items(locals())
     with options.connect(target, timeout) as client:
-        plans = client.plan_attach(_items(client, **given))
+        found = client.plan_attach(_items(client, **given))
         hosts = {one.id: one.name for one in client.list_hosts()} if not form.is_data else {}
     if form.is_data:
-        output.write_data(plans, form)
+        output.write_data(found, form)
         return
-    for one in plans:
-        output.write_lines([f"# {hosts.get(one.host_id, one.host_id)}", *plan_lines(one.steps, undo=undo)])
-
-
-def plan_lines(steps: Sequence[netweft_client.PlanStep], *, undo: bool = False) -> list[str]:
-    """Return steps as lines, with a comment wherever the namespace changes."""
-    lines = []
-    before = ""
-    for step in reversed(steps) if undo else steps:
-        command = step.inverse if undo else step.command
-        if not command:
-            continue
-        if step.namespace != before:
-            lines.append(f"# in {step.namespace or 'the host'}")
-            before = step.namespace
-        lines += [f"  {line}" for line in command.splitlines()]
-    return lines
+    for one in found:
+        output.write_lines([f"# {hosts.get(one.host_id, one.host_id)}", *plans.lines(one.steps, undo=undo)])
 
 
 def detach(

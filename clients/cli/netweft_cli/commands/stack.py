@@ -32,7 +32,7 @@ def up(
     root gets a user namespace, where the kernel lets him.
     """
     chosen = run_dir or layout.default_run_dir()
-    privilege.ensure(host_network=host_network, run_dir=chosen)
+    privilege.ensure(chosen, host_network=host_network)
     names = tuple(f"host{number}" for number in range(1, hosts + 1))
     planned = layout.plan(chosen, names=names, host_network=host_network, store_url=store_url)
     running = stack.Stack(planned)
