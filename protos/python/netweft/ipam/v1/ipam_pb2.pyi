@@ -53,6 +53,42 @@ OWNER_KIND_RESERVATION: OwnerKind.ValueType  # 4
 """A reservation by name, with no endpoint."""
 Global___OwnerKind: _TypeAlias = OwnerKind  # noqa: Y015
 
+class _LeaseEventType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LeaseEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseEventType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEASE_EVENT_TYPE_UNSPECIFIED: _LeaseEventType.ValueType  # 0
+    """Not set."""
+    LEASE_EVENT_TYPE_LEASED: _LeaseEventType.ValueType  # 1
+    """It was leased."""
+    LEASE_EVENT_TYPE_RELEASED: _LeaseEventType.ValueType  # 2
+    """It was given back."""
+    LEASE_EVENT_TYPE_EXPIRED: _LeaseEventType.ValueType  # 3
+    """Its time ran out."""
+    LEASE_EVENT_TYPE_REASSERTED: _LeaseEventType.ValueType  # 4
+    """Its host reported it after a failover."""
+    LEASE_EVENT_TYPE_TRANSFERRED: _LeaseEventType.ValueType  # 5
+    """It moved to another host."""
+
+class LeaseEventType(_LeaseEventType, metaclass=_LeaseEventTypeEnumTypeWrapper):
+    """LeaseEventType says what happened to an address."""
+
+LEASE_EVENT_TYPE_UNSPECIFIED: LeaseEventType.ValueType  # 0
+"""Not set."""
+LEASE_EVENT_TYPE_LEASED: LeaseEventType.ValueType  # 1
+"""It was leased."""
+LEASE_EVENT_TYPE_RELEASED: LeaseEventType.ValueType  # 2
+"""It was given back."""
+LEASE_EVENT_TYPE_EXPIRED: LeaseEventType.ValueType  # 3
+"""Its time ran out."""
+LEASE_EVENT_TYPE_REASSERTED: LeaseEventType.ValueType  # 4
+"""Its host reported it after a failover."""
+LEASE_EVENT_TYPE_TRANSFERRED: LeaseEventType.ValueType  # 5
+"""It moved to another host."""
+Global___LeaseEventType: _TypeAlias = LeaseEventType  # noqa: Y015
+
 @_typing.final
 class Pool(_message.Message):
     """Pool is a subnet, or a range of one, that addresses are leased from."""
@@ -769,20 +805,356 @@ class RenewLeasesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RENEWED_FIELD_NUMBER: _builtins.int
+    STORE_EPOCH_FIELD_NUMBER: _builtins.int
+    REASSERT_FIELD_NUMBER: _builtins.int
     renewed: _builtins.int
     """Leases renewed. Since 0.1."""
+    store_epoch: _builtins.str
+    """Identity of the store's history of writes. When it differs from the one that the host reported under last, the host
+    calls ReassertLeases with it. Since 0.1.
+    """
+    reassert: _builtins.bool
+    """True: the host has not reported under this store epoch yet. Since 0.1."""
     def __init__(
         self,
         *,
         renewed: _builtins.int = ...,
+        store_epoch: _builtins.str = ...,
+        reassert: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewed", b"renewed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reassert", b"reassert", "renewed", b"renewed", "store_epoch", b"store_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewLeasesResponse: _TypeAlias = RenewLeasesResponse  # noqa: Y015
+
+@_typing.final
+class ReassertLeasesRequest(_message.Message):
+    """ReassertLeasesRequest reports all that a host holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    STORE_EPOCH_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """Host that reports. Since 0.1."""
+    store_epoch: _builtins.str
+    """Store epoch of the last RenewLeases answer. Since 0.1."""
+    more: _builtins.bool
+    """True: more calls follow; the host has answered with the one where it is false. Since 0.1."""
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Leases that the host holds, as it got them; up to 4,096. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        store_epoch: _builtins.str = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "leases", b"leases", "more", b"more", "store_epoch", b"store_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReassertLeasesRequest: _TypeAlias = ReassertLeasesRequest  # noqa: Y015
+
+@_typing.final
+class ReassertLeasesResponse(_message.Message):
+    """ReassertLeasesResponse tells the outcome of each lease, in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressResult]:
+        """OK with the lease as it stands, or why the host must let it go. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___AddressResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReassertLeasesResponse: _TypeAlias = ReassertLeasesResponse  # noqa: Y015
+
+@_typing.final
+class TransferLeasesRequest(_message.Message):
+    """TransferLeasesRequest moves leases to another host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key (AIP-155). Since 0.1."""
+    host_id: _builtins.str
+    """Host that the leases go to. Since 0.1."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRelease]:
+        """Which leases: 1 to 4,096 items. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___AddressRelease] | None = ...,
+        host_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "items", b"items", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeasesRequest: _TypeAlias = TransferLeasesRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeasesResponse(_message.Message):
+    """TransferLeasesResponse carries one result for each item, in the order of the items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressResult]:
+        """OK with the lease and its new epoch, or why not. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___AddressResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeasesResponse: _TypeAlias = TransferLeasesResponse  # noqa: Y015
+
+@_typing.final
+class LookupAddressRequest(_message.Message):
+    """LookupAddressRequest names an address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address_space: _builtins.str
+    """Address space. Since 0.1."""
+    address: _builtins.str
+    """Address without prefix length. Since 0.1."""
+    def __init__(
+        self,
+        *,
+        address_space: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_space", b"address_space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookupAddressRequest: _TypeAlias = LookupAddressRequest  # noqa: Y015
+
+@_typing.final
+class LookupAddressResponse(_message.Message):
+    """LookupAddressResponse carries the lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """Who has the address, since `create_time`. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___Lease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookupAddressResponse: _TypeAlias = LookupAddressResponse  # noqa: Y015
+
+@_typing.final
+class LeaseEvent(_message.Message):
+    """LeaseEvent is one thing that happened to an address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    OWNER_KEY_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Position in the pool's history; grows. Since 0.1."""
+    type: Global___LeaseEventType.ValueType
+    """What happened. Since 0.1."""
+    address: _builtins.str
+    """Address with the subnet's prefix length. Since 0.1."""
+    owner_key: _builtins.str
+    """Owner's key. Since 0.1."""
+    host_id: _builtins.str
+    """Owner's host; empty: none, or not known. Since 0.1."""
+    epoch: _builtins.int
+    """Fencing epoch of the lease. Since 0.1."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the store's clock. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        type: Global___LeaseEventType.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
+        owner_key: _builtins.str = ...,
+        host_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "host_id", b"host_id", "id", b"id", "owner_key", b"owner_key", "time", b"time", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseEvent: _TypeAlias = LeaseEvent  # noqa: Y015
+
+@_typing.final
+class ListLeaseEventsRequest(_message.Message):
+    """ListLeaseEventsRequest asks for a page of a pool's history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """Pool id; the history is that of the pool's subnet. Since 0.1."""
+    address: _builtins.str
+    """Only of this address, without prefix length; empty: all. Since 0.1."""
+    page_size: _builtins.int
+    """At most this many; 0: 100; more than 1,000 is taken as 1,000. Since 0.1."""
+    page_token: _builtins.str
+    """Token of the last answer; empty: from the newest on. Since 0.1."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "page_size", b"page_size", "page_token", b"page_token", "pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeaseEventsRequest: _TypeAlias = ListLeaseEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListLeaseEventsResponse(_message.Message):
+    """ListLeaseEventsResponse is a page of a pool's history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty: this was the last. Since 0.1."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseEvent]:
+        """The events, the newest first. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___LeaseEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeaseEventsResponse: _TypeAlias = ListLeaseEventsResponse  # noqa: Y015
+
+@_typing.final
+class WatchLeasesRequest(_message.Message):
+    """WatchLeasesRequest asks for events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """Pool id; the events are those of the pool's subnet. Since 0.1."""
+    after_id: _builtins.str
+    """Continue behind this event; empty: from now on. Since 0.1."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        after_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_id", b"after_id", "pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchLeasesRequest: _TypeAlias = WatchLeasesRequest  # noqa: Y015
+
+@_typing.final
+class WatchLeasesResponse(_message.Message):
+    """WatchLeasesResponse carries some events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseEvent]:
+        """The events, the oldest first. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___LeaseEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchLeasesResponse: _TypeAlias = WatchLeasesResponse  # noqa: Y015
 
 @_typing.final
 class ListLeasesRequest(_message.Message):

@@ -80,6 +80,31 @@ class IpamServiceStub:
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesRequest.SerializeToString,
                 response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
+        self.ReassertLeases = channel.unary_unary(
+                '/netweft.ipam.v1.IpamService/ReassertLeases',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesResponse.FromString,
+                _registered_method=True)
+        self.TransferLeases = channel.unary_unary(
+                '/netweft.ipam.v1.IpamService/TransferLeases',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.FromString,
+                _registered_method=True)
+        self.LookupAddress = channel.unary_unary(
+                '/netweft.ipam.v1.IpamService/LookupAddress',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressResponse.FromString,
+                _registered_method=True)
+        self.ListLeaseEvents = channel.unary_unary(
+                '/netweft.ipam.v1.IpamService/ListLeaseEvents',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsResponse.FromString,
+                _registered_method=True)
+        self.WatchLeases = channel.unary_stream(
+                '/netweft.ipam.v1.IpamService/WatchLeases',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesResponse.FromString,
+                _registered_method=True)
 
 
 class IpamServiceServicer:
@@ -150,6 +175,42 @@ class IpamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReassertLeases(self, request, context):
+        """Take back what a host holds after the store was restarted, restored or failed over; until the live hosts have done
+        so, or their time is over, pools give nothing out. FAILED_PRECONDITION when the store epoch is not the current one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeases(self, request, context):
+        """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupAddress(self, request, context):
+        """Say who has an address of an address space, and since when. NOT_FOUND when nobody has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeaseEvents(self, request, context):
+        """List what happened to the addresses of a pool, the newest first, as far back as it is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLeases(self, request, context):
+        """Stream what happens to the addresses of a pool, resumable by event id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IpamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +258,31 @@ def add_IpamServiceServicer_to_server(servicer, server):
                     servicer.ListLeases,
                     request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesRequest.FromString,
                     response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesResponse.SerializeToString,
+            ),
+            'ReassertLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReassertLeases,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesResponse.SerializeToString,
+            ),
+            'TransferLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeases,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.SerializeToString,
+            ),
+            'LookupAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupAddress,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressResponse.SerializeToString,
+            ),
+            'ListLeaseEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeaseEvents,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsResponse.SerializeToString,
+            ),
+            'WatchLeases': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLeases,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +529,141 @@ class IpamService:
             '/netweft.ipam.v1.IpamService/ListLeases',
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesRequest.SerializeToString,
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReassertLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/ReassertLeases',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReassertLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/TransferLeases',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/LookupAddress',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeaseEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/ListLeaseEvents',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeaseEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/WatchLeases',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.WatchLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

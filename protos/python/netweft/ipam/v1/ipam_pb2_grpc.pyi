@@ -53,6 +53,18 @@ class IpamServiceStub:
     """Renew leases with a TTL, by owner host or by address."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]
     """List leases of a pool in address order, or of an owner."""
+    ReassertLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ReassertLeasesRequest, _ipam_pb2.ReassertLeasesResponse]
+    """Take back what a host holds after the store was restarted, restored or failed over; until the live hosts have done
+    so, or their time is over, pools give nothing out. FAILED_PRECONDITION when the store epoch is not the current one.
+    """
+    TransferLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.TransferLeasesRequest, _ipam_pb2.TransferLeasesResponse]
+    """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+    LookupAddress: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.LookupAddressRequest, _ipam_pb2.LookupAddressResponse]
+    """Say who has an address of an address space, and since when. NOT_FOUND when nobody has."""
+    ListLeaseEvents: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]
+    """List what happened to the addresses of a pool, the newest first, as far back as it is kept."""
+    WatchLeases: _grpc.UnaryStreamMultiCallable[_ipam_pb2.WatchLeasesRequest, _ipam_pb2.WatchLeasesResponse]
+    """Stream what happens to the addresses of a pool, resumable by event id."""
 
 @_typing.type_check_only
 class IpamServiceAsyncStub(IpamServiceStub):
@@ -79,6 +91,18 @@ class IpamServiceAsyncStub(IpamServiceStub):
     """Renew leases with a TTL, by owner host or by address."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """List leases of a pool in address order, or of an owner."""
+    ReassertLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ReassertLeasesRequest, _ipam_pb2.ReassertLeasesResponse]  # type: ignore[assignment]
+    """Take back what a host holds after the store was restarted, restored or failed over; until the live hosts have done
+    so, or their time is over, pools give nothing out. FAILED_PRECONDITION when the store epoch is not the current one.
+    """
+    TransferLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.TransferLeasesRequest, _ipam_pb2.TransferLeasesResponse]  # type: ignore[assignment]
+    """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+    LookupAddress: _aio.UnaryUnaryMultiCallable[_ipam_pb2.LookupAddressRequest, _ipam_pb2.LookupAddressResponse]  # type: ignore[assignment]
+    """Say who has an address of an address space, and since when. NOT_FOUND when nobody has."""
+    ListLeaseEvents: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]  # type: ignore[assignment]
+    """List what happened to the addresses of a pool, the newest first, as far back as it is kept."""
+    WatchLeases: _aio.UnaryStreamMultiCallable[_ipam_pb2.WatchLeasesRequest, _ipam_pb2.WatchLeasesResponse]  # type: ignore[assignment]
+    """Stream what happens to the addresses of a pool, resumable by event id."""
 
 class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
     """IpamService hands out pools (subnets) and leases (addresses). Every mutation is one atomic script in the store."""
@@ -156,5 +180,47 @@ class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ipam_pb2.ListLeasesResponse, _abc.Awaitable[_ipam_pb2.ListLeasesResponse]]:
         """List leases of a pool in address order, or of an owner."""
+
+    @_abc_1.abstractmethod
+    def ReassertLeases(
+        self,
+        request: _ipam_pb2.ReassertLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ipam_pb2.ReassertLeasesResponse, _abc.Awaitable[_ipam_pb2.ReassertLeasesResponse]]:
+        """Take back what a host holds after the store was restarted, restored or failed over; until the live hosts have done
+        so, or their time is over, pools give nothing out. FAILED_PRECONDITION when the store epoch is not the current one.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferLeases(
+        self,
+        request: _ipam_pb2.TransferLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ipam_pb2.TransferLeasesResponse, _abc.Awaitable[_ipam_pb2.TransferLeasesResponse]]:
+        """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+
+    @_abc_1.abstractmethod
+    def LookupAddress(
+        self,
+        request: _ipam_pb2.LookupAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ipam_pb2.LookupAddressResponse, _abc.Awaitable[_ipam_pb2.LookupAddressResponse]]:
+        """Say who has an address of an address space, and since when. NOT_FOUND when nobody has."""
+
+    @_abc_1.abstractmethod
+    def ListLeaseEvents(
+        self,
+        request: _ipam_pb2.ListLeaseEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ipam_pb2.ListLeaseEventsResponse, _abc.Awaitable[_ipam_pb2.ListLeaseEventsResponse]]:
+        """List what happened to the addresses of a pool, the newest first, as far back as it is kept."""
+
+    @_abc_1.abstractmethod
+    def WatchLeases(
+        self,
+        request: _ipam_pb2.WatchLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ipam_pb2.WatchLeasesResponse], _abc.AsyncIterator[_ipam_pb2.WatchLeasesResponse]]:
+        """Stream what happens to the addresses of a pool, resumable by event id."""
 
 def add_IpamServiceServicer_to_server(servicer: IpamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
