@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 from netweft_common import errors
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Endpoint, Host, Kind, Network, Sandbox, Scope
 from netweft_controller.store import protocol
 
@@ -15,7 +15,7 @@ NETWORK = Network(id="a" * 32, name="front", driver="bridge", scope=Scope.LOCAL,
 
 
 def creating(*values, once=None, take=(), free=()):
-    builder = commit.Builder()
+    builder = commits.Builder()
     for value in values:
         builder.create(value)
     for claim, owner in take:
@@ -59,7 +59,7 @@ async def test_an_update_keeps_the_time_of_creation(store):
     await store.open()
     first = await store.commit(creating(NETWORK))
     record = (await store.load()).records[0]
-    builder = commit.Builder()
+    builder = commits.Builder()
     builder.update(record, dataclasses.replace(NETWORK, internal=True))
 
     await store.commit(builder.build())
@@ -74,78 +74,93 @@ async def test_a_delete_removes_the_object_and_logs_it_as_it_was(store):
     await store.open()
     await store.commit(creating(NETWORK))
     (record,) = (await store.load()).records
-    builder = commit.Builder()
+    builder = commits.Builder()
     builder.delete(record)
 
     await store.commit(builder.build())
 
     assert [] == (await store.load()).records
     entries = await store.read_log(1, 10)
-    assert [commit.Write(commit.Action.DELETED, NETWORK)] == [w for e in entries for w in e.writes]
+    assert [commits.Write(commits.Action.DELETED, NETWORK)] == [w for e in entries for w in e.writes]
 
 
 @pytest.mark.parametrize("revision", [0, 7], ids=["exists already", "another version"])
 async def test_a_guard_that_does_not_hold_refuses_the_whole_commit(store, revision):
     await store.open()
     await store.commit(creating(NETWORK))
-    guard = commit.Guard(kind=Kind.NETWORK, id=NETWORK.id, revision=revision)
+    guard = commits.Guard(kind=Kind.NETWORK, id=NETWORK.id, revision=revision)
     other = dataclasses.replace(NETWORK, id="e" * 32)
     good = creating(other, take=[("network-name/x", other.id)])
 
     outcome = await store.commit(dataclasses.replace(good, guards=(*good.guards, guard)))
 
-    assert commit.Refused(1, guard=guard) == outcome
+    assert commits.Refused(1, guard=guard) == outcome
     assert 1 == len((await store.load()).records)
-    assert isinstance(await store.commit(creating(other, take=[("network-name/x", "someone")])), commit.Committed)
+    assert isinstance(await store.commit(creating(other, take=[("network-name/x", "someone")])), commits.Committed)
 
 
 async def test_a_claim_belongs_to_one_owner_until_that_owner_drops_it(store):
     await store.open()
-    take = commit.Commit(take=(("vni/7", "one"),))
+    take = commits.Commit(take=(("vni/7", "one"),))
     await store.commit(take)
 
-    refused = await store.commit(commit.Commit(take=(("vni/7", "two"),)))
+    refused = await store.commit(commits.Commit(take=(("vni/7", "two"),)))
     again = await store.commit(take)
-    await store.commit(commit.Commit(drop=(("vni/7", "two"),)))
-    still = await store.commit(commit.Commit(take=(("vni/7", "two"),)))
-    await store.commit(commit.Commit(drop=(("vni/7", "one"),)))
-    taken = await store.commit(commit.Commit(take=(("vni/7", "two"),)))
+    await store.commit(commits.Commit(drop=(("vni/7", "two"),)))
+    still = await store.commit(commits.Commit(take=(("vni/7", "two"),)))
+    await store.commit(commits.Commit(drop=(("vni/7", "one"),)))
+    taken = await store.commit(commits.Commit(take=(("vni/7", "two"),)))
 
-    assert commit.Refused(0, claim="vni/7", owner="one") == refused
-    assert isinstance(again, commit.Committed)
-    assert commit.Refused(0, claim="vni/7", owner="one") == still
-    assert isinstance(taken, commit.Committed)
+    assert commits.Refused(0, claim="vni/7", owner="one") == refused
+    assert isinstance(again, commits.Committed)
+    assert commits.Refused(0, claim="vni/7", owner="one") == still
+    assert isinstance(taken, commits.Committed)
 
 
 async def test_a_claim_that_must_be_free_refuses_while_anybody_holds_it(store):
     await store.open()
-    await store.commit(commit.Commit(take=(("tomb/x", "reaper"),)))
+    await store.commit(commits.Commit(take=(("tomb/x", "reaper"),)))
 
     refused = await store.commit(creating(NETWORK, free=["tomb/x"]))
-    await store.commit(commit.Commit(drop=(("tomb/x", "reaper"),)))
+    await store.commit(commits.Commit(drop=(("tomb/x", "reaper"),)))
     done = await store.commit(creating(NETWORK, free=["tomb/x"]))
 
-    assert commit.Refused(0, claim="tomb/x", owner="reaper") == refused
-    assert isinstance(done, commit.Committed)
+    assert commits.Refused(0, claim="tomb/x", owner="reaper") == refused
+    assert isinstance(done, commits.Committed)
 
 
 async def test_a_request_is_done_once_and_remembered(store):
     await store.open()
-    request = commit.Request(id="CreateNetwork/r1", fingerprint=b"\x00\xff", outcome=b"made \x00")
+    request = commits.Request(id="CreateNetwork/r1", fingerprint=b"\x00\xff", outcome=b"made \x00")
 
     first = await store.commit(creating(NETWORK, once=request))
     second = await store.commit(creating(NETWORK, once=dataclasses.replace(request, fingerprint=b"other")))
 
-    assert isinstance(first, commit.Committed)
-    assert commit.Replayed(request) == second
+    assert isinstance(first, commits.Committed)
+    assert commits.Replayed(request, 1) == second
     assert request == await store.find_request(request.id)
     assert 1 == (await store.open()).revision
+
+
+async def test_a_request_is_done_again_only_on_top_of_what_is_remembered_of_it(store):
+    await store.open()
+    first = commits.Request(id="r1", fingerprint=b"f", outcome=b"1")
+    second = dataclasses.replace(first, outcome=b"2")
+    await store.commit(commits.Commit(once=first))
+
+    done = await store.commit(commits.Commit(once=second, after=first))
+    late = await store.commit(commits.Commit(once=first, after=first))
+    gone = await store.commit(commits.Commit(once=dataclasses.replace(first, id="r2"), after=first))
+
+    assert isinstance(done, commits.Committed)
+    assert commits.Replayed(second, 0) == late
+    assert commits.Replayed(None, 0) == gone
 
 
 async def test_a_refused_request_is_not_remembered(store):
     await store.open()
     await store.commit(creating(NETWORK))
-    request = commit.Request(id="r1", fingerprint=b"f", outcome=b"")
+    request = commits.Request(id="r1", fingerprint=b"f", outcome=b"")
 
     await store.commit(creating(NETWORK, once=request))
 
@@ -154,11 +169,11 @@ async def test_a_refused_request_is_not_remembered(store):
 
 async def test_what_is_remembered_can_be_overwritten_and_forgotten(store):
     await store.open()
-    one = commit.Request(id="r1", fingerprint=b"f", outcome=b"1")
-    two = commit.Request(id="r2", fingerprint=b"f", outcome=b"2")
-    await store.commit(commit.Commit(once=one, remember=(two,)))
+    one = commits.Request(id="r1", fingerprint=b"f", outcome=b"1")
+    two = commits.Request(id="r2", fingerprint=b"f", outcome=b"2")
+    await store.commit(commits.Commit(once=one, remember=(two,)))
 
-    await store.commit(commit.Commit(remember=(dataclasses.replace(two, outcome=b"3"),), forget=("r1",)))
+    await store.commit(commits.Commit(remember=(dataclasses.replace(two, outcome=b"3"),), forget=("r1",)))
 
     assert await store.find_request("r1") is None
     assert b"3" == (await store.find_request("r2")).outcome
@@ -167,7 +182,7 @@ async def test_what_is_remembered_can_be_overwritten_and_forgotten(store):
 async def test_a_commit_without_writes_takes_no_revision(store):
     await store.open()
 
-    outcome = await store.commit(commit.Commit(take=(("x", "y"),)))
+    outcome = await store.commit(commits.Commit(take=(("x", "y"),)))
 
     assert 0 == outcome.entry.revision
     assert [] == await store.read_log(0, 10)
@@ -219,13 +234,13 @@ async def test_of_commits_on_one_version_exactly_one_is_done(store):
     (record,) = (await store.load()).records
 
     def change(n):
-        builder = commit.Builder()
+        builder = commits.Builder()
         builder.update(record, dataclasses.replace(NETWORK, labels={"n": str(n)}))
         return store.commit(builder.build())
 
     outcomes = await asyncio.gather(*(change(n) for n in range(20)))
 
-    assert 1 == sum(isinstance(outcome, commit.Committed) for outcome in outcomes)
+    assert 1 == sum(isinstance(outcome, commits.Committed) for outcome in outcomes)
 
 
 async def test_heartbeats_are_kept_by_host_at_the_stores_time(store):
@@ -246,7 +261,7 @@ async def test_a_commit_of_the_largest_batch_fits(store):
 
     outcome = await store.commit(creating(*values, take=[(f"name/{v.id}", v.id) for v in values]))
 
-    assert isinstance(outcome, commit.Committed)
+    assert isinstance(outcome, commits.Committed)
     assert 3072 == len((await store.load()).records)
 
 

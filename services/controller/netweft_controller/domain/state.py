@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 from netweft_controller.domain.objects import (
     DriverInfo,
     Endpoint,
@@ -45,8 +45,8 @@ class Delta:
 
     kind: Kind
     id: str
-    before: commit.AnyRecord | None
-    after: commit.AnyRecord | None
+    before: commits.AnyRecord | None
+    after: commits.AnyRecord | None
 
 
 class State:
@@ -84,7 +84,7 @@ class State:
 
     # Reading
 
-    def record(self, kind: Kind, id_: str) -> commit.AnyRecord | None:
+    def record(self, kind: Kind, id_: str) -> commits.AnyRecord | None:
         """Return an object of any kind, or None."""
         return self._table(kind).get(id_)
 
@@ -148,7 +148,7 @@ class State:
         """Return the hosts that a network is on."""
         return self._hosts_of_network.get(network_id, _NOTHING)
 
-    def unsettled(self) -> Iterator[commit.AnyRecord]:
+    def unsettled(self) -> Iterator[commits.AnyRecord]:
         """Yield the objects in a state that ends by itself: joining, leaving, creating, deleting."""
         for kind, id_ in self._unsettled:
             record = self.record(kind, id_)
@@ -164,7 +164,7 @@ class State:
 
     # Changing
 
-    def load(self, records: Iterable[commit.AnyRecord]) -> None:
+    def load(self, records: Iterable[commits.AnyRecord]) -> None:
         """Add records of a state that is being loaded."""
         for record in records:
             self._replace(kind_of(record.value), record.value.id, record, self.revision)
@@ -175,7 +175,7 @@ class State:
             for network_id, presence in networks.items():
                 networks[network_id] = Presence(presence.active, self.revision)
 
-    def apply(self, entry: commit.Entry) -> list[Delta]:
+    def apply(self, entry: commits.Entry) -> list[Delta]:
         """Take over a log entry; what a record already has is skipped. Returns what changed."""
         deltas = []
         for write in entry.writes:
@@ -183,8 +183,8 @@ class State:
             before = self._table(write.kind).get(value.id)
             if before is not None and before.revision >= entry.revision:
                 continue
-            after: commit.AnyRecord | None = None
-            if write.action is not commit.Action.DELETED:
+            after: commits.AnyRecord | None = None
+            if write.action is not commits.Action.DELETED:
                 after = _record(value, entry.revision, before.created_ms if before else entry.time_ms)
             if before is None and after is None:
                 continue
@@ -193,10 +193,10 @@ class State:
         self.revision = max(self.revision, entry.revision)
         return deltas
 
-    def _table(self, kind: Kind) -> dict[str, commit.AnyRecord]:
-        return typing.cast("dict[str, commit.AnyRecord]", self._tables[kind])
+    def _table(self, kind: Kind) -> dict[str, commits.AnyRecord]:
+        return typing.cast("dict[str, commits.AnyRecord]", self._tables[kind])
 
-    def _replace(self, kind: Kind, id_: str, after: commit.AnyRecord | None, revision: int) -> None:
+    def _replace(self, kind: Kind, id_: str, after: commits.AnyRecord | None, revision: int) -> None:
         table = self._table(kind)
         before = table.pop(id_, None)
         if before is not None:
@@ -287,8 +287,8 @@ def is_unsettled(value: Object) -> bool:
 _UNSETTLED = frozenset({"joining", "leaving", "creating", "deleting"})
 
 
-def _record(value: Object, revision: int, created_ms: int) -> commit.AnyRecord:
-    return Record(value, revision, created_ms)  # type: ignore[type-var]  # one of the four
+def _record(value: Object, revision: int, created_ms: int) -> commits.AnyRecord:
+    return typing.cast("commits.AnyRecord", Record(value, revision, created_ms))
 
 
 def _add(index: dict[str, set[str]], key: str, id_: str) -> None:

@@ -1,6 +1,7 @@
 -- Executes one commit atomically. Redis 7.0; every key carries the hash tag of KEYS[1].
 -- KEYS: 1 meta, 2 log, 3 claims, 4.. one hash a kind, then the keys of requests: once, remember..., forget...
--- ARGV: 1 the commit as MessagePack, 2 log entry, then values of the puts, of `once`, of `remember`.
+-- ARGV: 1 the commit as MessagePack, 2 log entry, then values of the puts, for `once` what must be
+-- remembered of it and what is to be, values of `remember`.
 local c = cmsgpack.unpack(ARGV[1])
 local meta, log, claims = KEYS[1], KEYS[2], KEYS[3]
 local FIRST_KIND, FIRST_VALUE = 3, 2
@@ -13,8 +14,8 @@ end
 
 local request_key = FIRST_KIND + c.kinds
 if c.once then
-  local before = redis.call('GET', KEYS[request_key + 1])
-  if before then return {'again', before} end
+  local before = redis.call('GET', KEYS[request_key + 1]) or ''
+  if before ~= ARGV[FIRST_VALUE + #c.puts + 1] then return {'again', revision, before} end
 end
 
 -- Checks first: nothing is written unless all hold.
@@ -53,7 +54,7 @@ for i, p in ipairs(c.puts) do
 end
 local value = FIRST_VALUE + #c.puts
 if c.once then
-  request_key, value = request_key + 1, value + 1
+  request_key, value = request_key + 1, value + 2
   redis.call('SET', KEYS[request_key], ARGV[value], 'PX', c.request_ttl_ms)
 end
 for _ = 1, c.remember do

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Kind
 from netweft_controller.store import codec, protocol
 
@@ -45,11 +45,15 @@ class MemoryStore:
         self._opened = known.store_id
         return known
 
-    async def commit(self, change: commit.Commit, *, seen_revision: int = 0) -> commit.Outcome:
+    async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically."""
         identity = self._checked(seen_revision)
-        if change.once and (known := self._requests.get(change.once.id)) is not None:
-            return commit.Replayed(codec.decode_request(change.once.id, known))
+        if change.once is not None:
+            known = self._requests.get(change.once.id)
+            if known != (None if change.after is None else codec.encode_request(change.after)):
+                return commits.Replayed(
+                    None if known is None else codec.decode_request(change.once.id, known), identity.revision
+                )
         refused = self._check(change, identity.revision)
         if refused is not None:
             return refused
@@ -63,7 +67,7 @@ class MemoryStore:
         for write, data in zip(change.writes, values, strict=True):
             key = (write.kind, write.value.id)
             before = self._objects.pop(key, None)
-            if write.action is not commit.Action.DELETED:
+            if write.action is not commits.Action.DELETED:
                 created_ms = now_ms if before is None else codec.decode_stored(write.kind, before).created_ms
                 self._objects[key] = codec.encode_stored(revision, created_ms, data)
         for request in (*((change.once,) if change.once else ()), *change.remember):
@@ -76,7 +80,7 @@ class MemoryStore:
             self._identity = dataclasses.replace(identity, revision=revision)
             self._changed.set()
             self._changed = asyncio.Event()
-        return commit.Committed(commit.Entry(revision, now_ms, change.writes))
+        return commits.Committed(commits.Entry(revision, now_ms, change.writes))
 
     async def load(self) -> protocol.Loaded:
         """Read all objects."""
@@ -87,15 +91,15 @@ class MemoryStore:
             records=[codec.decode_stored(kind, data) for (kind, _), data in self._objects.items()],
         )
 
-    async def read_log(self, after: int, limit: int) -> Sequence[commit.Entry]:
+    async def read_log(self, after: int, limit: int) -> Sequence[commits.Entry]:
         """Read entries after a revision."""
         identity = self._checked(0)
         if after < identity.revision and (not self._log or self._log[0][0] > after + 1):
             raise errors.OutOfRange("REVISION_COMPACTED", f"the change log no longer reaches back to revision {after}")
         newer = [entry for entry in self._log if entry[0] > after][:limit]
-        return [commit.Entry(revision, time_ms, codec.decode_log(data)) for revision, time_ms, data in newer]
+        return [commits.Entry(revision, time_ms, codec.decode_log(data)) for revision, time_ms, data in newer]
 
-    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commit.Entry]:
+    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commits.Entry]:
         """Wait for entries after a revision."""
         identity = self._checked(after())
         if identity.revision == after():
@@ -106,7 +110,7 @@ class MemoryStore:
                 return []
         return await self.read_log(after(), 1000)
 
-    async def find_request(self, request_id: str) -> commit.Request | None:
+    async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         data = self._requests.get(request_id)
         return None if data is None else codec.decode_request(request_id, data)
@@ -130,18 +134,18 @@ class MemoryStore:
             raise protocol.StoreReplacedError("the store is not the one that was opened; it is being loaded again")
         return identity
 
-    def _check(self, change: commit.Commit, revision: int) -> commit.Refused | None:
+    def _check(self, change: commits.Commit, revision: int) -> commits.Refused | None:
         for guard in change.guards:
             stored = self._objects.get((guard.kind, guard.id))
             held = 0 if stored is None else codec.decode_stored(guard.kind, stored).revision
             if held != guard.revision:
-                return commit.Refused(revision, guard=guard)
+                return commits.Refused(revision, guard=guard)
         for claim in change.free:
             if claim in self._claims:
-                return commit.Refused(revision, claim=claim, owner=self._claims[claim])
+                return commits.Refused(revision, claim=claim, owner=self._claims[claim])
         dropping = dict(change.drop)
         for claim, owner in change.take:
             held_by = self._claims.get(claim)
             if held_by is not None and held_by != owner and dropping.get(claim) != held_by:
-                return commit.Refused(revision, claim=claim, owner=held_by)
+                return commits.Refused(revision, claim=claim, owner=held_by)
         return None

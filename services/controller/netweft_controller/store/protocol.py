@@ -11,7 +11,7 @@ from typing import Protocol
 
 from netweft_common import errors
 
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 
 
 class StoreReplacedError(errors.Unavailable):
@@ -45,7 +45,7 @@ class Loaded:
 
     store_id: str
     revision: int
-    records: Sequence[commit.AnyRecord]
+    records: Sequence[commits.AnyRecord]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Store(Protocol):
         """
         ...
 
-    async def commit(self, change: commit.Commit, *, seen_revision: int = 0) -> commit.Outcome:
+    async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically; it is durable when this returns Committed.
 
         Raises:
@@ -87,7 +87,7 @@ class Store(Protocol):
         """Read all objects."""
         ...
 
-    async def read_log(self, after: int, limit: int) -> Sequence[commit.Entry]:
+    async def read_log(self, after: int, limit: int) -> Sequence[commits.Entry]:
         """Read up to `limit` entries after a revision; none when there is nothing newer.
 
         Raises:
@@ -95,7 +95,7 @@ class Store(Protocol):
         """
         ...
 
-    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commit.Entry]:
+    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commits.Entry]:
         """Wait for entries after a revision, up to `wait_s` seconds; none when there were none.
 
         Args:
@@ -109,7 +109,7 @@ class Store(Protocol):
         """
         ...
 
-    async def find_request(self, request_id: str) -> commit.Request | None:
+    async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         ...
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import hashlib
 import importlib.resources
 import uuid
@@ -32,7 +32,7 @@ import redis.backoff
 import redis.exceptions
 from netweft_common import deadline, errors
 
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Kind
 from netweft_controller.store import codec, protocol
 
@@ -71,7 +71,7 @@ class RedisStore:
         *,
         prefix: str = "netweft",
         log_length: int = 100_000,
-        request_ttl: datetime.timedelta = datetime.timedelta(hours=24),
+        request_ttl: dt.timedelta = dt.timedelta(hours=24),
         timeout_s: float = 5.0,
     ) -> None:
         # No retries below us: a commit whose answer was lost must not be sent again as if it had not been done.
@@ -108,7 +108,7 @@ class RedisStore:
         self._store_id = found.decode()
         return protocol.Identity(store_id=self._store_id, revision=revision)
 
-    async def commit(self, change: commit.Commit, *, seen_revision: int = 0) -> commit.Outcome:
+    async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically."""
         values = [codec.encode(write.value) for write in change.writes]
         puts: list[tuple[int, str]] = []
@@ -116,12 +116,14 @@ class RedisStore:
         arguments: list[bytes] = [b"", codec.encode_log(change.writes, values) if values else b""]
         for write, data in zip(change.writes, values, strict=True):
             place = (_KIND_NUMBER[write.kind], write.value.id)
-            if write.action is commit.Action.DELETED:
+            if write.action is commits.Action.DELETED:
                 deletes.append(place)
             else:
                 puts.append(place)
                 arguments.append(data)
         remembered = (*((change.once,) if change.once else ()), *change.remember)
+        if change.once is not None:
+            arguments.append(codec.encode_request(change.after) if change.after is not None else b"")
         arguments += [codec.encode_request(request) for request in remembered]
         keys = [*self._commit_keys]
         keys += [self._request + request.id for request in remembered]
@@ -151,10 +153,10 @@ class RedisStore:
     async def load(self) -> protocol.Loaded:
         """Read all objects."""
         identity = await self._identity(self._client)
-        records: list[commit.AnyRecord] = []
+        records: list[commits.AnyRecord] = []
         for kind, key in self._hashes.items():
             # A scan may give an object twice, in two versions: the later one counts.
-            found: dict[bytes, commit.AnyRecord] = {}
+            found: dict[bytes, commits.AnyRecord] = {}
             cursor = 0
             while True:
                 async with self._bounded("HSCAN"):
@@ -168,7 +170,7 @@ class RedisStore:
             records += found.values()
         return protocol.Loaded(store_id=identity.store_id, revision=identity.revision, records=records)
 
-    async def read_log(self, after: int, limit: int) -> Sequence[commit.Entry]:
+    async def read_log(self, after: int, limit: int) -> Sequence[commits.Entry]:
         """Read up to `limit` entries after a revision."""
         async with self._bounded("XRANGE"):
             raw = await self._client.xrange(self._log, min=f"{after + 1}-0", count=limit)
@@ -180,7 +182,7 @@ class RedisStore:
                 raise _compacted(after)
         return _entries(raw, after, after)
 
-    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commit.Entry]:
+    async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commits.Entry]:
         """Wait for entries after a revision."""
         start = after()
         # The server answers within wait_s; the margin is for a server that does not answer at all.
@@ -199,7 +201,7 @@ class RedisStore:
             batches = batches[0]
         return _entries(batches, start, after())
 
-    async def find_request(self, request_id: str) -> commit.Request | None:
+    async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         async with self._bounded("GET"):
             data = await self._client.get(self._request + request_id)
@@ -256,24 +258,25 @@ class RedisStore:
                 raise errors.Unavailable("STORE_NOT_READY", f"the store cannot serve now: {error}") from error
             raise
 
-    def _outcome(self, change: commit.Commit, answer: Any) -> commit.Outcome:
+    def _outcome(self, change: commits.Commit, answer: Any) -> commits.Outcome:
         word = answer[0]
         if word == b"ok":
-            return commit.Committed(commit.Entry(answer[1], int(answer[2]), change.writes))
+            return commits.Committed(commits.Entry(answer[1], int(answer[2]), change.writes))
         if word == b"again":
             assert change.once is not None, "only a commit with a request is answered so"
-            return commit.Replayed(codec.decode_request(change.once.id, answer[1]))
+            known = codec.decode_request(change.once.id, answer[2]) if answer[2] else None
+            return commits.Replayed(known, answer[1])
         if word == b"guard":
-            return commit.Refused(answer[1], guard=change.guards[answer[2]])
+            return commits.Refused(answer[1], guard=change.guards[answer[2]])
         if word == b"claim":
-            return commit.Refused(answer[1], claim=answer[2].decode(), owner=answer[3].decode())
+            return commits.Refused(answer[1], claim=answer[2].decode(), owner=answer[3].decode())
         raise protocol.StoreReplacedError(
             f"the store is {answer[1].decode() or '(empty)'} at revision {answer[2]}, not {self._store_id} as opened"
         )
 
 
-def _entries(raw: Sequence[Any], start: int, seen: int) -> list[commit.Entry]:
-    entries: list[commit.Entry] = []
+def _entries(raw: Sequence[Any], start: int, seen: int) -> list[commits.Entry]:
+    entries: list[commits.Entry] = []
     expected = start + 1
     for id_, fields in raw:
         revision = int(id_.partition(b"-")[0])
@@ -281,7 +284,7 @@ def _entries(raw: Sequence[Any], start: int, seen: int) -> list[commit.Entry]:
             raise _compacted(start)
         expected += 1
         if revision > seen:
-            entries.append(commit.Entry(revision, int(fields[b"t"]), codec.decode_log(fields[b"w"])))
+            entries.append(commits.Entry(revision, int(fields[b"t"]), codec.decode_log(fields[b"w"])))
     return entries
 
 

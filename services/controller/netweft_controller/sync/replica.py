@@ -13,14 +13,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-import structlog
-from netweft_common import backoff, deadline, errors
+from netweft_common import backoff, deadline, errors, logs
 
-from netweft_controller.domain import commit
+from netweft_controller.domain import commits
 from netweft_controller.domain.state import Delta, State
 from netweft_controller.store.protocol import Store, StoreReplacedError
 
-_log = structlog.get_logger()
+_log = logs.get()
 _TAIL_WAIT_S = 1.0
 _LOG_PAGE = 1000
 _RECENT_ENTRIES = 2048
@@ -51,8 +50,8 @@ class Replica:
         self._state: State | None = None
         self._listeners: list[Listener] = []
         # Entries that arrived before their predecessors, by revision.
-        self._early: dict[int, commit.Entry] = {}
-        self._recent: collections.deque[commit.Entry] = collections.deque(maxlen=_RECENT_ENTRIES)
+        self._early: dict[int, commits.Entry] = {}
+        self._recent: collections.deque[commits.Entry] = collections.deque(maxlen=_RECENT_ENTRIES)
         self._moved = asyncio.Event()
         self._stale = False
         self._clock_offset_ms = 0
@@ -81,7 +80,7 @@ class Replica:
         """Tell it no more."""
         self._listeners.remove(listener)
 
-    async def commit(self, change: commit.Commit) -> commit.Outcome:
+    async def commit(self, change: commits.Commit) -> commits.Outcome:
         """Commit, and return once the change is visible in `state`.
 
         Raises:
@@ -92,17 +91,17 @@ class Replica:
         except StoreReplacedError:
             self._stale = True
             raise
-        if isinstance(outcome, commit.Committed):
+        if isinstance(outcome, commits.Committed):
             self.offer(outcome.entry)
             await self.reached(outcome.entry.revision)
-        elif isinstance(outcome, commit.Refused):
+        else:
             # The reason for the refusal must be visible to whoever decides again.
             await self.reached(outcome.revision)
         return outcome
 
     async def decide(
-        self, decision: Callable[[State], commit.Commit | None]
-    ) -> commit.Committed | commit.Replayed | None:
+        self, decision: Callable[[State], commits.Commit | None]
+    ) -> commits.Committed | commits.Replayed | None:
         """Commit what a decision says, deciding again on newer state when somebody else was faster.
 
         Args:
@@ -115,19 +114,19 @@ class Replica:
             Conflict: Others were faster too many times in a row.
             NetweftError: What the decision raised.
         """
-        refused: commit.Refused | None = None
+        refused: commits.Refused | None = None
         for _ in range(_DECISIONS):
             change = decision(self.state)
             if change is None:
                 return None
             outcome = await self.commit(change)
-            if not isinstance(outcome, commit.Refused):
+            if not isinstance(outcome, commits.Refused):
                 return outcome
             refused = outcome
         assert refused is not None, "the loop runs at least once"
         raise conflict(refused)
 
-    def offer(self, entry: commit.Entry) -> None:
+    def offer(self, entry: commits.Entry) -> None:
         """Apply an entry, or keep it until its predecessors have come."""
         state = self.state
         if entry.revision <= state.revision:
@@ -135,7 +134,7 @@ class Replica:
         if entry.revision > state.revision + 1:
             self._early[entry.revision] = entry
             return
-        pending: commit.Entry | None = entry
+        pending: commits.Entry | None = entry
         while pending is not None:
             deltas = state.apply(pending)
             self._recent.append(pending)
@@ -173,7 +172,7 @@ class Replica:
             return False
         return True
 
-    async def read_log(self, after: int) -> Sequence[commit.Entry]:
+    async def read_log(self, after: int) -> Sequence[commits.Entry]:
         """Return some entries after a revision, from memory if they are there; none: there is nothing newer.
 
         Raises:
@@ -192,14 +191,12 @@ class Replica:
             Unavailable: The store does not answer.
         """
         known = self._state
-        await self.store.open(
-            store_id=known.store_id if known else "", seen_revision=known.revision if known else 0
-        )
+        await self.store.open(store_id=known.store_id if known else "", seen_revision=known.revision if known else 0)
         loaded = await self.store.load()
         state = State(store_id=loaded.store_id, revision=loaded.revision)
         state.load(loaded.records)
         # The scan was not atomic: what was written while it ran is in the log.
-        entries: list[commit.Entry] = []
+        entries: list[commits.Entry] = []
         while page := await self.store.read_log(state.revision, _LOG_PAGE):
             for entry in page:
                 state.apply(entry)
@@ -224,10 +221,10 @@ class Replica:
                     await self.load()
                 await self._follow()
             except (errors.OutOfRange, StoreReplacedError) as error:
-                _log.warning("state to be loaded again", reason=error.reason, message=error.message)
+                _log.warning("state to be loaded again", reason=error.reason, error=error.message)
                 self._stale = True
             except errors.Unavailable as error:
-                _log.warning("store unreachable", message=error.message)
+                _log.warning("store unreachable", error=error.message)
                 await asyncio.sleep(next(delays))
                 await self._check_identity()
                 continue
@@ -262,7 +259,7 @@ class Replica:
         self._moved = asyncio.Event()
 
 
-def conflict(refused: commit.Refused) -> errors.Conflict:
+def conflict(refused: commits.Refused) -> errors.Conflict:
     """Return the error of a commit that was refused for good."""
     what = f"{refused.guard.kind} {refused.guard.id}" if refused.guard else f"{refused.claim} (of {refused.owner})"
     return errors.Conflict("CHANGED_MEANWHILE", f"{what} was changed by somebody else at the same time; try again")

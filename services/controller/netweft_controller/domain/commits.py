@@ -66,7 +66,9 @@ class Commit:
     """One atomic change.
 
     Attributes:
-        once: Request that this commit does, and remembers; a known one is not done again.
+        once: Request that this commit does, and remembers.
+        after: What must be remembered of that request until now; None: nothing. Anything else refuses the commit:
+            somebody did the request, or some of it, at the same time or before.
         guards: Versions that must still hold.
         writes: Objects written and deleted; each needs a guard.
         take: Claims to take, name to owner; one that another owner holds refuses the commit.
@@ -77,6 +79,7 @@ class Commit:
     """
 
     once: Request | None = None
+    after: Request | None = None
     guards: tuple[Guard, ...] = ()
     writes: tuple[Write, ...] = ()
     take: tuple[tuple[str, str], ...] = ()
@@ -113,9 +116,15 @@ class Committed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
-    """The request of `Commit.once` was done before; nothing was changed."""
+    """Something else is remembered of the request of `Commit.once` than was thought; nothing was changed.
 
-    request: Request
+    Attributes:
+        request: What is remembered; None: nothing any more.
+        revision: Revision of the store at that moment.
+    """
+
+    request: Request | None
+    revision: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,10 +203,11 @@ class Builder:
         """What has been collected."""
         return self._writes
 
-    def build(self, once: Request | None = None) -> Commit:
+    def build(self, once: Request | None = None, after: Request | None = None) -> Commit:
         """Return the commit."""
         return Commit(
             once=once,
+            after=after,
             guards=tuple(Guard(kind=kind, id=id_, revision=rev) for (kind, id_), rev in self._guards.items()),
             writes=tuple(self._writes),
             take=tuple(self._take.items()),

@@ -1,0 +1,171 @@
+"""The controller's composition root."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from netweft.controller.v1 import endpoint_pb2_grpc, event_pb2_grpc, host_pb2_grpc, network_pb2_grpc, sandbox_pb2_grpc
+from netweft_common import errors, identity, lifecycle, logs, metrics, server, settings, tls
+from netweft_common.identity import Role
+
+from netweft_controller.clients.agents import Agents
+from netweft_controller.clients.ipam import Ipam
+from netweft_controller.engine.endpoints import EndpointEngine
+from netweft_controller.engine.hosts import HostEngine
+from netweft_controller.engine.joining import Joiner
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.engine.networks import NetworkEngine
+from netweft_controller.engine.removal import Remover
+from netweft_controller.engine.sandboxes import SandboxEngine
+from netweft_controller.engine.settle import Settler
+from netweft_controller.engine.work import Work
+from netweft_controller.rpc.endpoints import EndpointService
+from netweft_controller.rpc.events import EventService
+from netweft_controller.rpc.hosts import HostService
+from netweft_controller.rpc.networks import NetworkService
+from netweft_controller.rpc.sandboxes import SandboxService
+from netweft_controller.settings import Settings
+from netweft_controller.store.protocol import Store
+from netweft_controller.store.redis import RedisStore
+from netweft_controller.sync.hostwatch import HostWatches
+from netweft_controller.sync.replica import Replica
+
+_PACKAGE = "/netweft.controller.v1."
+_CLIENTS = frozenset({Role.CLIENT, Role.ADMIN})
+_AGENTS = frozenset({Role.AGENT, Role.ADMIN})
+_EVERYBODY = frozenset({Role.CLIENT, Role.ADMIN, Role.AGENT})
+
+# An agent acts for its host, and its front-ends (Docker, CNI) attach for the host's containers.
+ACCESS: identity.Access = {
+    f"{_PACKAGE}NetworkService/*": _EVERYBODY,
+    f"{_PACKAGE}EndpointService/*": _EVERYBODY,
+    f"{_PACKAGE}SandboxService/*": _EVERYBODY,
+    f"{_PACKAGE}EventService/*": _EVERYBODY,
+    f"{_PACKAGE}HostService/RegisterHost": _AGENTS,
+    f"{_PACKAGE}HostService/ReportHost": _AGENTS,
+    f"{_PACKAGE}HostService/WatchHost": _AGENTS,
+    f"{_PACKAGE}HostService/GetHost": _EVERYBODY,
+    f"{_PACKAGE}HostService/ListHosts": _EVERYBODY,
+    f"{_PACKAGE}HostService/DeleteHost": _CLIENTS,
+}
+
+
+class Controller:
+    """All parts of a controller, wired.
+
+    Args:
+        config: Settings.
+        store: Where intent is kept.
+        tls_files: For calls to IPAM and agents over TCP.
+    """
+
+    def __init__(self, config: Settings, store: Store, tls_files: tls.TlsFiles | None) -> None:
+        self.store = store
+        self.work = Work()
+        self.replica = Replica(store)
+        self.ipam = Ipam(config.ipam_target, tls_files=tls_files)
+        self.agents = Agents(tls_files=tls_files, timeout=config.agent_timeout)
+        self.settler = Settler(self.replica)
+        self.liveness = Liveness(store, grace=config.host_grace)
+        self.watches = HostWatches(self.replica)
+        self.remover = Remover(self.replica, self.ipam, self.agents)
+        self.joiner = Joiner(replica=self.replica, agents=self.agents, remover=self.remover, settler=self.settler)
+        self.networks = NetworkEngine(replica=self.replica, ipam=self.ipam, work=self.work)
+        self.endpoints = EndpointEngine(
+            replica=self.replica,
+            ipam=self.ipam,
+            agents=self.agents,
+            remover=self.remover,
+            joiner=self.joiner,
+            work=self.work,
+        )
+        self.sandboxes = SandboxEngine(
+            replica=self.replica,
+            joiner=self.joiner,
+            remover=self.remover,
+            settler=self.settler,
+            work=self.work,
+        )
+        self.hosts = HostEngine(
+            replica=self.replica,
+            liveness=self.liveness,
+            settler=self.settler,
+            remover=self.remover,
+            networks=self.networks,
+            agents=self.agents,
+            work=self.work,
+        )
+        self._report_interval_s = max(1, round(config.report_interval.total_seconds()))
+
+    def add_to(self, grpc_server: server.Server) -> None:
+        """Offer the services on a server."""
+        grpc_server.add(
+            network_pb2_grpc.add_NetworkServiceServicer_to_server, NetworkService(self.replica, self.networks)
+        )
+        grpc_server.add(
+            endpoint_pb2_grpc.add_EndpointServiceServicer_to_server, EndpointService(self.replica, self.endpoints)
+        )
+        grpc_server.add(
+            sandbox_pb2_grpc.add_SandboxServiceServicer_to_server, SandboxService(self.replica, self.sandboxes)
+        )
+        grpc_server.add(
+            host_pb2_grpc.add_HostServiceServicer_to_server,
+            HostService(
+                replica=self.replica,
+                hosts=self.hosts,
+                liveness=self.liveness,
+                watches=self.watches,
+                report_interval_s=self._report_interval_s,
+            ),
+        )
+        grpc_server.add(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(self.replica, self.liveness))
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what runs beside the services as long as the controller lives."""
+        return [self.replica.run(), self.settler.run(), self.liveness.run()]
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Own the sagas and connections while the block runs."""
+        try:
+            async with self.work:
+                yield
+        finally:
+            await self.agents.close()
+            await self.ipam.close()
+            await self.store.close()
+
+
+async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
+    """Serve until asked to end."""
+    tls_files = tls.from_settings(config.tls_ca, config.tls_cert, config.tls_key)
+    registry = metrics.new_registry()
+    store = RedisStore(config.store_url, prefix=config.cluster, log_length=config.log_entries)
+    controller = Controller(config, store, tls_files)
+    async with controller.open():
+        # A store that is away at the start is waited for: calls answer UNAVAILABLE until it is there.
+        for task in controller.background():
+            life.spawn(task, name=task.__qualname__)
+        grpc_server = server.Server(
+            listen_at=config.listen, tls_files=tls_files, access=ACCESS, registry=registry, grace=config.grace
+        )
+        controller.add_to(grpc_server)
+        async with contextlib.AsyncExitStack() as stack:
+            if config.metrics_listen:
+                await stack.enter_async_context(metrics.serve(registry, config.metrics_listen))
+            await stack.enter_async_context(grpc_server)
+            life.ready(grpc_server.targets)
+            await life.stopped()
+
+
+def main() -> None:
+    """Run the controller."""
+    try:
+        config = settings.load(Settings, service="controller", description="netweft's controller.")
+    except errors.NetweftError as error:
+        sys.exit(f"netweft-controller: {error.message}")
+    logs.configure(level=config.log_level, style=config.log_format)
+    sys.exit(lifecycle.run(lambda life: serve(config, life), ready_fd=config.ready_fd))

@@ -1,0 +1,109 @@
+"""Calls to the agents of hosts, over one channel each."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Sequence
+
+from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
+from netweft_common import client, errors, tls
+
+from netweft_controller.clients import wire
+from netweft_controller.domain.changes import Change, Status
+from netweft_controller.domain.objects import Host
+
+_CHANGES_MAX = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a plan; fields as in the message PlanStep."""
+
+    command: str
+    namespace: str
+    owner: str
+    inverse: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Channel:
+    connection: client.Connection
+    stub: agent_pb2_grpc.AgentServiceAsyncStub  # only in the stubs' types
+
+
+class Agents:
+    """The agents of all hosts.
+
+    Args:
+        tls_files: For TCP.
+        timeout: Longest wait for an answer; the caller's deadline may be shorter.
+    """
+
+    def __init__(
+        self, *, tls_files: tls.TlsFiles | None = None, timeout: dt.timedelta = dt.timedelta(seconds=20)
+    ) -> None:
+        self._tls_files = tls_files
+        self._timeout = timeout
+        self._channels: dict[str, _Channel] = {}
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for channel in self._channels.values():
+            await channel.connection.close()
+        self._channels.clear()
+
+    async def apply(self, host: Host, changes: Sequence[Change], store_id: str) -> list[Status]:
+        """Bring a host's kernel to these changes; returns one status each, in their order.
+
+        Raises:
+            Unavailable: No answer; the host may or may not have done it.
+            NetweftError: As the agent says.
+        """
+        statuses: list[Status] = []
+        for start in range(0, len(changes), _CHANGES_MAX):
+            part = changes[start : start + _CHANGES_MAX]
+            channel = self._channel(host)
+            response: agent_pb2.ApplyResponse = await channel.connection.call(
+                channel.stub.Apply,
+                agent_pb2.ApplyRequest(changes=[wire.change(change) for change in part], store_id=store_id),
+            )
+            if len(response.statuses) != len(part):
+                raise errors.Internal(
+                    "AGENT_ANSWER",
+                    f"the agent of host {host.name} answered {len(response.statuses)} statuses for {len(part)} changes",
+                    host=host.id,
+                )
+            statuses += [wire.status_of(*pair) for pair in zip(part, response.statuses, strict=True)]
+        return statuses
+
+    async def plan(self, host: Host, changes: Sequence[Change]) -> list[Step]:
+        """Return what a host would do for these changes.
+
+        Raises:
+            NetweftError: As the agent says.
+        """
+        channel = self._channel(host)
+        response: agent_pb2.PlanResponse = await channel.connection.call(
+            channel.stub.Plan, agent_pb2.PlanRequest(changes=[wire.change(change) for change in changes])
+        )
+        return [Step(step.command, step.namespace, step.owner, step.inverse) for step in response.steps]
+
+    def _channel(self, host: Host) -> _Channel:
+        channel = self._channels.get(host.agent_target)
+        if channel is None:
+            connection = client.Connection(
+                host.agent_target,
+                tls_files=self._tls_files,
+                # Apply is idempotent by revisions.
+                retry=(),
+                timeout=self._timeout,
+            )
+            channel = _Channel(connection, agent_pb2_grpc.AgentServiceStub(connection.channel))
+            self._channels[host.agent_target] = channel
+        return channel
+
+    async def retain(self, targets: set[str]) -> None:
+        """Close channels to targets that no host has any more."""
+        for target in set(self._channels) - targets:
+            await self._channels.pop(target).connection.close()

@@ -1,0 +1,484 @@
+"""Rules for endpoints and sandboxes: from a batch of requests to one commit, and back out again."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+from netweft_common import errors
+
+from netweft_controller.domain import commits, fields, names
+from netweft_controller.domain.networks import tomb_claim
+from netweft_controller.domain.objects import (
+    Endpoint,
+    EndpointState,
+    Host,
+    Lease,
+    Namespace,
+    NamespaceSource,
+    Network,
+    NetworkState,
+    Record,
+    Sandbox,
+    SandboxState,
+    Scope,
+)
+from netweft_controller.domain.specs import AttachItem, EndpointSpec, SandboxRef, SandboxSpec
+from netweft_controller.domain.state import State
+
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
+_PRIORITY_LIMIT = 1 << 31
+_MACS_TRIED = 7
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """One address to lease.
+
+    Attributes:
+        address: The one asked for; empty: any.
+        pools: Pools to try in order.
+    """
+
+    address: str
+    pools: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where an endpoint is to join.
+
+    Attributes:
+        sandbox: The sandbox; recorded, or to be recorded with the endpoint.
+        record: Its record, or None when it is to be made.
+    """
+
+    sandbox: Sandbox
+    record: Record[Sandbox] | None
+    host: Record[Host]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One endpoint that may be made: checked, without addresses yet.
+
+    Attributes:
+        target: Where it joins; None: nowhere yet.
+    """
+
+    endpoint: Endpoint
+    network: Record[Network]
+    target: Target | None
+    wants: tuple[Want, ...]
+
+
+class Placer:
+    """Checks the items of one batch, each against the state and the items before it.
+
+    Args:
+        state: Intent as it is.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._names: set[tuple[str, str]] = set()
+        self._macs: set[tuple[str, str]] = set()
+        self._interfaces: set[tuple[str, str]] = set()
+        self._new_sandboxes: dict[tuple[str, str], Target] = {}
+
+    def place(self, item: AttachItem, *, endpoint_id: str, sandbox_id: str, path: str) -> Placement:
+        """Check one item of an attach.
+
+        Args:
+            item: What is asked for.
+            endpoint_id: Id that the endpoint will have.
+            sandbox_id: Id that its sandbox will have if it must be made.
+            path: Path of the item in the request, for messages.
+
+        Raises:
+            NetweftError: The item cannot be; nothing of it was taken note of.
+        """
+        target = None
+        if item.sandbox is not None:
+            target = self.target(item.sandbox, sandbox_id=sandbox_id, path=f"{path}sandbox")
+        placement = self.endpoint(item.endpoint, endpoint_id=endpoint_id, target=target, path=f"{path}endpoint")
+        if target is not None and target.record is None:
+            self._new_sandboxes[target.sandbox.host_id, target.sandbox.container_id] = target
+        return placement
+
+    def endpoint(self, spec: EndpointSpec, *, endpoint_id: str, target: Target | None, path: str) -> Placement:
+        """Check an endpoint that joins a target, or none.
+
+        Raises:
+            NetweftError: It cannot be.
+        """
+        network = names.get_network(self._state, spec.network, f"{path}.network")
+        name = spec.name or f"ep-{endpoint_id[:12]}"
+        fields.name(name, f"{path}.name")
+        fields.labels(spec.labels, f"{path}.labels")
+        if spec.options:
+            raise fields.invalid(
+                f"{path}.options",
+                f"driver {network.value.driver} takes no options of endpoints; leave them out",
+                "OPTION_UNKNOWN",
+            )
+        if not -_PRIORITY_LIMIT <= spec.gateway_priority < _PRIORITY_LIMIT:
+            raise fields.invalid(f"{path}.gateway_priority", "it does not fit 32 bits")
+        endpoint = Endpoint(
+            id=endpoint_id,
+            name=name,
+            network_id=network.value.id,
+            mac_address=self._mac(spec, network, path),
+            dns_names=_dns_names(name, spec, path),
+            interface_name=_interface_name(spec, path),
+            gateway_priority=spec.gateway_priority,
+            labels=dict(spec.labels),
+        )
+        self._check_network(network, path)
+        self._check_name(endpoint, network)
+        wants = _wants(spec, network.value, path)
+        if target is not None:
+            check_join(self._state, endpoint, network, target, path)
+            self._check_interface(endpoint, target, path)
+            endpoint = joining(endpoint, target.sandbox)
+        self._names.add((endpoint.network_id, endpoint.name))
+        self._macs.add((endpoint.network_id, endpoint.mac_address))
+        return Placement(endpoint=endpoint, network=network, target=target, wants=wants)
+
+    def target(self, ref: SandboxRef, *, sandbox_id: str, path: str) -> Target:
+        """Find the sandbox, or describe the one to be made.
+
+        Raises:
+            NetweftError: There is none, or it cannot be made.
+        """
+        if isinstance(ref, str):
+            return existing_target(self._state, names.get_sandbox(self._state, ref, path))
+        return self._described(ref, sandbox_id, f"{path}.spec")
+
+    def _described(self, spec: SandboxSpec, sandbox_id: str, path: str) -> Target:
+        sandbox, host = check_sandbox(self._state, spec, sandbox_id, path)
+        known = self._new_sandboxes.get((sandbox.host_id, sandbox.container_id))
+        if known is not None:
+            return known
+        record = self._state.sandbox_by_container(sandbox.host_id, sandbox.container_id)
+        if record is not None:
+            return existing_target(self._state, record)
+        return Target(sandbox=sandbox, record=None, host=host)
+
+    def _check_network(self, network: Record[Network], path: str) -> None:
+        if network.value.state is NetworkState.DELETING:
+            raise errors.FailedPrecondition(
+                "NETWORK_DELETING", f"{path}: network {network.value.name} is being deleted; use another",
+                network=network.value.id,
+            )  # fmt: skip
+
+    def _check_name(self, endpoint: Endpoint, network: Record[Network]) -> None:
+        holder = self._state.endpoint_by_name(endpoint.network_id, endpoint.name)
+        if holder is not None and holder.value.id == endpoint.id:
+            return
+        if holder is not None or (endpoint.network_id, endpoint.name) in self._names:
+            state = f", {holder.value.state}" if holder is not None else ""
+            raise errors.AlreadyExists(
+                "ENDPOINT_EXISTS",
+                f"network {network.value.name} has an endpoint {endpoint.name} already"
+                f" ({holder.value.id if holder else 'of the same batch'}{state}); choose another name",
+                network=endpoint.network_id,
+                name=endpoint.name,
+            )
+
+    def _check_interface(self, endpoint: Endpoint, target: Target, path: str) -> None:
+        if not endpoint.interface_name:
+            return
+        key = (target.sandbox.id, endpoint.interface_name)
+        taken = key in self._interfaces or any(
+            other.value.interface_name == endpoint.interface_name and other.value.id != endpoint.id
+            for other in self._state.endpoints_of_sandbox(target.sandbox.id)
+        )
+        if taken:
+            raise errors.FailedPrecondition(
+                "INTERFACE_NAME_IN_USE",
+                f"{path}.interface_name: sandbox {target.sandbox.container_id} has an interface"
+                f" {endpoint.interface_name} already; choose another, or none",
+            )
+        self._interfaces.add(key)
+
+    def _mac(self, spec: EndpointSpec, network: Record[Network], path: str) -> str:
+        if not network.value.needs_addresses:
+            if spec.mac_address:
+                raise fields.invalid(
+                    f"{path}.mac_address", f"networks of driver {network.value.driver} make no link", "MAC_NOT_ALLOWED"
+                )
+            return ""
+        if not spec.mac_address:
+            return ""
+        mac = fields.mac_address(spec.mac_address, f"{path}.mac_address")
+        holder = self._state.mac_owner(network.value.id, mac)
+        if holder is not None or (network.value.id, mac) in self._macs:
+            raise errors.FailedPrecondition(
+                "MAC_IN_USE",
+                f"{path}.mac_address: {mac} belongs to another endpoint of network {network.value.name}"
+                f" ({holder or 'in the same batch'}); choose another, or none",
+            )
+        return mac
+
+
+def check_sandbox(state: State, spec: SandboxSpec, sandbox_id: str, path: str) -> tuple[Sandbox, Record[Host]]:
+    """Check a description of a sandbox.
+
+    Raises:
+        NetweftError: It cannot be.
+    """
+    host = _host(state, spec.host, f"{path}.host")
+    fields.container_id(spec.container_id, f"{path}.container_id")
+    fields.labels(spec.labels, f"{path}.labels")
+    if spec.hostname:
+        fields.host_name(spec.hostname, f"{path}.hostname")
+    if spec.domainname:
+        fields.host_name(spec.domainname, f"{path}.domainname")
+    for field, value in (("hosts_path", spec.hosts_path), ("resolv_conf_path", spec.resolv_conf_path)):
+        if value:
+            fields.absolute_path(value, f"{path}.{field}")
+    _check_namespace(spec.namespace, f"{path}.namespace")
+    _check_files(spec, path)
+    sandbox = Sandbox(
+        id=sandbox_id,
+        container_id=spec.container_id,
+        host_id=host.value.id,
+        namespace=spec.namespace,
+        hostname=spec.hostname,
+        domainname=spec.domainname,
+        dns=spec.dns,
+        extra_hosts=spec.extra_hosts,
+        hosts_path=spec.hosts_path,
+        resolv_conf_path=spec.resolv_conf_path,
+        labels=dict(spec.labels),
+    )
+    return sandbox, host
+
+
+def existing_target(state: State, record: Record[Sandbox]) -> Target:
+    """Return a recorded sandbox as a target.
+
+    Raises:
+        FailedPrecondition: It is being deleted, or its host is gone.
+    """
+    sandbox = record.value
+    if sandbox.state is SandboxState.DELETING:
+        raise errors.FailedPrecondition(
+            "SANDBOX_DELETING",
+            f"sandbox {sandbox.container_id} ({sandbox.id}) is being deleted; try again when it is gone",
+            sandbox=sandbox.id,
+        )
+    host = state.hosts.get(sandbox.host_id)
+    if host is None:
+        raise errors.FailedPrecondition(
+            "HOST_GONE",
+            f"the host {sandbox.host_id} of sandbox {sandbox.container_id} is not registered; start its agent",
+            host=sandbox.host_id,
+        )
+    return Target(sandbox=sandbox, record=record, host=host)
+
+
+def check_join(state: State, endpoint: Endpoint, network: Record[Network], target: Target, path: str) -> None:
+    """Check that an endpoint of a network may join a sandbox on its host.
+
+    Raises:
+        FailedPrecondition: The host does not offer the driver, has no tunnel address, or the network is another's.
+    """
+    del state, endpoint
+    host, value = target.host.value, network.value
+    if value.host_id and value.host_id != host.id:
+        raise errors.FailedPrecondition(
+            "OTHER_HOST",
+            f"{path}.network: {value.name} is bound to host {value.host_id}, and the sandbox is on {host.name}",
+            network=value.id,
+            host=host.id,
+        )
+    if all(driver.name != value.driver for driver in host.facts.drivers):
+        known = ", ".join(sorted(driver.name for driver in host.facts.drivers)) or "none"
+        raise errors.FailedPrecondition(
+            "DRIVER_NOT_ON_HOST",
+            f"{path}.network: host {host.name} does not offer driver {value.driver}; it offers {known}",
+            host=host.id,
+        )
+    if value.scope is Scope.GLOBAL and not host.vtep_address:
+        raise errors.FailedPrecondition(
+            "NO_VTEP",
+            f"{path}.network: host {host.name} has no tunnel address, so it takes part in no overlay; "
+            "set its agent's VTEP address",
+            host=host.id,
+        )
+
+
+def joining(endpoint: Endpoint, sandbox: Sandbox) -> Endpoint:
+    """Return the endpoint on its way into a sandbox."""
+    return dataclasses.replace(
+        endpoint,
+        sandbox_id=sandbox.id,
+        host_id=sandbox.host_id,
+        state=EndpointState.JOINING,
+        deleting=False,
+        status_message="",
+    )
+
+
+def create(
+    state: State,
+    placements: Sequence[Placement],
+    leases: Mapping[str, tuple[Lease, ...]],
+) -> tuple[commits.Builder, dict[str, Endpoint]]:
+    """Return the commit that records endpoints with their leases, and the endpoints by id.
+
+    Args:
+        state: Intent as it is.
+        placements: What may be made.
+        leases: What each endpoint got, by endpoint id.
+    """
+    builder = commits.Builder()
+    made: dict[str, Endpoint] = {}
+    macs: set[tuple[str, str]] = {
+        (p.endpoint.network_id, p.endpoint.mac_address) for p in placements if p.endpoint.mac_address
+    }
+    sandboxes: dict[str, Sandbox] = {}
+    for placement in placements:
+        endpoint = dataclasses.replace(placement.endpoint, leases=leases[placement.endpoint.id])
+        if not endpoint.mac_address and placement.network.value.needs_addresses:
+            mac = free_mac(state, endpoint, macs)
+            macs.add((endpoint.network_id, mac))
+            endpoint = dataclasses.replace(endpoint, mac_address=mac)
+        made[endpoint.id] = endpoint
+        builder.guard(placement.network)
+        builder.create(endpoint)
+        builder.take(name_claim(endpoint), endpoint.id)
+        builder.free(tomb_claim(endpoint.id))
+        target = placement.target
+        if target is not None and target.sandbox.id not in sandboxes:
+            sandboxes[target.sandbox.id] = target.sandbox
+            record_target(builder, target)
+    return builder, made
+
+
+def join(record: Record[Endpoint], network: Record[Network], target: Target, once: commits.Request) -> commits.Commit:
+    """Return the commit that sends an endpoint that exists into a sandbox."""
+    builder = commits.Builder()
+    builder.guard(network)
+    builder.update(record, joining(record.value, target.sandbox))
+    record_target(builder, target)
+    return builder.build(once)
+
+
+def record_target(builder: commits.Builder, target: Target) -> None:
+    """Add the sandbox of a target to a commit: as a guard when it is recorded, else as a new object."""
+    if target.record is not None:
+        builder.guard(target.record)
+        return
+    builder.guard(target.host)
+    builder.create(target.sandbox)
+    builder.take(container_claim(target.sandbox), target.sandbox.id)
+    builder.free(tomb_claim(target.sandbox.id))
+
+
+def free_mac(state: State, endpoint: Endpoint, taken: set[tuple[str, str]]) -> str:
+    """Return a locally administered MAC address made from the endpoint's id that its network does not have yet.
+
+    02:42 is what Docker's tools show for containers; four bytes of the id follow, other four when those are taken.
+    """
+    for start in range(0, _MACS_TRIED * 4, 4):
+        digits = endpoint.id[start : start + 8]
+        mac = f"02:42:{digits[:2]}:{digits[2:4]}:{digits[4:6]}:{digits[6:]}"
+        if (endpoint.network_id, mac) not in taken and state.mac_owner(endpoint.network_id, mac) in (None, endpoint.id):
+            return mac
+    raise errors.Exhausted("MACS_EXHAUSTED", f"no MAC address is free for endpoint {endpoint.id}; give one")
+
+
+def name_claim(endpoint: Endpoint) -> str:
+    """Return the claim of an endpoint's name."""
+    return f"endpoint-name/{endpoint.network_id}/{endpoint.name}"
+
+
+def container_claim(sandbox: Sandbox) -> str:
+    """Return the claim of a sandbox's container id."""
+    return f"container/{sandbox.host_id}/{sandbox.container_id}"
+
+
+def gateways(network: Network, endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the gateway of each of an endpoint's addresses; none in an internal network."""
+    if network.internal:
+        return ()
+    by_pool = {subnet.pool_id: subnet.gateway for subnet in network.subnets}
+    return tuple(gateway for lease in endpoint.leases if (gateway := by_pool.get(lease.pool_id, "")))
+
+
+def _host(state: State, word: str, path: str) -> Record[Host]:
+    if word:
+        return names.get_host(state, word, path)
+    if not state.hosts:
+        raise errors.FailedPrecondition("NO_HOSTS", "the cluster has no hosts yet; start an agent, then try again")
+    if len(state.hosts) > 1:
+        known = ", ".join(sorted(state.host_ids_by_name)[:10])
+        raise fields.invalid(path, f"the cluster has several hosts; name one of {known}", "HOST_MISSING")
+    return next(iter(state.hosts.values()))
+
+
+def _check_files(spec: SandboxSpec, path: str) -> None:
+    """Check what goes into hosts and resolv.conf."""
+    fields.count(spec.extra_hosts, fields.EXTRA_HOSTS_MAX, f"{path}.extra_hosts")
+    for index, extra in enumerate(spec.extra_hosts):
+        fields.host_name(extra.name, f"{path}.extra_hosts[{index}].name")
+        fields.any_address(extra.address, f"{path}.extra_hosts[{index}].address")
+    if spec.dns is not None:
+        fields.count((*spec.dns.servers, *spec.dns.search, *spec.dns.options), 64, f"{path}.dns")
+        for index, server in enumerate(spec.dns.servers):
+            fields.any_address(server, f"{path}.dns.servers[{index}]")
+        for index, domain in enumerate(spec.dns.search):
+            if domain != ".":
+                fields.host_name(domain, f"{path}.dns.search[{index}]")
+        for index, option in enumerate(spec.dns.options):
+            fields.resolver_option(option, f"{path}.dns.options[{index}]")
+
+
+def _check_namespace(namespace: Namespace, path: str) -> None:
+    if namespace.source is NamespaceSource.PATH:
+        fields.absolute_path(namespace.path, f"{path}.path")
+    if namespace.source is NamespaceSource.PID and not 1 <= namespace.pid <= _PID_MAX:
+        raise fields.invalid(f"{path}.pid", f"{namespace.pid} is not a process id", "PID_MALFORMED")
+
+
+def _dns_names(name: str, spec: EndpointSpec, path: str) -> tuple[str, ...]:
+    fields.count(spec.dns_names, fields.DNS_NAMES_MAX, f"{path}.dns_names")
+    for index, dns_name in enumerate(spec.dns_names):
+        fields.host_name(dns_name, f"{path}.dns_names[{index}]")
+    return tuple(dict.fromkeys((name, *spec.dns_names)))
+
+
+def _interface_name(spec: EndpointSpec, path: str) -> str:
+    return fields.interface_name(spec.interface_name, f"{path}.interface_name") if spec.interface_name else ""
+
+
+def _wants(spec: EndpointSpec, network: Network, path: str) -> tuple[Want, ...]:
+    if not network.subnets:
+        if spec.addresses:
+            raise fields.invalid(f"{path}.addresses", f"network {network.name} has no addresses", "ADDRESS_NOT_ALLOWED")
+        return ()
+    asked: dict[int, str] = {}
+    pools: dict[int, list[str]] = {}
+    for subnet in network.subnets:
+        pools.setdefault(6 if ":" in subnet.subnet else 4, []).append(subnet.pool_id)
+    wants: dict[int, Want] = {family: Want(address="", pools=tuple(ids)) for family, ids in sorted(pools.items())}
+    fields.count(spec.addresses, 2, f"{path}.addresses")
+    for index, text in enumerate(spec.addresses):
+        field = f"{path}.addresses[{index}]"
+        address = fields.address(text, field)
+        if address.version in asked:
+            raise fields.invalid(field, f"an endpoint has one IPv{address.version} address", "ADDRESS_TWICE")
+        asked[address.version] = str(address)
+        inside = [s for s in network.subnets if address in ipaddress.ip_network(s.subnet)]
+        if not inside:
+            known = ", ".join(subnet.subnet for subnet in network.subnets)
+            raise fields.invalid(
+                field, f"{address} is in no subnet of network {network.name} ({known})", "ADDRESS_OUTSIDE_SUBNET"
+            )
+        fields.host_address_in(text, ipaddress.ip_network(inside[0].subnet), field)
+        wants[address.version] = Want(address=str(address), pools=(inside[0].pool_id,))
+    return tuple(wants.values())

@@ -1,0 +1,99 @@
+"""Rules for hosts: registration, deletion, and what their reports mean."""
+
+from __future__ import annotations
+
+from netweft_common import errors
+
+from netweft_controller.domain import commits, fields
+from netweft_controller.domain.objects import Host, Record
+from netweft_controller.domain.state import State
+
+_DRIVERS_MAX = 64
+_FACTS_MAX = 4096
+
+
+def check(host: Host) -> None:
+    """Check what an agent says of its host.
+
+    Raises:
+        InvalidArgument: A field is wrong; names it.
+    """
+    fields.object_id(host.id, "host.id")
+    fields.host_name(host.name, "host.name")
+    fields.labels(host.labels, "host.labels")
+    if not host.agent_target:
+        raise fields.invalid("host.agent_target", "give the target that the agent listens at", "FIELD_MISSING")
+    if host.vtep_address:
+        fields.address(host.vtep_address, "host.vtep_address")
+    facts = host.facts
+    fields.count(facts.drivers, _DRIVERS_MAX, "host.facts.drivers")
+    fields.count(facts.routes, _FACTS_MAX, "host.facts.routes")
+    fields.count(facts.name_servers, _FACTS_MAX, "host.facts.name_servers")
+    for index, route in enumerate(facts.routes):
+        fields.network_prefix(route, f"host.facts.routes[{index}]")
+    for index, driver in enumerate(facts.drivers):
+        for claim in driver.claims:
+            if claim.minimum > claim.maximum:
+                raise fields.invalid(f"host.facts.drivers[{index}].claims", f"{claim.name} has no numbers")
+
+
+def register(state: State, host: Host) -> commits.Commit | None:
+    """Return the commit that records a host; None when nothing has changed.
+
+    Raises:
+        FailedPrecondition: Another host has the name.
+    """
+    holder = state.host_ids_by_name.get(host.name)
+    if holder is not None and holder != host.id:
+        raise errors.FailedPrecondition(
+            "HOST_NAME_IN_USE",
+            f"the name {host.name} belongs to host {holder}; give this agent another name, or delete that host if it"
+            " is gone for good",
+            name=host.name,
+            host=holder,
+        )
+    record = state.hosts.get(host.id)
+    if record is not None and record.value == host:
+        return None
+    builder = commits.Builder()
+    if record is None:
+        builder.create(host)
+    else:
+        builder.update(record, host)
+        if record.value.name != host.name:
+            builder.drop(name_claim(record.value.name), host.id)
+    builder.take(name_claim(host.name), host.id)
+    return builder.build()
+
+
+def delete(record: Record[Host], once: commits.Request) -> commits.Commit:
+    """Return the commit that forgets a host."""
+    builder = commits.Builder()
+    builder.delete(record)
+    builder.drop(name_claim(record.value.name), record.value.id)
+    return builder.build(once)
+
+
+def refuse_use(state: State, record: Record[Host]) -> None:
+    """Refuse to forget a host that has sandboxes, or networks bound to it.
+
+    Raises:
+        FailedPrecondition: Names some of them.
+    """
+    host = record.value
+    held = sorted(sandbox.value.container_id for sandbox in state.sandboxes_of_host(host.id))
+    what = "sandboxes"
+    if not held:
+        held = sorted(network.value.name for network in state.networks_bound_to(host.id))
+        what = "networks"
+    if held:
+        raise errors.FailedPrecondition(
+            "HOST_IN_USE",
+            f"host {host.name} has {len(held)} {what} ({', '.join(held[:10])}); delete them first, or use force",
+            host=host.id,
+        )
+
+
+def name_claim(name: str) -> str:
+    """Return the claim of a host's name."""
+    return f"host-name/{name}"

@@ -1,0 +1,291 @@
+"""What the controller does for endpoints: attach, create, join, leave, detach, plan.
+
+The saga of an attach is in `engine.attach`. Once begun, a saga runs to its end, also when its caller has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from netweft_common import errors, logs
+
+from netweft_controller.clients.agents import Agents, Step
+from netweft_controller.clients.ipam import Ipam
+from netweft_controller.domain import commits, endpoints, fields, names, prediction, removal
+from netweft_controller.domain.endpoints import Placer
+from netweft_controller.domain.objects import Endpoint, EndpointState, Record
+from netweft_controller.domain.specs import AttachItem, EndpointSpec, EndpointWord, SandboxRef
+from netweft_controller.domain.state import State
+from netweft_controller.engine.attach import Attach
+from netweft_controller.engine.joining import Attached, Joiner, Result
+from netweft_controller.engine.removal import Remover
+from netweft_controller.engine.requests import Done, Outcome, Request
+from netweft_controller.engine.work import Work
+from netweft_controller.sync.replica import Replica
+
+_log = logs.get()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What one host would do."""
+
+    host_id: str
+    steps: Sequence[Step]
+
+
+class EndpointEngine:
+    """What the controller does for endpoints.
+
+    Args:
+        replica: Intent.
+        ipam: Addresses.
+        agents: Kernels.
+        remover: Takes endpoints away.
+        joiner: Has hosts take endpoints up.
+        work: Owner of the sagas.
+    """
+
+    def __init__(
+        self, *, replica: Replica, ipam: Ipam, agents: Agents, remover: Remover, joiner: Joiner, work: Work
+    ) -> None:
+        self._replica = replica
+        self._ipam = ipam
+        self._agents = agents
+        self._remover = remover
+        self._joiner = joiner
+        self._work = work
+
+    # Attach
+
+    async def attach(self, request: Request, items: Sequence[AttachItem]) -> list[Result]:
+        """Create and join endpoints; one result each, in their order. Idempotent by request.
+
+        Raises:
+            NetweftError: The whole batch failed; nothing stays, or the outcome is not known (Unavailable).
+        """
+        fields.batch(items)
+        return await self._work.once(
+            request.key, request.fingerprint, lambda: self._attach(request, items).run(), name="attach"
+        )
+
+    async def plan_attach(self, items: Sequence[AttachItem]) -> list[HostPlan]:
+        """Return what an attach would do on each host; nothing is done.
+
+        Raises:
+            NetweftError: Of the first item that cannot be, or of a host that does not answer.
+        """
+        fields.batch(items)
+        per_host = prediction.attach(self._replica.state, items)
+        hosts = [self._replica.state.hosts[host_id].value for host_id in per_host]
+        plans = await asyncio.gather(
+            *(self._agents.plan(host, told) for host, told in zip(hosts, per_host.values(), strict=True))
+        )
+        return [HostPlan(host.id, steps) for host, steps in zip(hosts, plans, strict=True)]
+
+    async def create(self, request: Request, spec: EndpointSpec) -> Record[Endpoint]:
+        """Create an endpoint in no sandbox. Idempotent by request.
+
+        Raises:
+            NetweftError: It could not be made; nothing stays, or the outcome is not known (Unavailable).
+        """
+        (result,) = await self._work.once(
+            request.key,
+            request.fingerprint,
+            lambda: self._attach(request, [AttachItem(endpoint=spec)]).run(),
+            name="create endpoint",
+        )
+        if isinstance(result, errors.NetweftError):
+            raise result
+        return result.endpoint
+
+    def _attach(self, request: Request, items: Sequence[AttachItem]) -> Attach:
+        return Attach(request, items, replica=self._replica, ipam=self._ipam, joiner=self._joiner)
+
+    # Single verbs
+
+    async def join(self, request: Request, word: EndpointWord, ref: SandboxRef) -> Attached:
+        """Send an endpoint into a sandbox. Idempotent by request.
+
+        Raises:
+            FailedPrecondition: It is in another sandbox.
+            NetweftError: It could not join, and is in no sandbox.
+        """
+        return await self._work.once(
+            request.key, request.fingerprint, lambda: self._join(request, word, ref), name="join"
+        )
+
+    async def leave(self, request: Request, word: EndpointWord) -> Record[Endpoint]:
+        """Take an endpoint out of its sandbox. Idempotent by request.
+
+        Raises:
+            FailedPrecondition: It is in no sandbox.
+            NetweftError: Its host does not answer; the leave is recorded and will be done.
+        """
+        return await self._work.once(request.key, request.fingerprint, lambda: self._leave(request, word), name="leave")
+
+    async def delete(self, request: Request, word: EndpointWord, *, force: bool) -> None:
+        """Delete an endpoint. Idempotent by request.
+
+        Raises:
+            FailedPrecondition: It is joined, and `force` is not set.
+            NotFound: There is none.
+        """
+        (error,) = await self._work.once(
+            request.key,
+            request.fingerprint,
+            lambda: self._detach(request, [word], refuse_joined=not force, missing_is_ok=False),
+            name="delete endpoint",
+        )
+        if error is not None:
+            raise error
+
+    async def detach(self, request: Request, words: Sequence[EndpointWord]) -> list[errors.NetweftError | None]:
+        """Leave and delete endpoints; one outcome each, in their order; one that is gone is fine.
+
+        Raises:
+            NetweftError: The whole batch failed; nothing was done, or the outcome is not known (Unavailable).
+        """
+        fields.batch(words)
+        return await self._work.once(
+            request.key,
+            request.fingerprint,
+            lambda: self._detach(request, words, refuse_joined=False, missing_is_ok=True),
+            name="detach",
+        )
+
+    async def _join(self, request: Request, word: EndpointWord, ref: SandboxRef) -> Attached:
+        joined_id = ""
+        new_sandbox_id = request.id_for("sandbox")
+        path = "sandbox"
+
+        def decision(state: State) -> commits.Commit:
+            nonlocal joined_id
+            record = names.get_endpoint(state, word.endpoint, word.network)
+            joined_id = record.value.id
+            network = state.networks[record.value.network_id]
+            target = Placer(state).target(ref, sandbox_id=new_sandbox_id, path=path)
+            if record.value.state is not EndpointState.CREATED:
+                raise errors.FailedPrecondition(
+                    "ENDPOINT_IN_SANDBOX",
+                    f"endpoint {record.value.name} is {record.value.state}"
+                    + (f" in sandbox {record.value.sandbox_id}" if record.value.sandbox_id else "")
+                    + "; let it leave first",
+                    endpoint=joined_id,
+                )
+            endpoints.check_join(state, record.value, network, target, "endpoint")
+            return endpoints.join(record, network, target, request.remember(Outcome(items=(Done(id=joined_id),))))
+
+        known = await self._replica.store.find_request(request.key)
+        if known is None:
+            outcome = await self._replica.decide(decision)
+            if isinstance(outcome, commits.Replayed):
+                known = outcome.request
+        if known is not None:
+            (done,) = request.recall(known).items
+            record = self._replica.state.endpoints.get(done.id) if done is not None else None
+            if record is None or not record.value.is_active:
+                raise errors.FailedPrecondition(
+                    "JOIN_UNDONE", "the endpoint was joined by this request and has left since; use a new request id"
+                )
+            joined_id = record.value.id
+        made = [new_sandbox_id] if new_sandbox_id in self._replica.state.sandboxes else []
+        (result,) = await self._joiner.apply([joined_id], made, keep=True)
+        if isinstance(result, errors.NetweftError):
+            await self._forget(request)
+            raise result
+        self._joiner.confirm([result])
+        return result
+
+    async def _leave(self, request: Request, word: EndpointWord) -> Record[Endpoint]:
+        known = await self._replica.store.find_request(request.key)
+        if known is not None:
+            (done,) = request.recall(known).items
+            endpoint_id = done.id if done is not None else ""
+        else:
+            record = names.get_endpoint(self._replica.state, word.endpoint, word.network)
+            endpoint_id = record.value.id
+            if record.value.state is EndpointState.CREATED:
+                raise errors.FailedPrecondition(
+                    "ENDPOINT_NOT_JOINED", f"endpoint {record.value.name} is in no sandbox", endpoint=endpoint_id
+                )
+        once = request.remember(Outcome(items=(Done(id=endpoint_id, told=True),))) if known is None else None
+        if known is None:
+            failures = await self._remover.remove([endpoint_id], delete=False, once=once)
+        else:
+            failures = await self._remover.finish([endpoint_id])
+        if endpoint_id in failures:
+            raise failures[endpoint_id]
+        left = self._replica.state.endpoints.get(endpoint_id)
+        if left is None:
+            raise errors.NotFound("ENDPOINT_NOT_FOUND", f"endpoint {endpoint_id} was deleted meanwhile")
+        return left
+
+    async def _detach(
+        self, request: Request, words: Sequence[EndpointWord], *, refuse_joined: bool, missing_is_ok: bool
+    ) -> list[errors.NetweftError | None]:
+        results: list[errors.NetweftError | None] = [None] * len(words)
+        chosen: dict[int, str] = {}
+        sandbox_ids: set[str] = set()
+
+        def decision(state: State) -> commits.Commit | None:
+            chosen.clear()
+            sandbox_ids.clear()
+            for index, word in enumerate(words):
+                path = f"items[{index}]." if missing_is_ok else ""
+                results[index] = None
+                try:
+                    record = names.get_endpoint(state, word.endpoint, word.network, f"{path}endpoint", f"{path}network")
+                    if refuse_joined and record.value.is_active:
+                        raise errors.FailedPrecondition(
+                            "ENDPOINT_JOINED",
+                            f"endpoint {record.value.name} is joined to sandbox {record.value.sandbox_id};"
+                            " let it leave first, or use force",
+                            endpoint=record.value.id,
+                        )
+                except errors.NotFound as error:
+                    results[index] = None if missing_is_ok else error
+                except errors.NetweftError as error:
+                    results[index] = error
+                else:
+                    chosen[index] = record.value.id
+                    if word.delete_sandbox and record.value.sandbox_id:
+                        sandbox_ids.add(record.value.sandbox_id)
+            if not chosen:
+                return None
+            items = tuple(Done(id=chosen[index], told=True) if index in chosen else None for index in range(len(words)))
+            once = request.remember(Outcome(items=items))
+            return removal.mark(state, chosen.values(), sandbox_ids, once=once)
+
+        outcome = await self._replica.decide(decision)
+        if outcome is None:
+            return await self._detached_before(request, results)
+        if isinstance(outcome, commits.Replayed) and outcome.request is not None:
+            done = request.recall(outcome.request).items
+            chosen = {index: item.id for index, item in enumerate(done) if item is not None}
+            results = [None] * len(words)
+        failures = await self._remover.finish(list(chosen.values()), sandbox_ids)
+        for index, endpoint_id in chosen.items():
+            results[index] = failures.get(endpoint_id)
+        return results
+
+    async def _detached_before(
+        self, request: Request, results: list[errors.NetweftError | None]
+    ) -> list[errors.NetweftError | None]:
+        """Nothing is there to take away: either this is a retry of what was done, or it never was."""
+        if all(error is None for error in results):
+            return results
+        known = await self._replica.store.find_request(request.key)
+        if known is None:
+            return results
+        done = request.recall(known).items
+        return [None if item is not None else error for item, error in zip(done, results, strict=True)]
+
+    async def _forget(self, request: Request) -> None:
+        """What failed leaves nothing behind: a retry tries again."""
+        try:
+            await self._replica.commit(commits.Commit(forget=(request.key,)))
+        except errors.NetweftError as error:
+            _log.warning("request not forgotten", request=request.key, error=error.message)

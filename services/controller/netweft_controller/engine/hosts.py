@@ -1,0 +1,179 @@
+"""Registering, hearing and forgetting hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from netweft_common import errors, listen
+
+from netweft_controller.clients.agents import Agents
+from netweft_controller.domain import commits, fields, hosts, names
+from netweft_controller.domain.changes import HostKind, Status
+from netweft_controller.domain.objects import EndpointState, Host, HostState, Record
+from netweft_controller.domain.state import State
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.engine.networks import NetworkEngine
+from netweft_controller.engine.removal import Remover
+from netweft_controller.engine.requests import Done, Outcome, Request
+from netweft_controller.engine.settle import Confirmed, Settler
+from netweft_controller.engine.work import Work
+from netweft_controller.sync.replica import Replica
+
+_CHUNK = 1000
+
+
+class HostEngine:
+    """What the controller does for hosts.
+
+    Args:
+        replica: Intent.
+        liveness: Heartbeats.
+        settler: Records what hosts report.
+        remover: Takes endpoints of forgotten hosts away.
+        networks: Takes networks bound to forgotten hosts away.
+        agents: Channels to hosts.
+        work: Owner of the sagas.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        liveness: Liveness,
+        settler: Settler,
+        remover: Remover,
+        networks: NetworkEngine,
+        agents: Agents,
+        work: Work,
+    ) -> None:
+        self._replica = replica
+        self._liveness = liveness
+        self._settler = settler
+        self._remover = remover
+        self._networks = networks
+        self._agents = agents
+        self._work = work
+        # Hosts that have told us everything once, and of which store's objects.
+        self._heard_in_full: dict[str, str] = {}
+
+    async def register(self, host: Host) -> Record[Host]:
+        """Record a host. Idempotent.
+
+        Raises:
+            InvalidArgument: A field is wrong.
+            FailedPrecondition: Another host has the name.
+        """
+        hosts.check(host)
+        try:
+            listen.parse(host.agent_target)
+        except errors.InvalidArgument as error:
+            raise fields.invalid("host.agent_target", error.message, "TARGET_MALFORMED") from error
+        await self._replica.decide(lambda state: hosts.register(state, host))
+        self._liveness.beat(host.id)
+        state = self._replica.state
+        await self._agents.retain({record.value.agent_target for record in state.hosts.values()})
+        return state.hosts[host.id]
+
+    def report(self, host_id: str, statuses: Sequence[Status], *, full: bool) -> bool:
+        """Take note of a heartbeat; returns whether the next one should say everything.
+
+        Raises:
+            NotFound: The host is not registered.
+        """
+        state = self._replica.state
+        if host_id not in state.hosts:
+            raise errors.NotFound("HOST_NOT_FOUND", f"host {host_id} is not registered; register it", host=host_id)
+        self._liveness.beat(host_id)
+        self._settler.confirm(confirmations(state, host_id, statuses))
+        if full:
+            self._heard_in_full[host_id] = state.store_id
+        return self._heard_in_full.get(host_id) != state.store_id
+
+    async def delete(self, request: Request, word: str, *, force: bool) -> None:
+        """Forget a host, with `force` all that is on it. Idempotent by request.
+
+        Raises:
+            NotFound: There is none.
+            FailedPrecondition: It is ready or in use, and `force` is not set.
+        """
+        await self._work.once(
+            request.key, request.fingerprint, lambda: self._delete(request, word, force=force), name="delete host"
+        )
+
+    async def _delete(self, request: Request, word: str, *, force: bool) -> None:
+        known = await self._replica.store.find_request(request.key)
+        if known is not None:
+            (done,) = request.recall(known).items
+            host_id = done.id if done is not None else ""
+        else:
+            record = names.get_host(self._replica.state, word)
+            host_id = record.value.id
+            if not force:
+                if self._liveness.state(host_id) is HostState.READY:
+                    raise errors.FailedPrecondition(
+                        "HOST_READY",
+                        f"host {record.value.name} is ready; stop its agent first, or use force",
+                        host=host_id,
+                    )
+                hosts.refuse_use(self._replica.state, record)
+
+            def decision(state: State) -> commits.Commit | None:
+                now = state.hosts.get(host_id)
+                if now is None:
+                    return None
+                if not force:
+                    hosts.refuse_use(state, now)
+                return hosts.delete(now, request.remember(Outcome(items=(Done(id=host_id, told=True),))))
+
+            await self._replica.decide(decision)
+            await self._liveness.forget(host_id)
+            self._heard_in_full.pop(host_id, None)
+        await self.clear(host_id)
+
+    async def clear(self, host_id: str) -> None:
+        """Take away what is recorded on a host that was forgotten; nobody is left to ask. Idempotent.
+
+        Raises:
+            NetweftError: A step failed; the reconciler goes on.
+        """
+        while True:
+            state = self._replica.state
+            if host_id in state.hosts:
+                return
+            endpoints = [endpoint.value.id for endpoint in state.endpoints_of_host(host_id)][:_CHUNK]
+            sandboxes = [] if endpoints else [sandbox.value.id for sandbox in state.sandboxes_of_host(host_id)]
+            if not endpoints and not sandboxes:
+                break
+            chosen = sandboxes[:_CHUNK]
+            failures = await self._remover.remove(endpoints, chosen)
+            if failures:
+                raise next(iter(failures.values()))
+        for network in list(self._replica.state.networks_bound_to(host_id)):
+            await self._networks.delete_bound(network.value.id)
+
+
+def confirmations(state: State, host_id: str, statuses: Sequence[Status]) -> list[Confirmed]:
+    """Return what a host's report says of objects that are recorded on it.
+
+    A confirmation that the host itself gave makes a version that it is not told of, so a report on an object that was
+    confirmed before may speak of an earlier version.
+    """
+    found: list[Confirmed] = []
+    for status in statuses:
+        error = status.error.message if status.error is not None else ""
+        if status.kind is HostKind.ENDPOINT:
+            endpoint = state.endpoints.get(status.id)
+            if endpoint is None or endpoint.value.host_id != host_id or not endpoint.value.is_active:
+                continue
+            if endpoint.value.state is EndpointState.JOINING and (status.revision < endpoint.revision or error):
+                # An error while joining is for whoever waits for the join, or for the reconciler.
+                continue
+            found.append(
+                Confirmed(id=status.id, revision=endpoint.revision, interface_name=status.interface_name, error=error)
+            )
+        elif status.kind is HostKind.SANDBOX:
+            sandbox = state.sandboxes.get(status.id)
+            if sandbox is None or sandbox.value.host_id != host_id:
+                continue
+            found.append(Confirmed(id=status.id, revision=sandbox.revision, netns_path=status.netns_path, error=error))
+    return found

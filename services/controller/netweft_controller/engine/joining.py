@@ -1,0 +1,179 @@
+"""Having hosts take endpoints up, and undoing what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from netweft_common import deadline, errors, logs
+
+from netweft_controller.clients.agents import Agents
+from netweft_controller.domain import changes, commits, endpoints, removal
+from netweft_controller.domain.changes import HostKind, Status
+from netweft_controller.domain.objects import Endpoint, Record, Sandbox
+from netweft_controller.domain.state import State
+from netweft_controller.engine.removal import Remover
+from netweft_controller.engine.settle import Confirmed, Settler, settled_endpoint, settled_sandbox
+from netweft_controller.sync.replica import Replica
+
+_log = logs.get()
+_UNDO_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """An endpoint in its sandbox, as it is answered."""
+
+    endpoint: Record[Endpoint]
+    sandbox: Record[Sandbox] | None
+    gateways: tuple[str, ...] = ()
+
+
+Result = Attached | errors.NetweftError
+
+
+class Joiner:
+    """Has hosts take endpoints up.
+
+    Args:
+        replica: Intent.
+        agents: Kernels.
+        remover: Takes away what did not work.
+        settler: Records confirmations.
+    """
+
+    def __init__(self, *, replica: Replica, agents: Agents, remover: Remover, settler: Settler) -> None:
+        self._replica = replica
+        self._agents = agents
+        self._remover = remover
+        self._settler = settler
+
+    async def apply(
+        self, endpoint_ids: Sequence[str], new_sandbox_ids: Collection[str], *, keep: bool = False
+    ) -> list[Result]:
+        """Have hosts take endpoints up; what fails is undone. One result each, in their order.
+
+        Args:
+            endpoint_ids: Endpoints in JOINING or JOINED.
+            new_sandbox_ids: Sandboxes to take away again when none of their endpoints works.
+            keep: True: an endpoint that fails is kept, in no sandbox.
+        """
+        statuses = await self.ask_hosts(endpoint_ids, new_sandbox_ids)
+        state = self._replica.state
+        results: list[Result] = []
+        failed: list[str] = []
+        for id_ in endpoint_ids:
+            result = joined(state, id_, statuses)
+            results.append(result)
+            if isinstance(result, errors.NetweftError):
+                failed.append(id_)
+        if failed:
+            unused = [id_ for id_ in new_sandbox_ids if not removal.keeps_endpoints(state, id_, leaving=set(failed))]
+            await self._undo(failed, unused, statuses, keep=keep)
+        return results
+
+    async def finish_undo(self, endpoint_ids: Collection[str]) -> dict[str, errors.NetweftError]:
+        """Try to finish what is being undone; returns what stands in the way."""
+        return await self._remover.finish(endpoint_ids)
+
+    async def ask_hosts(self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str]) -> Mapping[changes.Key, Status]:
+        """Apply endpoints and sandboxes on their hosts; a host that does not answer answers so for each."""
+        state = self._replica.state
+        on_host: dict[str, tuple[list[str], list[str]]] = {}
+        for id_ in endpoint_ids:
+            endpoint = state.endpoints.get(id_)
+            if endpoint is not None:
+                on_host.setdefault(endpoint.value.host_id, ([], []))[0].append(id_)
+        for id_ in sandbox_ids:
+            sandbox = state.sandboxes.get(id_)
+            if sandbox is not None:
+                on_host.setdefault(sandbox.value.host_id, ([], []))[1].append(id_)
+        answers = await asyncio.gather(*(self._ask(host_id, *ids) for host_id, ids in on_host.items()))
+        return {(status.kind, status.id): status for answer in answers for status in answer}
+
+    async def _ask(self, host_id: str, endpoint_ids: list[str], sandbox_ids: list[str]) -> list[Status]:
+        state = self._replica.state
+        told = changes.for_apply(state, host_id, endpoint_ids, sandbox_ids)
+        host = state.hosts.get(host_id)
+        error: errors.NetweftError
+        if host is None:
+            error = errors.FailedPrecondition("HOST_GONE", f"host {host_id} was deleted meanwhile", host=host_id)
+        else:
+            try:
+                return await self._agents.apply(host.value, told, state.store_id)
+            except errors.NetweftError as raised:
+                error = errors.Unavailable(
+                    "HOST_UNREACHABLE",
+                    f"host {host.value.name} does not answer ({raised.message}); check its agent, and ask again with"
+                    " the same request id",
+                    host=host_id,
+                )
+        return [Status(kind=one.kind, id=one.id, revision=one.revision, error=error) for one in told]
+
+    async def _undo(
+        self, endpoint_ids: list[str], sandbox_ids: list[str], statuses: Mapping[changes.Key, Status], *, keep: bool
+    ) -> None:
+        # The caller's time may be over; undoing has its own.
+        deadline.set_remaining(_UNDO_S)
+        silent = {id_ for id_ in endpoint_ids if is_unreachable(statuses.get((HostKind.ENDPOINT, id_)))}
+        await self._replica.decide(lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=not keep))
+        answering = [id_ for id_ in endpoint_ids if id_ not in silent]
+        sandboxes = [id_ for id_ in sandbox_ids if not is_unreachable(statuses.get((HostKind.SANDBOX, id_)))]
+        failures = await self._remover.finish(answering, sandboxes)
+        for id_, error in failures.items():
+            _log.warning("undo waits", object_id=id_, error=error.message)
+
+    def confirm(self, results: Iterable[Attached], request: commits.Request | None = None) -> None:
+        """Have confirmations recorded in the background."""
+        confirmed: dict[str, Confirmed] = {}
+        for result in results:
+            endpoint = result.endpoint
+            confirmed[endpoint.value.id] = Confirmed(
+                id=endpoint.value.id, revision=endpoint.revision, interface_name=endpoint.value.interface_name
+            )
+            if result.sandbox is not None:
+                sandbox = result.sandbox
+                confirmed[sandbox.value.id] = Confirmed(
+                    id=sandbox.value.id, revision=sandbox.revision, netns_path=sandbox.value.netns_path
+                )
+        self._settler.confirm(confirmed.values(), request)
+
+
+def joined(state: State, endpoint_id: str, statuses: Mapping[changes.Key, Status]) -> Result:
+    """Return an endpoint as its host has it, or why not."""
+    record = state.endpoints.get(endpoint_id)
+    status = statuses.get((HostKind.ENDPOINT, endpoint_id))
+    if record is None or not record.value.is_active or status is None:
+        return errors.Conflict(
+            "ENDPOINT_GONE", f"endpoint {endpoint_id} was taken away by somebody else while it was being joined"
+        )
+    endpoint = record.value
+    below = [(HostKind.NETWORK, endpoint.network_id), (HostKind.SANDBOX, endpoint.sandbox_id)]
+    for key in (*below, (HostKind.ENDPOINT, endpoint_id)):
+        known = statuses.get(key)
+        if known is not None and known.error is not None:
+            return known.error
+    made = Confirmed(id=endpoint_id, revision=record.revision, interface_name=status.interface_name)
+    sandbox = state.sandboxes.get(endpoint.sandbox_id)
+    if sandbox is not None:
+        sandbox = with_netns(sandbox, statuses.get((HostKind.SANDBOX, endpoint.sandbox_id)))
+    network = state.networks.get(endpoint.network_id)
+    return Attached(
+        endpoint=dataclasses.replace(record, value=settled_endpoint(endpoint, made)),
+        sandbox=sandbox,
+        gateways=endpoints.gateways(network.value, endpoint) if network is not None else (),
+    )
+
+
+def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbox]:
+    """Return a sandbox as its host has it."""
+    if status is None:
+        return sandbox
+    made = Confirmed(id=sandbox.value.id, revision=sandbox.revision, netns_path=status.netns_path)
+    return dataclasses.replace(sandbox, value=settled_sandbox(sandbox.value, made))
+
+
+def is_unreachable(status: Status | None) -> bool:
+    """Whether nobody knows what the host did."""
+    return status is not None and isinstance(status.error, errors.Unavailable)

@@ -1,0 +1,88 @@
+"""Which hosts live: heartbeats, shared between controllers through the store.
+
+A heartbeat is no change of intent: it takes no revision, and many are written in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Callable
+
+from netweft_common import errors, logs
+
+from netweft_controller.domain.objects import HostState
+from netweft_controller.store.protocol import Store
+
+_log = logs.get()
+_PERIOD_S = 1.0
+
+
+class Liveness:
+    """Heartbeats of all hosts.
+
+    Args:
+        store: Where controllers share them.
+        grace: How long after its last heartbeat a host counts as ready.
+        monotonic: Clock in seconds.
+    """
+
+    def __init__(self, store: Store, *, grace: dt.timedelta, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._grace_s = grace.total_seconds()
+        self._monotonic = monotonic
+        self._unwritten: set[str] = set()
+        # When each host was heard of last: by our clock, which measures, and by the store's, which is shown.
+        self._heard_s: dict[str, float] = {}
+        self._shown_ms: dict[str, int] = {}
+
+    def beat(self, host_id: str) -> None:
+        """Take note of a heartbeat."""
+        self._heard_s[host_id] = self._monotonic()
+        self._unwritten.add(host_id)
+
+    def state(self, host_id: str) -> HostState:
+        """Return whether a host lives."""
+        heard_s = self._heard_s.get(host_id)
+        if heard_s is None or self._monotonic() - heard_s > self._grace_s:
+            return HostState.LOST
+        return HostState.READY
+
+    def heartbeat_ms(self, host_id: str) -> int:
+        """Return the time of the last heartbeat by the store's clock, in milliseconds since 1970; 0: none."""
+        return self._shown_ms.get(host_id, 0)
+
+    async def exchange(self) -> None:
+        """Write what was heard here, and read what was heard anywhere.
+
+        Raises:
+            Unavailable: The store does not answer; what was heard is written the next time.
+        """
+        hosts = list(self._unwritten)
+        beats = await self._store.beat(hosts)
+        self._unwritten.difference_update(hosts)
+        now_s = self._monotonic()
+        self._shown_ms = dict(beats.last_ms)
+        for host_id, last_ms in beats.last_ms.items():
+            heard_s = now_s - (beats.now_ms - last_ms) / 1000
+            self._heard_s[host_id] = max(heard_s, self._heard_s.get(host_id, heard_s))
+
+    async def forget(self, host_id: str) -> None:
+        """Drop a host that was deleted.
+
+        Raises:
+            Unavailable: The store does not answer.
+        """
+        self._unwritten.discard(host_id)
+        self._heard_s.pop(host_id, None)
+        await self._store.forget_heartbeat(host_id)
+
+    async def run(self) -> None:
+        """Exchange until cancelled."""
+        while True:
+            try:
+                await self.exchange()
+            except errors.Unavailable as error:
+                _log.debug("heartbeats wait", error=error.message)
+            await asyncio.sleep(_PERIOD_S)

@@ -1,0 +1,144 @@
+"""Taking endpoints and sandboxes away: the shell around `domain.removal`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Sequence
+
+from netweft_common import errors
+
+from netweft_controller.clients.agents import Agents
+from netweft_controller.clients.ipam import Ipam, releases_of
+from netweft_controller.domain import commits, removal
+from netweft_controller.domain.changes import Change, HostKind
+from netweft_controller.domain.objects import EndpointState, SandboxState
+from netweft_controller.sync.replica import Replica
+
+Failures = dict[str, errors.NetweftError]
+
+
+class Remover:
+    """Takes endpoints and sandboxes away.
+
+    Args:
+        replica: Intent.
+        ipam: Where addresses go back to.
+        agents: Who takes it out of kernels.
+    """
+
+    def __init__(self, replica: Replica, ipam: Ipam, agents: Agents) -> None:
+        self._replica = replica
+        self._ipam = ipam
+        self._agents = agents
+
+    async def remove(
+        self,
+        endpoint_ids: Collection[str],
+        sandbox_ids: Collection[str] = (),
+        *,
+        delete: bool = True,
+        once: commits.Request | None = None,
+    ) -> Failures:
+        """Mark, take out of the hosts, and end; see `finish` for the answer.
+
+        Raises:
+            NetweftError: The mark could not be made, so nothing was done, or may not have been.
+        """
+        await self._replica.decide(
+            lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=delete, once=once)
+        )
+        return await self.finish(endpoint_ids, sandbox_ids)
+
+    async def finish(self, endpoint_ids: Collection[str], sandbox_ids: Collection[str] = ()) -> Failures:
+        """Take what is marked out of its hosts, give addresses back, and end it. Idempotent.
+
+        Returns:
+            What stands in the way, by id of endpoint or sandbox; those stay marked for the reconciler.
+        """
+        failures: Failures = {}
+        endpoints_here, sandboxes_here = await self._leave_hosts(endpoint_ids, sandbox_ids, failures)
+        released = await self._give_back(endpoints_here, failures)
+        confirmed = [id_ for id_ in endpoints_here if id_ not in failures]
+        if confirmed or sandboxes_here:
+            try:
+                await self._replica.decide(
+                    lambda state: removal.finish(state, confirmed, sandboxes_here, released=released)
+                )
+            except errors.NetweftError as error:
+                failures.update(dict.fromkeys((*confirmed, *sandboxes_here), error))
+        return failures
+
+    async def _leave_hosts(
+        self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str], failures: Failures
+    ) -> tuple[list[str], list[str]]:
+        """Return the endpoints and sandboxes that no host has any more."""
+        state = self._replica.state
+        endpoints_here: list[str] = []
+        sandboxes_here: list[str] = []
+        by_host: dict[str, list[Change]] = {}
+        for id_ in dict.fromkeys(endpoint_ids):
+            record = state.endpoints.get(id_)
+            if record is None or record.value.state is not EndpointState.LEAVING:
+                continue
+            host_id = record.value.host_id
+            if host_id in state.hosts:
+                by_host.setdefault(host_id, []).append(Change(record.revision, HostKind.ENDPOINT, id_, None))
+            else:
+                # In no sandbox, or on a host that was forgotten: nobody is left to ask.
+                endpoints_here.append(id_)
+        for id_ in dict.fromkeys(sandbox_ids):
+            sandbox = state.sandboxes.get(id_)
+            if sandbox is None or sandbox.value.state is not SandboxState.DELETING:
+                continue
+            if sandbox.value.host_id in state.hosts:
+                changes = by_host.setdefault(sandbox.value.host_id, [])
+                changes.append(Change(sandbox.revision, HostKind.SANDBOX, id_, None))
+            else:
+                sandboxes_here.append(id_)
+        if by_host:
+            answers = await asyncio.gather(*(self._leave(host_id, changes) for host_id, changes in by_host.items()))
+            for changes, answer in zip(by_host.values(), answers, strict=True):
+                for change, error in zip(changes, answer, strict=True):
+                    if error is not None:
+                        failures[change.id] = error
+                    else:
+                        (endpoints_here if change.kind is HostKind.ENDPOINT else sandboxes_here).append(change.id)
+        return endpoints_here, sandboxes_here
+
+    async def _leave(self, host_id: str, changes: Sequence[Change]) -> list[errors.NetweftError | None]:
+        state = self._replica.state
+        record = state.hosts.get(host_id)
+        if record is None:
+            return [None] * len(changes)
+        try:
+            statuses = await self._agents.apply(record.value, changes, state.store_id)
+        except errors.NetweftError as error:
+            failure = errors.Unavailable(
+                "HOST_UNREACHABLE",
+                f"host {record.value.name} does not answer ({error.message}); what was asked is recorded and will be"
+                " done when it returns",
+                host=host_id,
+            )
+            return [failure] * len(changes)
+        return [status.error for status in statuses]
+
+    async def _give_back(self, endpoint_ids: Sequence[str], failures: Failures) -> set[str]:
+        """Return the endpoints whose addresses are given back."""
+        state = self._replica.state
+        records = [
+            record for id_ in endpoint_ids if (record := state.endpoints.get(id_)) is not None and record.value.deleting
+        ]
+        releases = [one for record in records for one in releases_of(record.value.id, record.value.leases)]
+        ids = {record.value.id for record in records}
+        if not releases:
+            return ids
+        try:
+            await self._ipam.release_addresses(releases)
+        except errors.NetweftError as error:
+            failure = errors.Unavailable(
+                "IPAM_UNREACHABLE",
+                f"addresses could not be given back ({error.message}); the deletion is recorded and will be finished",
+            )
+            failures.update(dict.fromkeys(ids, failure))
+            return set()
+        return ids

@@ -1,0 +1,119 @@
+"""HostService: the agents' side, and how clients see hosts."""
+
+# ruff: noqa: N802  # methods are named by the protocol
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from netweft.common.v1 import host_pb2 as common_host_pb2
+from netweft.controller.v1 import host_pb2, host_pb2_grpc
+from netweft_common import identity
+
+from netweft_controller.clients import wire
+from netweft_controller.domain import filters, names
+from netweft_controller.domain.objects import Host, Record
+from netweft_controller.engine.hosts import HostEngine
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.rpc import convert
+from netweft_controller.sync.hostwatch import HostWatches
+from netweft_controller.sync.replica import Replica
+
+
+class HostService(host_pb2_grpc.HostServiceServicer):
+    """Hosts.
+
+    Args:
+        replica: What is read.
+        hosts: What is done.
+        liveness: Heartbeats.
+        watches: Streams to hosts.
+        report_interval_s: How often agents are asked to report, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        hosts: HostEngine,
+        liveness: Liveness,
+        watches: HostWatches,
+        report_interval_s: int,
+    ) -> None:
+        self._replica = replica
+        self._hosts = hosts
+        self._liveness = liveness
+        self._watches = watches
+        self._report_interval_s = report_interval_s
+
+    async def RegisterHost(self, request: host_pb2.RegisterHostRequest, context: Any) -> host_pb2.RegisterHostResponse:
+        """Record a host."""
+        del context
+        host = wire.host_from(request.host)
+        identity.require_self(host.id, host.name)
+        record = await self._hosts.register(host)
+        return host_pb2.RegisterHostResponse(
+            host=self._message(record), report_interval_seconds=self._report_interval_s
+        )
+
+    async def ReportHost(self, request: host_pb2.ReportHostRequest, context: Any) -> host_pb2.ReportHostResponse:
+        """Take note of a heartbeat."""
+        del context
+        self._require_self(request.host_id)
+        statuses = [one for message in request.statuses if (one := wire.status_from(message)) is not None]
+        want_full = self._hosts.report(request.host_id, statuses, full=request.full)
+        return host_pb2.ReportHostResponse(want_full=want_full)
+
+    async def WatchHost(
+        self, request: host_pb2.WatchHostRequest, context: Any
+    ) -> AsyncIterator[host_pb2.WatchHostResponse]:
+        """Stream what a host must have."""
+        del context
+        self._require_self(request.host_id)
+        stream = self._watches.stream(
+            request.host_id, resume_revision=request.resume_revision, store_id=request.store_id
+        )
+        try:
+            async for batch in stream:
+                yield host_pb2.WatchHostResponse(
+                    changes=[wire.change(change) for change in batch.changes],
+                    revision=batch.revision,
+                    snapshot=batch.snapshot,
+                    snapshot_end=batch.snapshot_end,
+                    store_id=batch.store_id,
+                )
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+
+    async def GetHost(self, request: host_pb2.GetHostRequest, context: Any) -> host_pb2.GetHostResponse:
+        """Return one host."""
+        del context
+        return host_pb2.GetHostResponse(host=self._message(names.get_host(self._replica.state, request.host)))
+
+    async def ListHosts(self, request: host_pb2.ListHostsRequest, context: Any) -> host_pb2.ListHostsResponse:
+        """List hosts by name."""
+        del context
+        found, token = filters.page(
+            filter(filters.hosts(request.filters, self._liveness.state), self._replica.state.hosts.values()),
+            lambda record: (record.value.name,),
+            size=request.page_size,
+            token=request.page_token,
+        )
+        return host_pb2.ListHostsResponse(hosts=[self._message(record) for record in found], next_page_token=token)
+
+    async def DeleteHost(self, request: host_pb2.DeleteHostRequest, context: Any) -> host_pb2.DeleteHostResponse:
+        """Forget a host."""
+        del context
+        await self._hosts.delete(
+            convert.request("DeleteHost", request, request.request_id), request.host, force=request.force
+        )
+        return host_pb2.DeleteHostResponse()
+
+    def _message(self, record: Record[Host]) -> common_host_pb2.Host:
+        id_ = record.value.id
+        return wire.host(record, self._liveness.state(id_), self._liveness.heartbeat_ms(id_))
+
+    def _require_self(self, host_id: str) -> None:
+        record = self._replica.state.hosts.get(host_id)
+        identity.require_self(host_id, *((record.value.name,) if record is not None else ()))

@@ -1,0 +1,72 @@
+"""SandboxService."""
+
+# ruff: noqa: N802  # methods are named by the protocol
+
+from __future__ import annotations
+
+from typing import Any
+
+from netweft.controller.v1 import sandbox_pb2, sandbox_pb2_grpc
+
+from netweft_controller.clients import wire
+from netweft_controller.domain import filters, names
+from netweft_controller.engine.sandboxes import SandboxEngine
+from netweft_controller.rpc import convert
+from netweft_controller.sync.replica import Replica
+
+
+class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
+    """Sandboxes.
+
+    Args:
+        replica: What is read.
+        sandboxes: What is done.
+    """
+
+    def __init__(self, replica: Replica, sandboxes: SandboxEngine) -> None:
+        self._replica = replica
+        self._sandboxes = sandboxes
+
+    async def CreateSandbox(
+        self, request: sandbox_pb2.CreateSandboxRequest, context: Any
+    ) -> sandbox_pb2.CreateSandboxResponse:
+        """Make a sandbox."""
+        del context
+        identity = convert.request("CreateSandbox", request, request.request_id)
+        record = await self._sandboxes.create(identity, convert.sandbox_spec(request.sandbox))
+        return sandbox_pb2.CreateSandboxResponse(sandbox=wire.sandbox(record))
+
+    async def GetSandbox(self, request: sandbox_pb2.GetSandboxRequest, context: Any) -> sandbox_pb2.GetSandboxResponse:
+        """Return one sandbox."""
+        del context
+        state = self._replica.state
+        record = names.get_sandbox(state, request.sandbox)
+        return sandbox_pb2.GetSandboxResponse(
+            sandbox=wire.sandbox(record),
+            endpoint_ids=sorted(endpoint.value.id for endpoint in state.endpoints_of_sandbox(record.value.id)),
+        )
+
+    async def ListSandboxes(
+        self, request: sandbox_pb2.ListSandboxesRequest, context: Any
+    ) -> sandbox_pb2.ListSandboxesResponse:
+        """List sandboxes by host and container id."""
+        del context
+        state = self._replica.state
+        found, token = filters.page(
+            filter(filters.sandboxes(state, request.filters), state.sandboxes.values()),
+            lambda record: (record.value.host_id, record.value.container_id),
+            size=request.page_size,
+            token=request.page_token,
+        )
+        return sandbox_pb2.ListSandboxesResponse(
+            sandboxes=[wire.sandbox(record) for record in found], next_page_token=token
+        )
+
+    async def DeleteSandbox(
+        self, request: sandbox_pb2.DeleteSandboxRequest, context: Any
+    ) -> sandbox_pb2.DeleteSandboxResponse:
+        """Delete a sandbox."""
+        del context
+        identity = convert.request("DeleteSandbox", request, request.request_id)
+        await self._sandboxes.delete(identity, request.sandbox, force=request.force)
+        return sandbox_pb2.DeleteSandboxResponse()
