@@ -4,18 +4,18 @@
 
 1. Removals first, in falling rank, so that what one owner gives up another may take in the same plan; but firewall
    state is removed last, after the links it guards.
-2. Then additions and changes in rising rank: namespaces, firewall, links, addresses, routes, forwarding entries, files.
+2. Then additions and changes in rising rank: namespaces, files, firewall, links, addresses, routes, forwarding entries.
 3. A resource whose needs are removed goes with them and has no operation of its own; if it is still wanted it is added
    again after what it needs.
+4. A namespace that is exchanged for another of the same name takes everything in it along; removed ones go last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from netweft_agent.domain import resources
-from netweft_agent.domain.resources import Key, Namespace, Rank, Resource
+from netweft_agent.domain.resources import Address, Key, Link, Namespace, Rank, Resource, Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def plan(
     """Return the operations that turn `present` into `desired`, in order.
 
     Both mappings may be a part of a host's state, as long as they cover the same part. Planning twice, with the
-    outcome of the first plan as `present`, gives nothing.
+    outcome of the first plan as `present`, gives nothing. The order depends on that of the mappings alone.
 
     Args:
         desired: What there shall be.
@@ -64,72 +64,131 @@ def plan(
         owners: Object that each key belongs to; `host` where unknown.
     """
     removed = {key for key in present if key not in desired}
-    recreated = {key for key, wanted in desired.items() if key in present and not wanted.convertible(present[key])} - {
-        key for key, wanted in desired.items() if key in present and wanted.matches(present[key])
+    recreated = {
+        key
+        for key, wanted in desired.items()
+        if (there := present.get(key)) is not None and not wanted.matches(there) and not wanted.convertible(there)
     }
-    implied = _implied(removed | recreated, present)
+    moved = {key for key in recreated if isinstance(desired[key], Namespace)}
+    if moved:
+        # Another namespace of the same name: nothing of what was in the old one is in the new one.
+        recreated |= {key for key in _dependents(moved, present) if key in desired}
+    recreated |= _torn_pairs(removed | recreated, desired, present)
+    gone = removed | recreated
+    lost = implied(gone, present)
+    again = recreated | lost | _shaken_routes(gone, desired, present)
 
     removals = [
-        Operation(before=present[key], after=None, owner=owners.get(key, "host"))
-        for key in (removed | recreated) - implied
+        Operation(before=there, after=None, owner=owners.get(key, "host"))
+        for key, there in present.items()
+        if key in gone and key not in lost
     ]
     changes = []
     for key, wanted in desired.items():
         there = present.get(key)
-        if there is None or key in recreated or key in implied:
+        if there is None or key in again:
             changes.append(Operation(before=None, after=wanted, owner=owners.get(key, "host")))
         elif not wanted.matches(there):
             changes.append(Operation(before=there, after=wanted, owner=owners.get(key, "host")))
-    # Firewall state that is made anew must go in the transaction that makes it.
-    changes += [step for step in removals if _is_firewall(step) and step.resource.key in desired]
-    removals = [step for step in removals if not (_is_firewall(step) and step.resource.key in desired)]
-    removals.sort(key=_removal_order)
+    spaces = {key[1] for key in moved}
+    early: list[Operation] = []
+    late: list[Operation] = []
+    swapped: list[Operation] = []
+    dropped: list[Operation] = []
+    for step in removals:
+        inside = step.resource.ns in spaces
+        if step.resource.rank == Rank.NAMESPACE:
+            (swapped if inside else dropped).append(step)
+        elif inside or not _is_firewall(step):
+            early.append(step)
+        elif step.resource.key in desired:
+            # Firewall state that is made anew must go in the transaction that makes it.
+            changes.append(step)
+        else:
+            # That of removed things goes after the links it guarded, and after what comes instead is in force.
+            late.append(step)
+    for steps in (early, swapped, late, dropped):
+        steps.sort(key=_removal_order)
     changes.sort(key=lambda step: (step.resource.rank, step.resource.ns, step.after is not None))
-    # Firewall state of removed things goes after the links it guarded, and after what comes instead is in force.
-    late = [step for step in removals if _is_firewall(step)]
-    early = [step for step in removals if not _is_firewall(step) and not _is_netns(step)]
-    spaces = [step for step in removals if _is_netns(step)]
-    return (*early, *changes, *late, *spaces)
+    return (*early, *swapped, *changes, *late, *dropped)
 
 
-def _is_firewall(step: Operation) -> bool:
-    return Rank.NFT <= step.resource.rank < Rank.BRIDGE
-
-
-def _is_netns(step: Operation) -> bool:
-    return step.resource.rank == Rank.NAMESPACE
-
-
-def _removal_order(step: Operation) -> tuple[int, str]:
-    return (-step.resource.rank, step.resource.ns)
-
-
-def _implied(gone: set[Key], present: Mapping[Key, Resource]) -> set[Key]:
+def implied(gone: Collection[Key], present: Mapping[Key, Resource]) -> set[Key]:
     """Return the keys that vanish because something they need is in `gone`.
 
     The death of a namespace of ours takes everything in it but links: a VXLAN device or a veth has an effect outside
     until the kernel gets round to it, so links are always removed by name first. A namespace that was given to us
     lives on, so nothing in it is implied by our letting go of it.
     """
-    implied: set[Key] = set()
+
+    def takes_along(need: Key, resource: Resource) -> bool:
+        holder = present.get(need)
+        return not isinstance(holder, Namespace) or (holder.owned and not isinstance(resource, Link))
+
+    return _closure(gone, present, takes_along)
+
+
+def _dependents(gone: Collection[Key], present: Mapping[Key, Resource]) -> set[Key]:
+    """Return the keys that need something in `gone`, directly or not."""
+    return _closure(gone, present, lambda _need, _resource: True)
+
+
+def _closure(
+    gone: Collection[Key], present: Mapping[Key, Resource], takes_along: Callable[[Key, Resource], bool]
+) -> set[Key]:
+    found: set[Key] = set()
     dying = set(gone)
     # Needs are at most three deep (address, peer, veth), so a few passes settle it.
-    while True:
+    while dying:
         fresh = {
             key
             for key, resource in present.items()
-            if key not in implied and any(_takes_along(need, key, dying, present) for need in resource.needs())
+            if key not in found and any(need in dying and takes_along(need, resource) for need in resource.needs())
         }
         if not fresh:
-            return implied
-        implied |= fresh
+            break
+        found |= fresh
         dying |= fresh
+    return found
 
 
-def _takes_along(need: Key, key: Key, dying: set[Key], present: Mapping[Key, Resource]) -> bool:
-    if need not in dying:
-        return False
-    holder = present.get(need)
-    if isinstance(holder, Namespace):
-        return holder.owned and not isinstance(present[key], resources.Link)
-    return True
+def _torn_pairs(gone: set[Key], desired: Mapping[Key, Resource], present: Mapping[Key, Resource]) -> set[Key]:
+    """Return the veths to be made anew because their other end is missing, goes, or was made with another veth.
+
+    The other end is born with the veth and can neither be made nor exchanged alone.
+    """
+    torn: set[Key] = set()
+    for key, wanted in desired.items():
+        if not isinstance(wanted, Link) or wanted.kind != "peer" or wanted.peer is None:
+            continue
+        there = present.get(key)
+        pairs = {("link", wanted.peer.ns, wanted.peer.name)}
+        if isinstance(there, Link) and there.peer is not None:
+            pairs.add(("link", there.peer.ns, there.peer.name))
+        if there is None or key in gone or len(pairs) > 1:
+            torn |= pairs
+    for key in gone:
+        there = present.get(key)
+        if isinstance(there, Link) and there.kind == "peer" and there.peer is not None:
+            torn.add(("link", there.peer.ns, there.peer.name))
+    return {key for key in torn if key in present and key in desired}
+
+
+def _shaken_routes(gone: set[Key], desired: Mapping[Key, Resource], present: Mapping[Key, Resource]) -> set[Key]:
+    """Return the routes to be written again: with a link's last address the kernel drops all its routes."""
+    links = {(key[1], there.link) for key in gone if isinstance(there := present[key], Address)}
+    if not links:
+        return set()
+    return {
+        key
+        for key, wanted in desired.items()
+        if isinstance(wanted, Route) and key in present and (wanted.ns, wanted.link) in links
+    }
+
+
+def _is_firewall(step: Operation) -> bool:
+    return Rank.NFT <= step.resource.rank < Rank.BRIDGE
+
+
+def _removal_order(step: Operation) -> tuple[int, str]:
+    return (-step.resource.rank, step.resource.ns)

@@ -73,6 +73,7 @@ class Rank:
 
     NAMESPACE = 0
     SYSCTL = 10
+    FILE = 15  # needs nothing, so that no failure of a link or route keeps it from being written
     NFT = 20  # nft.py uses 20 to 29
     BRIDGE = 30
     VXLAN = 31
@@ -82,7 +83,6 @@ class Rank:
     ROUTE = 50
     FDB = 60
     NEIGHBOUR = 61
-    FILE = 70
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

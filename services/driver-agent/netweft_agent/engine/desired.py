@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from netweft_common.errors import FailedPrecondition, NetweftError
+
 from netweft_agent.domain.resources import Key, Resource
 
 
@@ -17,27 +19,61 @@ class Desired:
     """Resources by key, with the owners that want them. Not thread-safe: one task owns it."""
 
     resources: dict[Key, Resource] = field(default_factory=dict)
-    wanted_by: dict[Key, set[str]] = field(default_factory=dict)
-    by_owner: dict[str, frozenset[Key]] = field(default_factory=dict)
+    wanted_by: dict[Key, dict[str, None]] = field(default_factory=dict)
+    """Owners of each key in the order of their coming: an ordered set."""
+    by_owner: dict[str, Mapping[Key, Resource]] = field(default_factory=dict)
 
-    def replace(self, owner: str, wanted: Mapping[Key, Resource]) -> set[Key]:
-        """Make `wanted` all that the owner wants and return the keys concerned, old and new."""
-        before = self.by_owner.get(owner, frozenset())
-        after = frozenset(wanted)
-        for key in before - after:
-            owners = self.wanted_by[key]
-            owners.discard(owner)
-            if not owners:
-                del self.wanted_by[key], self.resources[key]
+    def replace(self, wishes: Mapping[str, Mapping[Key, Resource]]) -> tuple[dict[Key, str], dict[str, NetweftError]]:
+        """Make the wishes all that these owners want.
+
+        An owner whose wish contradicts what another one has already gets nothing of it.
+
+        Returns:
+            The keys concerned, old and new, each with an owner; and the refused owners, each with the reason.
+        """
+        concerned: dict[Key, str] = {}
+        for owner in wishes:
+            for key in self.by_owner.pop(owner, ()):
+                self._discard(key, owner)
+                concerned[key] = owner
+        refused: dict[str, NetweftError] = {}
+        for owner, wanted in wishes.items():
+            rival = self._rival(wanted)
+            if rival is not None:
+                refused[owner] = _taken(owner, rival, self.owner(rival))
+                continue
+            for key, resource in wanted.items():
+                self.resources.setdefault(key, resource)
+                self.wanted_by.setdefault(key, {})[owner] = None
+                concerned[key] = owner
+            if wanted:
+                self.by_owner[owner] = wanted
+        return {key: self.owner(key, owner) for key, owner in concerned.items()}, refused
+
+    def owner(self, key: Key, default: str = "host") -> str:
+        """Return one owner of a key; the default when nobody wants it."""
+        return next(iter(self.wanted_by.get(key, ())), default)
+
+    def _rival(self, wanted: Mapping[Key, Resource]) -> Key | None:
         for key, resource in wanted.items():
-            self.resources[key] = resource
-            self.wanted_by.setdefault(key, set()).add(owner)
-        if after:
-            self.by_owner[owner] = after
-        else:
-            self.by_owner.pop(owner, None)
-        return set(before | after)
+            there = self.resources.get(key)
+            if there is not None and there != resource:
+                return key
+        return None
 
-    def owner(self, key: Key) -> str:
-        """Return one owner of a key; `host` when nobody wants it."""
-        return min(self.wanted_by.get(key, ()), default="host")
+    def _discard(self, key: Key, owner: str) -> None:
+        owners = self.wanted_by[key]
+        del owners[owner]
+        if not owners:
+            del self.wanted_by[key], self.resources[key]
+
+
+def _taken(owner: str, key: Key, holder: str) -> NetweftError:
+    kind, ns, *name = key
+    return FailedPrecondition(
+        "RESOURCE_TAKEN",
+        f"{owner} needs {kind} {' '.join(name)} in {ns or 'the host'}, which {holder} has in another form; "
+        "give one of them another name, or remove one",
+        object=owner,
+        holder=holder,
+    )

@@ -6,7 +6,10 @@ becomes one plan and a few netlink sends. For each round of changes:
 1. objects are put into the store, those that cannot be rendered are refused,
 2. the owners concerned are rendered anew and the difference to what the kernel is known to have is planned,
 3. the kernel executes the plan; a change whose owner failed is taken back by planning the way back,
-4. what succeeded is written to the journal, then callers are told.
+4. what is held from now on is written to the journal, then callers are told.
+
+A failed change stays wanted where the controller counts on it (a confirmed endpoint, a peer, a removal); the next
+reconcile tries it again. Any other is forgotten.
 
 A reconcile compares the whole desired state, or that of some namespaces, with what is observed in the kernel.
 """
@@ -18,11 +21,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass, field, replace
 
 import structlog
-from netweft_common.errors import NetweftError, NotFound
+from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
-from netweft_agent.domain.objects import Endpoint, Network, Object, Peer, Ref, Sandbox
-from netweft_agent.domain.plan import Operation, plan
-from netweft_agent.domain.resources import Key, Ns, Resource
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
+from netweft_agent.domain.plan import Operation, implied, plan
+from netweft_agent.domain.resources import Key, Link, Ns, Resource
 from netweft_agent.engine.desired import Desired
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.render import Renderer, Scope
@@ -70,9 +73,11 @@ class _Round:
     """One round of changes: what was there before, what is concerned, what became of each."""
 
     scope: Scope = field(default_factory=Scope)
-    before: dict[Ref, Object | None] = field(default_factory=dict)
+    before: dict[Ref, tuple[Object | None, int | None]] = field(default_factory=dict)
+    """What was held of each object, and since when it was known to be gone."""
     changes: dict[Ref, Change] = field(default_factory=dict)
     silent: list[Change] = field(default_factory=list)
+    """Changes that ask nothing new of the kernel."""
 
 
 class Engine:
@@ -97,6 +102,14 @@ class Engine:
         self._journal = journal
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self._authoritative = False
+        self._behind = False
+        """The journal misses something that is held: to be written anew before it may say how far we are."""
+        self._failing: set[Ref] = set()
+        self._untried: set[Ref] = set()
+        """Refused before the kernel was asked, for want of something that may come: worth another try as they are."""
+        self._unrendered: dict[str, NetweftError] = {}
+        self._leftovers: dict[Key, str] = {}
+        """What the kernel would not remove, with the owner that let go of it; tried again with each round."""
 
     # --- what callers may do -------------------------------------------------------------------------------------
 
@@ -112,22 +125,30 @@ class Engine:
         for item in objects.values():
             self.store.put(item)
         self._authoritative = bool(objects) or bool(self.position.store_id)
-        for owner, wanted in self._renderer.render(self.store, self._renderer.everything(self.store)).items():
-            self.desired.replace(owner, wanted)
+        self._adopt(self._renderer.everything(self.store))
         await self._reconcile(None)
         for ref in objects:
-            self._note(ref, self._failure(ref), applied=True)
+            self._note(ref, self._failure(ref) or self._ill(ref), applied=True)
         log.info("engine started", objects=len(objects), resources=len(self.desired.resources))
 
     async def run(self) -> None:
-        """Work through jobs until cancelled; the engine's only writer of state."""
+        """Work through jobs until cancelled; the engine's only writer of state. Finishes what it has begun."""
         while True:
             jobs = [await self._jobs.get()]
-            while not self._jobs.empty() and sum(len(job.changes) for job in jobs) < MERGE_CHANGES:
+            count = len(jobs[0].changes)
+            while not self._jobs.empty() and count < MERGE_CHANGES:
                 jobs.append(self._jobs.get_nowait())
-            await asyncio.shield(self._work(jobs))
+                count += len(jobs[-1].changes)
+            work = asyncio.ensure_future(self._work(jobs))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await work
+                raise
 
-    async def apply(self, changes: Sequence[Change], position: Position | None = None) -> list[Status]:
+    async def apply(
+        self, changes: Sequence[Change], position: Position | None = None, *, store_id: str = ""
+    ) -> list[Status]:
         """Bring the kernel to these changes and return a status for each, in their order.
 
         Idempotent: a change that is not newer than what is held is answered with the state of what is held.
@@ -136,30 +157,27 @@ class Engine:
         Args:
             changes: Networks and sandboxes before the endpoints that name them.
             position: The change log's position that is reached with these changes.
+            store_id: Store that the revisions belong to; empty: not known.
+
+        Raises:
+            Unavailable: The host follows another store, whose revisions do not compare with these.
         """
+        if store_id and self.position.store_id not in {"", store_id}:
+            raise Unavailable(
+                "OTHER_STORE",
+                f"the changes are of store {store_id}, but this host still follows {self.position.store_id}; "
+                "it takes them from its stream when that has caught up",
+                store_id=store_id,
+            )
         job = _Job(changes=changes, position=position)
         self._jobs.put_nowait(job)
-        await asyncio.shield(job.answer)
-        return [self._answer(change) for change in changes]
+        answer = await asyncio.shield(job.answer)
+        assert isinstance(answer, list)
+        return answer
 
     async def apply_snapshot(self, changes: Sequence[Change], position: Position) -> None:
         """Bring the kernel to exactly these objects; what is held and not named is gone, unless it is newer."""
-        named = {change.ref for change in changes}
-        same_store = self.position.store_id in {"", position.store_id}
-
-        def missing() -> list[Change]:
-            return [
-                Change(ref=ref, revision=position.revision)
-                for ref, item in self.store.objects.items()
-                if ref not in named and (item.revision <= position.revision or not same_store)
-            ]
-
-        if not same_store:
-            # Revisions of another store say nothing about these.
-            await self._call(self._forget_revisions)
-        await self.apply([*missing(), *changes], position)
-        self._authoritative = True
-        await self.reconcile()
+        await self._call(lambda: self._take_snapshot(changes, position))
 
     async def plan(self, changes: Sequence[Change]) -> tuple[Operation, ...]:
         """Return what `apply` would do to the kernel; nothing is done.
@@ -183,11 +201,9 @@ class Engine:
         Raises:
             NotFound: The host does not hold the object.
         """
-        wanted: Mapping[Key, Resource] = dict(self.desired.resources)
-        if ref is not None:
-            if ref not in self.store.objects:
-                raise NotFound("OBJECT_UNKNOWN", f"this host holds no {ref}", object=str(ref))
-            wanted = {key: wanted[key] for key in self.desired.by_owner.get(str(ref), ())}
+        if ref is not None and ref not in self.store.objects:
+            raise NotFound("OBJECT_UNKNOWN", f"this host holds no {ref}", object=str(ref))
+        wanted = dict(self.desired.resources if ref is None else self.desired.by_owner.get(str(ref), {}))
         spaces = None if ref is None else {key[1] for key in wanted}
         found = await self._kernel.observe(wanted, spaces)
         present = {key: one for key, one in found.resources.items() if ref is None or key in wanted}
@@ -206,17 +222,23 @@ class Engine:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(listen())
             while True:
+                woken = True
                 try:
                     async with asyncio.timeout(interval_s):
                         await wake.wait()
-                    await asyncio.sleep(debounce_s)
-                    spaces = set(told)
                 except TimeoutError:
-                    spaces = await self._drifted()
+                    woken = False
+                await asyncio.sleep(debounce_s)
+                spaces = set(told)
                 told.clear()
                 wake.clear()
-                if spaces:
-                    await self.reconcile(spaces)
+                try:
+                    if not woken:
+                        spaces |= await self._drifted()
+                    if spaces:
+                        await self.reconcile(spaces)
+                except NetweftError as error:
+                    log.warning("repair failed", error=str(error), retry_s=interval_s)
 
     async def _drifted(self) -> set[Ns]:
         """Look at the whole kernel without stopping the engine's work, and name the namespaces worth a closer look.
@@ -225,7 +247,15 @@ class Engine:
         """
         wanted = dict(self.desired.resources)
         found = await self._kernel.observe(wanted)
-        return {step.resource.ns for step in plan(wanted, found.resources, {})}
+        present = {key: one for key, one in found.resources.items() if self._authoritative or key in wanted}
+        return {step.resource.ns for step in plan(wanted, present, {})} | self._ailing_spaces()
+
+    def _ailing_spaces(self) -> set[Ns]:
+        """Return the namespaces of objects whose last try failed: their status may be out of date."""
+        owners = [*map(str, self._failing), *self._unrendered]
+        return {key[1] for owner in owners for key in self.desired.by_owner.get(owner, ())} | (
+            {""} if owners else set()
+        )
 
     def take_unreported(self) -> list[Status]:
         """Return the statuses that changed since the last call."""
@@ -251,75 +281,161 @@ class Engine:
                 _answer(job, await job.run())
             except NetweftError as error:
                 _answer(job, error)
+            except Exception as error:  # noqa: BLE001  # the task's outermost frame
+                _answer(job, await self._recover(error))
         await self._finish_changes(merged)
 
     async def _finish_changes(self, jobs: Sequence[_Job]) -> None:
-        pending = [change for job in jobs for change in job.changes]
+        if not jobs:
+            return
+        try:
+            answers = await self._take_all([job.changes for job in jobs])
+            for job in jobs:
+                self._reach(job.position)
+        except Exception as error:  # noqa: BLE001  # as above
+            failure = await self._recover(error)
+            for job in jobs:
+                _answer(job, failure)
+            return
+        for job, answer in zip(jobs, answers, strict=True):
+            _answer(job, answer)
+
+    async def _recover(self, error: Exception) -> NetweftError:
+        """Come back to a known state after a bug: render everything anew, look at the kernel, repair."""
+        log.error("bug in the engine", error=str(error), exc_info=error)
+        try:
+            self._behind = True
+            self.desired = Desired()
+            self._adopt(self._renderer.everything(self.store))
+            await self._reconcile(None)
+        except Exception:  # nothing more can be done; the next pass of the repair loop tries again
+            log.exception("recovery failed")
+        return Internal("ENGINE_BUG", f"the agent failed at this: {type(error).__name__}: {error}; its log has more")
+
+    async def _take_all(self, groups: Sequence[Sequence[Change]]) -> list[list[Status]]:
+        """Work through groups of changes and return a status for each."""
+        answers = [[Status(ref=change.ref, revision=change.revision) for change in group] for group in groups]
+        pending = [
+            (answer, place, change)
+            for answer, group in zip(answers, groups, strict=True)
+            for place, change in enumerate(group)
+        ]
         while pending:
             # Two changes of one object keep their order: the second goes into the next round.
-            now: dict[Ref, Change] = {}
+            now: dict[Ref, tuple[list[Status], int, Change]] = {}
             later = []
-            for change in pending:
-                (later.append(change) if change.ref in now else now.__setitem__(change.ref, change))
-            await self._round(list(now.values()))
+            for one in pending:
+                (later.append(one) if one[2].ref in now else now.__setitem__(one[2].ref, one))
+            await self._round([change for _, _, change in now.values()])
+            for answer, place, change in now.values():
+                answer[place] = self._answer(change)
             pending = later
-        for job in jobs:
-            if job.position is not None and job.position != self.position:
-                self.position = job.position
-                try:
-                    self._journal.append((), self.position)
-                except NetweftError as error:
-                    # Nothing is lost: after a restart the host asks for a little more than it needs.
-                    log.warning("position not kept", error=str(error))
-            _answer(job, None)
-        if self._journal.wants_compaction():
-            self._journal.compact(self.store.objects.values(), self.position)
+        return answers
 
-    async def _round(self, changes: Sequence[Change]) -> None:
+    def _reach(self, position: Position | None) -> None:
+        """Note a position of the change log; the journal says so only when it holds all up to it."""
+        try:
+            if self._behind or self._journal.wants_compaction():
+                self._journal.compact(self.store.objects.values(), position or self.position)
+                self._behind = False
+            elif position is not None and position != self.position:
+                self._journal.append((), position)
+        except NetweftError as error:
+            # Nothing is lost: after a restart the host asks for a little more than it needs.
+            log.warning("position not kept", error=str(error))
+        if position is not None:
+            self.position = position
+
+    async def _take_snapshot(self, changes: Sequence[Change], position: Position) -> None:
+        same_store = self.position.store_id in {"", position.store_id}
+        if not same_store:
+            # Revisions of another store say nothing about these.
+            self._forget_revisions()
+        for change in changes:
+            # It is there as of this position, so it was not gone for good, and what refused it may have passed.
+            if self.store.gone.get(change.ref, position.revision) <= position.revision:
+                self.store.gone.pop(change.ref, None)
+            self._untried.add(change.ref)
+        named = {change.ref for change in changes}
+        missing = [
+            Change(ref=ref, revision=position.revision)
+            for ref, item in self.store.objects.items()
+            if ref not in named and item.revision <= position.revision
+        ]
+        await self._round(missing, sure=True)
+        await self._take_all([changes])
+        self._untried -= named - self._failing
+        self._reach(position)
+        self._authoritative = True
+        await self._reconcile(None)
+
+    async def _round(self, changes: Sequence[Change], *, sure: bool = False) -> None:
+        """Bring the kernel to at most one change of each object.
+
+        Args:
+            changes: The changes.
+            sure: They are known to be news, whatever their revisions.
+        """
         this = _Round()
         for change in changes:
-            if self._is_news(change):
+            if sure or self._is_news(change):
                 self._stage(change, this)
-        failed = _failed(this, await self._converge(this.scope))
-        kept = [change for ref, change in this.changes.items() if ref not in failed]
+        concerned, refused = self._adopt(this.scope)
+        if refused:
+            # What cannot even be rendered is put back before the kernel is touched.
+            self._put_back(this, self._dispensable(this, _failed(this, refused)), this.scope)
+            concerned = {**concerned, **self._adopt(this.scope)[0]}
+        errors = {**await self._perform(concerned), **refused}
+        failed = _failed(this, errors)
+        for owner, error in errors.items():
+            ref = _ref(owner)
+            if ref in self.store.objects and ref not in this.changes:
+                self._note(ref, error)  # it could not follow a change of its network or sandbox
+        undone = self._dispensable(this, failed)
         try:
-            self._journal.append([*this.silent, *kept])
+            self._journal.append([*this.silent, *(one for ref, one in this.changes.items() if ref not in undone)])
         except NetweftError as error:
+            self._behind = True
             failed = dict.fromkeys(this.changes, error)
-            kept = []
-        if failed:
-            await self._take_back(this, failed)
-        for change in kept:
-            self._settle(change, None)
+            undone = self._dispensable(this, failed)
         for ref, refusal in failed.items():
-            self._note(ref, refusal, revision=this.changes[ref].revision)
+            log.warning("change refused", object=str(ref), revision=this.changes[ref].revision, error=str(refusal))
+        if undone:
+            await self._take_back(this, undone)
+        for ref, change in this.changes.items():
+            self._settle(change, failed.get(ref))
 
     def _is_news(self, change: Change) -> bool:
         """Return whether the change is newer than what is held, or than what was refused."""
         refused = self.statuses.get(change.ref)
         if refused is not None and refused.error is not None and change.ref not in self.store.objects:
-            return change.revision > refused.revision
+            # A removal, and what the kernel was not even asked for, is worth another try at the same revision. Of a
+            # refused attach the change log's own delivery must not make a second one, which nobody waits for.
+            again = change.put is None or change.ref in self._untried
+            return change.revision > refused.revision or (again and change.revision == refused.revision)
         return self.store.is_news(change)
 
-    def _stage(self, change: Change, this: _Round) -> None:
-        """Put one change into the store and widen the round's scope by it."""
+    def _stage(self, change: Change, this: _Round) -> NetweftError | None:
+        """Put one change into the store and widen the round's scope by it; return why it cannot be, if so."""
         held = self.store.objects.get(change.ref)
         item = self._named(change.put, held)
+        if isinstance(item, Endpoint):
+            try:
+                self._renderer.check(self.store, item)
+            except NetweftError as error:
+                self._note(change.ref, error, revision=change.revision)
+                self._untried.add(change.ref)
+                return error
+        self._untried.discard(change.ref)
+        this.before.setdefault(change.ref, (held, self.store.gone.get(change.ref)))
         if item is not None:
             change = replace(change, put=item)
             if same_but_revision(item, held) and self._failure(change.ref) is None:
                 self.store.put(item)
                 this.silent.append(change)
                 self._settle(change, None)
-                return
-        if isinstance(item, Endpoint):
-            try:
-                self._renderer.check(self.store, item)
-            except NetweftError as error:
-                self._note(change.ref, error, revision=change.revision)
-                return
+                return None
         this.changes[change.ref] = change
-        this.before[change.ref] = held
         for concerned in (held, item):
             if concerned is not None:
                 self._widen(this.scope, concerned)
@@ -327,6 +443,7 @@ class Engine:
             self._drop(change, held, this)
         else:
             self.store.put(item)
+        return None
 
     def _named(self, item: Object | None, held: Object | None) -> Object | None:
         """Give an endpoint its interface name: the one it has, else the next free one."""
@@ -367,77 +484,120 @@ class Engine:
             if endpoint.ref not in this.changes:
                 self._widen(this.scope, endpoint)
                 this.changes[endpoint.ref] = Change(ref=endpoint.ref, revision=endpoint.revision)
-                this.before[endpoint.ref] = endpoint
+                this.before.setdefault(endpoint.ref, (endpoint, None))
                 self.store.remove(endpoint.ref)
                 self.store.bury(endpoint.ref, endpoint.revision)
         self.store.remove(change.ref)
         self.store.bury(change.ref, change.revision)
 
-    async def _converge(self, scope: Scope) -> dict[str, NetweftError]:
-        """Render the scope's owners anew, execute the difference, and return the first error of each owner."""
-        owners = self._adopt(scope)
-        return await self._execute(self._difference(owners), owners)
+    async def _perform(self, concerned: Mapping[Key, str]) -> dict[str, NetweftError]:
+        """Bring these keys to what is desired; return the first error of each owner."""
+        return await self._execute(self._difference(concerned), {**self._leftovers, **concerned})
 
-    def _adopt(self, scope: Scope) -> dict[Key, str]:
-        """Make the scope's renders the desired state; return the keys concerned, each with an owner."""
-        owners: dict[Key, str] = {}
-        for owner, wanted in self._renderer.render(self.store, scope).items():
-            owners.update(dict.fromkeys(self.desired.replace(owner, wanted), owner))
-        return owners
+    def _adopt(self, scope: Scope) -> tuple[dict[Key, str], dict[str, NetweftError]]:
+        """Make the scope's renders the desired state.
 
-    def _difference(self, owners: Mapping[Key, str]) -> tuple[Operation, ...]:
+        Returns:
+            The keys concerned, each with an owner; and the owners that could not be rendered.
+        """
+        wishes = self._renderer.render(self.store, scope)
+        concerned, refused = self.desired.replace(wishes.by_owner)
+        refused |= wishes.refused
+        for owner in wishes.by_owner:
+            self._unrendered.pop(owner, None)
+        self._unrendered |= refused
+        return concerned, refused
+
+    def _difference(self, concerned: Mapping[Key, str]) -> tuple[Operation, ...]:
+        owners = {**self._leftovers, **concerned} if self._leftovers else concerned
         wanted = {key: self.desired.resources[key] for key in owners if key in self.desired.resources}
         present = {key: self.known[key] for key in owners if key in self.known}
         return plan(wanted, present, owners)
 
     async def _execute(self, steps: Sequence[Operation], concerned: Iterable[Key]) -> dict[str, NetweftError]:
-        """Execute a plan and keep `known` true to what was done.
+        """Execute a plan, keep `known` true to what was done, and return the first error of each owner.
 
         Args:
             steps: The plan.
-            concerned: The keys that it was made of; those that are not wanted any more went with something else.
+            concerned: The keys that it was made of; some go with others that are removed.
         """
         if not steps:
             return {}
-        errors: dict[str, NetweftError] = {}
-        stuck: set[Key] = set()
-        for step, error in zip(steps, await self._kernel.execute(steps), strict=True):
+        results = list(zip(steps, await self._kernel.execute(steps), strict=True))
+        gone = {step.resource.key for step, error in results if step.after is None and error is None}
+        for key in implied(gone, {key: self.known[key] for key in concerned if key in self.known}) if gone else ():
+            self.known.pop(key)
+            self._leftovers.pop(key, None)
+        refusals = []
+        for step, error in results:
+            key = step.resource.key
             if error is not None:
-                errors.setdefault(step.owner, error)
-                stuck.add(step.resource.key)
-            elif step.after is not None:
-                self.known[step.resource.key] = step.after
-            else:
-                self.known.pop(step.resource.key, None)
-        for key in concerned:
-            if key not in self.desired.resources and key not in stuck:
+                refusals.append((step, error))
+                if step.after is None and key not in self.desired.resources:
+                    self._leftovers[key] = step.owner
+                continue
+            self._leftovers.pop(key, None)
+            if step.after is None:
                 self.known.pop(key, None)
+            else:
+                self.known[key] = step.after
+        return self._blame(refusals)
+
+    def _blame(self, refusals: Sequence[tuple[Operation, NetweftError]]) -> dict[str, NetweftError]:
+        """Return the first error of each owner that has failed, in the order of the steps."""
+        errors: dict[str, NetweftError] = {}
+        failed: set[Key] = set()
+        echoes: set[int] = set()
+        for step, error in refusals:
+            failed.add(step.resource.key)
+            if step.owner.startswith("sandbox/") and step.after is not None:
+                needs = step.after.needs()
+                if any(need in failed or need not in self.desired.resources for need in needs):
+                    # A default route lacks its endpoint's link: that is the endpoint's failure, the sandbox is well.
+                    echoes.add(id(error))
+            if id(error) not in echoes:
+                for owner in (step.owner, *self.desired.wanted_by.get(step.resource.key, ())):
+                    errors.setdefault(owner, error)
         return errors
 
-    async def _take_back(self, this: _Round, failed: Mapping[Ref, NetweftError]) -> None:
-        """Put failed changes back to what was there before, unless somebody counts on them already."""
+    def _dispensable(self, this: _Round, failed: Mapping[Ref, NetweftError]) -> list[Ref]:
+        """Return the failed changes that are taken back: those that nobody counts on."""
+        undone = [ref for ref in failed if not _is_needed(this.changes[ref])]
+        leaving = {ref.id for ref in undone if ref.kind is Kind.ENDPOINT and this.before[ref][0] is None}
+
+        def is_used(ref: Ref) -> bool:
+            users = self.store.by_network if ref.kind is Kind.NETWORK else self.store.by_sandbox
+            return this.before[ref][0] is None and not leaving.issuperset(users.get(ref.id, ()))
+
+        return [ref for ref in undone if ref.kind is Kind.ENDPOINT or not is_used(ref)]
+
+    async def _take_back(self, this: _Round, undone: Sequence[Ref]) -> None:
+        """Put changes back to what was there before, in store and kernel."""
         scope = Scope()
-        for ref, error in failed.items():
-            before, change = this.before[ref], this.changes[ref]
-            log.warning("change refused", object=str(ref), revision=change.revision, error=str(error))
-            if change.put is None or isinstance(change.put, Peer) or getattr(change.put, "confirmed", False):
-                continue  # wanted all the same: the next reconcile tries again
-            self._widen(scope, change.put)
-            if before is None:
-                self.store.remove(ref)
-            else:
-                self._widen(scope, before)
-                self.store.put(before)
-        if scope.owners():
-            for owner, refusal in (await self._converge(scope)).items():
-                log.error("undo refused", owner=owner, error=str(refusal))
+        self._put_back(this, undone, scope)
+        concerned, refused = self._adopt(scope)
+        for owner, refusal in {**await self._perform(concerned), **refused}.items():
+            log.error("undo refused", owner=owner, error=str(refusal))
+
+    def _put_back(self, this: _Round, undone: Sequence[Ref], scope: Scope) -> None:
+        """Put changes back to what was there before, and widen the scope by what that concerns."""
+        for ref in undone:
+            before, gone = this.before[ref]
+            for item in (this.changes[ref].put, before):
+                if item is not None:
+                    self._widen(scope, item)
+            self.store.restore(ref, before, gone)
 
     def _settle(self, change: Change, error: NetweftError | None) -> None:
-        if change.put is None:
-            self.statuses.pop(change.ref, None)
-            self.unreported.discard(change.ref)
+        if change.put is None and error is None:
+            self._forget(change.ref)
         else:
             self._note(change.ref, error, revision=change.revision, applied=error is None)
+
+    def _forget(self, ref: Ref) -> None:
+        self.statuses.pop(ref, None)
+        self.unreported.discard(ref)
+        self._failing.discard(ref)
 
     def _note(
         self, ref: Ref, error: NetweftError | None, *, revision: int | None = None, applied: bool = False
@@ -455,6 +615,7 @@ class Engine:
         if status != before:
             self.statuses[ref] = status
             self.unreported.add(ref)
+        (self._failing.discard if error is None else self._failing.add)(ref)
 
     def _failure(self, ref: Ref) -> NetweftError | None:
         status = self.statuses.get(ref)
@@ -466,32 +627,32 @@ class Engine:
 
     # --- other jobs ----------------------------------------------------------------------------------------------
 
-    async def _forget_revisions(self) -> None:
+    def _forget_revisions(self) -> None:
         for ref, item in list(self.store.objects.items()):
             self.store.objects[ref] = replace(item, revision=0)
         self.store.gone.clear()
-        self.statuses = {ref: status for ref, status in self.statuses.items() if ref in self.store.objects}
+        for ref in [ref for ref in self.statuses if ref not in self.store.objects]:
+            self._forget(ref)
 
     async def _dry_run(self, changes: Sequence[Change]) -> tuple[Operation, ...]:
         this = _Round()
         problems: list[NetweftError] = []
         statuses, unreported = dict(self.statuses), set(self.unreported)
+        failing, untried, unrendered = set(self._failing), set(self._untried), dict(self._unrendered)
         try:
             for change in changes:
-                if self._is_news(change):
-                    self._stage(change, this)
-                    failure = self._failure(change.ref)
-                    if failure is not None and change.ref not in this.changes:
-                        problems.append(failure)
-            steps = self._difference(self._adopt(this.scope))
+                problem = self._stage(change, this) if self._is_news(change) else None
+                if problem is not None:
+                    problems.append(problem)
+            concerned, refused = self._adopt(this.scope)
+            problems += [error for owner, error in refused.items() if owner not in unrendered]
+            steps = self._difference(concerned)
         finally:
-            for ref, before in this.before.items():
-                self.store.remove(ref)
-                self.store.gone.pop(ref, None)
-                if before is not None:
-                    self.store.put(before)
+            for ref, (before, gone) in this.before.items():
+                self.store.restore(ref, before, gone)
             self._adopt(this.scope)
             self.statuses, self.unreported = statuses, unreported
+            self._failing, self._untried, self._unrendered = failing, untried, unrendered
         if problems:
             raise problems[0]
         return steps
@@ -499,53 +660,117 @@ class Engine:
     async def _reconcile(self, namespaces: Collection[Ns] | None) -> tuple[Operation, ...]:
         done: list[Operation] = []
         errors: dict[str, NetweftError] = {}
+        rendered = self._render_again()
+        spaces = None if namespaces is None else {*namespaces, *rendered}
         for _ in range(REPAIR_ROUNDS):
-            wanted = {
-                key: one for key, one in self.desired.resources.items() if namespaces is None or key[1] in namespaces
-            }
-            found = await self._kernel.observe(wanted, namespaces)
+            wanted = {key: one for key, one in self.desired.resources.items() if spaces is None or key[1] in spaces}
+            found = await self._kernel.observe(wanted, spaces)
             present = {key: one for key, one in found.resources.items() if self._authoritative or key in wanted}
             self.known = {
-                **({} if namespaces is None else {k: v for k, v in self.known.items() if k[1] not in namespaces}),
+                **({} if spaces is None else {k: v for k, v in self.known.items() if k[1] not in spaces}),
                 **present,
             }
+            self._leftovers = {key: owner for key, owner in self._leftovers.items() if key in self.known}
             owners = {key: self.desired.owner(key) for key in wanted}
             steps = plan(wanted, present, owners)
             if not steps:
                 break
+            if spaces is not None and not _other_ends(steps) <= spaces:
+                spaces |= _other_ends(steps)
+                continue
             done += steps
-            errors = await self._execute(steps, ())
+            errors = await self._execute(steps, {**wanted, **present})
             if errors:
                 break
         if done:
             self.drift_repaired += len(done)
             for step in done:
                 log.info("repaired", owner=step.owner, ns=step.resource.ns or "host", command=step.command())
-        self._judge(errors, namespaces)
+        self._judge(errors)
+        if self._behind:
+            self._reach(None)
         return tuple(done)
 
-    def _judge(self, errors: Mapping[str, NetweftError], namespaces: Collection[Ns] | None) -> None:
-        """Note the errors of a reconcile, and after a full one that all other objects are well."""
-        for ref in list(self.store.objects):
-            error = errors.get(str(ref))
-            if error is not None:
-                log.warning("object is not as it should be", object=str(ref), error=str(error))
+    def _render_again(self) -> set[Ns]:
+        """Give owners that could not be rendered another chance; return the namespaces that this concerns."""
+        scope = Scope()
+        for owner in list(self._unrendered):
+            item = self.store.objects.get(_ref(owner))
+            if item is None:
+                del self._unrendered[owner]
+            else:
+                scope.add(item)
+        return {key[1] for key in self._adopt(scope)[0]} if scope.owners() else set()
+
+    def _judge(self, errors: Mapping[str, NetweftError]) -> None:
+        """Note the errors of a reconcile, and which of the objects that were failing are well by now."""
+        for owner, error in errors.items():
+            ref = _ref(owner)
+            if ref in self.store.objects:
+                log.warning("object is not as it should be", object=owner, error=str(error))
                 self._note(ref, error)
-            elif namespaces is None and self._failure(ref) is not None:
-                self._note(ref, None, applied=True)
+        for ref in [ref for ref in self._failing if str(ref) not in errors]:
+            if ref in self.store.objects:
+                error_now = self._ill(ref)
+                self._note(ref, error_now, applied=error_now is None)
+            elif self.store.gone.get(ref, -1) >= self.statuses[ref].revision and not self._lingers(ref):
+                self._forget(ref)  # a removal that was refused, and is done by now
+
+    def _ill(self, ref: Ref) -> NetweftError | None:
+        """Return what is wrong with an object that is held, as far as the kernel is known."""
+        item = self.store.objects[ref]
+        if isinstance(item, Endpoint):
+            try:
+                self._renderer.check(self.store, item)
+            except NetweftError as error:
+                return error
+        owner = str(ref)
+        if owner in self._unrendered:
+            return self._unrendered[owner]
+        wanted = self.desired.by_owner.get(owner, {})
+        if all(key in self.known and one.matches(self.known[key]) for key, one in wanted.items()):
+            return None
+        return self._failure(ref)
+
+    def _lingers(self, ref: Ref) -> bool:
+        return str(ref) in self._leftovers.values()
+
+
+def _is_needed(change: Change) -> bool:
+    """Return whether a change stays wanted though it failed."""
+    return change.put is None or isinstance(change.put, Peer) or getattr(change.put, "confirmed", False)
+
+
+def _ref(owner: str) -> Ref:
+    """Read an owner as the object that it is; the host itself is none, and is never held."""
+    kind, _, identifier = owner.partition("/")
+    return Ref(kind=Kind(kind), id=identifier) if identifier else Ref(kind=Kind.NETWORK, id="")
+
+
+def _other_ends(steps: Iterable[Operation]) -> set[Ns]:
+    """Return the namespaces of the other ends of the links concerned: a pair can only be repaired as a whole."""
+    return {
+        link.peer.ns
+        for step in steps
+        for link in (step.before, step.after)
+        if isinstance(link, Link) and link.peer is not None and link.kind in {"veth", "peer"}
+    }
 
 
 def _failed(this: _Round, errors: Mapping[str, NetweftError]) -> dict[Ref, NetweftError]:
-    """Return the changes that did not get through, by their own owner or one that they depend on."""
+    """Return the changes that did not get through, by their own owner or one that they depend on.
+
+    The error that came first is the cause, and those after it follow from it.
+    """
+    order = {owner: place for place, owner in enumerate(errors)}
     failed = {}
     for ref, change in this.changes.items():
-        names = [str(ref)]
+        owners = [str(ref)]
         if isinstance(change.put, Endpoint):
-            names += [f"sandbox/{change.put.sandbox_id}", f"network/{change.put.network_id}"]
-        for name in names:
-            if name in errors:
-                failed[ref] = errors[name]
-                break
+            owners += [f"sandbox/{change.put.sandbox_id}", f"network/{change.put.network_id}"]
+        found = [owner for owner in owners if owner in order]
+        if found:
+            failed[ref] = errors[min(found, key=order.__getitem__)]
     return failed
 
 

@@ -7,6 +7,7 @@ that it describes. A torn last line is dropped. It is rewritten when it has grow
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,14 +70,20 @@ class Journal:
             try:
                 record = msgspec.json.decode(line)
                 position = _replay(record, objects, position)
-            except (msgspec.DecodeError, KeyError, ValueError, TypeError) as error:
+            except (msgspec.DecodeError, KeyError, ValueError, TypeError, AttributeError) as error:
                 raise FailedPrecondition(
                     "JOURNAL_BROKEN",
                     f"journal {self._path} is not readable at line {number}: {error}; move it away, the controller "
                     "will send everything again",
                     path=str(self._path),
                 ) from error
-        self.compact(objects.values(), position)
+        try:
+            self.compact(objects.values(), position)
+        except Unavailable:
+            # A full disk must not keep the agent from its work; a torn end must not meet the next line.
+            self._open()
+            os.ftruncate(self._fd, len(whole))
+            self._size = self._compacted_size = len(whole)
         return objects, position
 
     def append(self, changes: Sequence[Change], position: Position | None = None) -> None:
@@ -96,12 +103,9 @@ class Journal:
             if written != len(data):
                 raise OSError(28, "short write")  # noqa: TRY301  # the same answer as to a full disk
         except OSError as error:
-            os.ftruncate(self._fd, self._size)
-            raise Unavailable(
-                "JOURNAL_FULL",
-                f"the agent cannot write its journal {self._path}: {error.strerror}; free space on that disk",
-                path=str(self._path),
-            ) from error
+            with contextlib.suppress(OSError):  # then the next compaction mends it
+                os.ftruncate(self._fd, self._size)
+            raise self._full(error) from error
         self._size += len(data)
 
     def wants_compaction(self) -> bool:
@@ -109,19 +113,40 @@ class Journal:
         return self._size > COMPACT_BYTES and self._size > 4 * self._compacted_size
 
     def compact(self, objects: Iterable[Object], position: Position) -> None:
-        """Rewrite the file with just these objects, by rename, so that a crash leaves the old or the new one."""
+        """Rewrite the file with just these objects, by rename, so that a crash leaves the old or the new one.
+
+        Raises:
+            Unavailable: The disk does not take it; the file is as it was.
+        """
         lines = [msgspec.json.encode({"journal": VERSION}) + b"\n", _position_line(position)]
         lines += [_line(Change(ref=item.ref, revision=item.revision, put=item)) for item in objects]
         data = b"".join(lines)
         fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        self.close()
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            with fresh.open("wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+            self._open()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            self._compacted_size = self._size  # not again until it has grown as much
+            raise self._full(error) from error
         self._size = self._compacted_size = len(data)
+
+    def _open(self) -> None:
+        self.close()
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _full(self, error: OSError) -> Unavailable:
+        return Unavailable(
+            "JOURNAL_FULL",
+            f"the agent cannot write its journal {self._path}: {error.strerror}; free space on that disk",
+            path=str(self._path),
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from netweft_common.errors import FailedPrecondition, NotFound
+from netweft_common.errors import FailedPrecondition, Internal, NetweftError, NotFound
 
 from netweft_agent.domain import sandbox as sandbox_domain
-from netweft_agent.domain.objects import Endpoint, Facts, Kind, Network, Peer, Ref, Sandbox
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Kind, Network, Object, Peer, Ref, Sandbox
 from netweft_agent.domain.resources import Key, Resource
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers import base
 from netweft_agent.drivers.base import Attachment, Driver
 from netweft_agent.engine.store import ObjectStore
 
@@ -25,19 +27,48 @@ class Scope:
     endpoints: set[str] = field(default_factory=set)
     peers: set[str] = field(default_factory=set)
 
-    def owners(self) -> set[str]:
-        """Return the owners whose wishes the render replaces."""
-        return (
-            {f"network/{one}" for one in self.networks}
-            | {f"sandbox/{one}" for one in self.sandboxes}
-            | {f"endpoint/{one}" for one in self.endpoints}
-            | {f"peer/{one}" for one in self.peers}
-        )
+    def owners(self) -> list[str]:
+        """Return the owners whose wishes the render replaces, in an order that makes plans repeatable."""
+        return [
+            *(f"network/{one}" for one in sorted(self.networks)),
+            *(f"sandbox/{one}" for one in sorted(self.sandboxes)),
+            *(f"endpoint/{one}" for one in sorted(self.endpoints)),
+            *(f"peer/{one}" for one in sorted(self.peers)),
+        ]
+
+    def add(self, item: Object) -> None:
+        """Take in one object alone."""
+        kinds = {
+            Kind.NETWORK: self.networks,
+            Kind.SANDBOX: self.sandboxes,
+            Kind.ENDPOINT: self.endpoints,
+            Kind.PEER: self.peers,
+        }
+        kinds[item.ref.kind].add(item.id)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Take in an endpoint with its sandbox, whose routes and files depend on all its endpoints."""
         self.endpoints.add(endpoint.id)
         self.sandboxes.add(endpoint.sandbox_id)
+
+
+@dataclass(slots=True)
+class Wishes:
+    """Outcome of a render.
+
+    Attributes:
+        by_owner: What each owner wants; one that wants nothing has an empty mapping.
+        refused: Owners whose part could not be rendered, with the reason.
+    """
+
+    by_owner: dict[str, Mapping[Key, Resource]]
+    refused: dict[str, NetweftError] = field(default_factory=dict)
+
+    def refuse(self, owners: Iterable[str], error: NetweftError) -> None:
+        """Note that these owners could not be rendered."""
+        for owner in owners:
+            if self.by_owner.pop(owner, None) is not None:
+                self.refused[owner] = error
 
 
 class Renderer:
@@ -60,6 +91,7 @@ class Renderer:
         Raises:
             NotFound: Its network or sandbox is not known here.
             FailedPrecondition: Its driver is not installed, or refuses it.
+            InvalidArgument: Its network has an option that the driver of this host does not know.
         """
         network, attachment = self._network(store, endpoint), self._attachment(store, endpoint)
         if network is None:
@@ -76,7 +108,14 @@ class Renderer:
                 f"network {network.name} needs driver {network.driver}, which this host has not; "
                 f"it has: {', '.join(sorted(self.drivers))}",
             )
-        self.drivers[network.driver].check(network, attachment, self.facts)
+        driver = self.drivers[network.driver]
+        base.parse(driver.options, network.options, driver=driver.name)
+        try:
+            driver.check(network, attachment, self.facts)
+        except NetweftError:
+            raise
+        except Exception as error:  # a driver may be anybody's
+            raise _bug(network, error) from error
 
     def everything(self, store: ObjectStore) -> Scope:
         """Return the scope of all objects."""
@@ -87,31 +126,59 @@ class Renderer:
             peers={one.id for one in store.of_kind(Kind.PEER)},
         )
 
-    def render(self, store: ObjectStore, scope: Scope) -> dict[str, dict[Key, Resource]]:
-        """Return the wishes of each owner in the scope; an owner that wants nothing has an empty mapping.
+    def render(self, store: ObjectStore, scope: Scope) -> Wishes:
+        """Return the wishes of each owner in the scope.
 
-        A network is rendered only while the host has an endpoint of it.
+        A network is rendered only while the host has an endpoint of it. What one driver cannot render is refused to
+        the owners of that network alone.
         """
         endpoints = self._attachments(store, scope)
         peers = _peers(store, scope)
-        wishes: dict[str, dict[Key, Resource]] = {owner: {} for owner in scope.owners()}
-        for identifier in scope.networks | endpoints.keys() | peers.keys():
+        wishes = Wishes({owner: {} for owner in scope.owners()})
+        for identifier in sorted(scope.networks | endpoints.keys() | peers.keys()):
             network = store.network(identifier)
             if network is None or not store.by_network.get(identifier) or network.driver not in self.drivers:
                 continue
-            part = self.drivers[network.driver].render(
-                network, endpoints.get(identifier, []), peers.get(identifier, []), self.facts
-            )
+            attached, known = endpoints.get(identifier, []), peers.get(identifier, [])
+            try:
+                part = self._render_network(network, attached, known)
+            except NetweftError as error:
+                owners = [f"network/{identifier}", *(one.owner for one in attached)]
+                wishes.refuse([*owners, *(f"peer/{one.id}" for one in known)], error)
+                continue
             for owner, wanted in part.by_owner.items():
-                if owner in wishes:
-                    wishes[owner] = wanted
+                if owner in wishes.by_owner:
+                    wishes.by_owner[owner] = wanted
         for identifier in scope.sandboxes:
             sandbox = store.sandbox(identifier)
-            if sandbox is not None:
+            if sandbox is None:
+                continue
+            try:
                 members = self._members(store, sandbox)
-                parts = sandbox_domain.render(sandbox, members, self.facts, self.resolv_conf)
-                wishes[f"sandbox/{identifier}"] = {one.key: one for one in parts}
+            except NetweftError as error:
+                wishes.refuse([f"sandbox/{identifier}"], error)
+                continue
+            parts = sandbox_domain.render(sandbox, members, self.facts, self.resolv_conf)
+            wishes.by_owner[f"sandbox/{identifier}"] = {one.key: one for one in parts}
         return wishes
+
+    def _render_network(self, network: Network, attachments: Sequence[Attachment], peers: Sequence[Peer]) -> HostState:
+        try:
+            return self.drivers[network.driver].render(network, attachments, peers, self.facts)
+        except NetweftError:
+            raise
+        except Exception as error:  # a driver may be anybody's, and must not take other networks along
+            raise _bug(network, error) from error
+
+    def _gateways(self, network: Network, endpoint: Endpoint) -> dict[int, Interface]:
+        driver = self.drivers[network.driver]
+        try:
+            offered = {version: driver.gateway(network, endpoint, version) for version in IP_VERSIONS}
+        except NetweftError:
+            raise
+        except Exception as error:  # as above
+            raise _bug(network, error) from error
+        return {version: gateway for version, gateway in offered.items() if gateway is not None}
 
     def _attachments(self, store: ObjectStore, scope: Scope) -> dict[str, list[Attachment]]:
         """Return the scope's endpoints with their sandboxes, by network."""
@@ -129,14 +196,12 @@ class Renderer:
             network = self._network(store, endpoint)
             if network is None or network.driver not in self.drivers:
                 continue
-            driver = self.drivers[network.driver]
-            offered = {version: driver.gateway(network, endpoint, version) for version in IP_VERSIONS}
             members.append(
                 sandbox_domain.Member(
                     endpoint=endpoint,
                     network_name=network.name,
                     internal=network.internal,
-                    gateways={version: gateway for version, gateway in offered.items() if gateway is not None},
+                    gateways=self._gateways(network, endpoint),
                 )
             )
         return members
@@ -147,6 +212,16 @@ class Renderer:
     def _attachment(self, store: ObjectStore, endpoint: Endpoint) -> Attachment | None:
         sandbox = store.sandbox(endpoint.sandbox_id)
         return None if sandbox is None else Attachment(endpoint=endpoint, sandbox=sandbox)
+
+
+def _bug(network: Network, error: Exception) -> Internal:
+    return Internal(
+        "DRIVER_BUG",
+        f"driver {network.driver} failed on network {network.name}: {type(error).__name__}: {error}; "
+        "its other networks go on; report it to the driver's author",
+        driver=network.driver,
+        network=network.name,
+    )
 
 
 def _peers(store: ObjectStore, scope: Scope) -> dict[str, list[Peer]]:

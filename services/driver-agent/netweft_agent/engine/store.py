@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
 
 MAX_TOMBSTONES = 65536
-"""Revisions of gone objects that are remembered; the oldest are forgotten, a snapshot forgets all."""
+"""Revisions of gone objects that are remembered; the oldest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,15 @@ class ObjectStore:
         self.gone[ref] = max(revision, self.gone.get(ref, -1))
         if len(self.gone) > MAX_TOMBSTONES:
             del self.gone[next(iter(self.gone))]
+
+    def restore(self, ref: Ref, item: Object | None, gone: int | None) -> None:
+        """Put an object and its tombstone back to what they were."""
+        self.remove(ref)
+        self.gone.pop(ref, None)
+        if item is not None:
+            self.put(item)
+        if gone is not None:
+            self.gone[ref] = gone
 
     def network(self, identifier: str) -> Network | None:
         """Find a network."""
