@@ -237,9 +237,7 @@ class Links:
         link = item.link
         ours = info is not None and info.group in {resources.LINK_GROUP, resources.REAP_GROUP}
         if info is None:
-            assert link.peer is not None, "only the other end of a veth can exist while the link does not"
-            run.fail(item.step, _foreign(link.peer.name, link.peer.ns, f"the other end of {link.name}"))
-            return True
+            return self._adopt_far_end(run, item)
         if not ours and not self._all_ours(link.ns):
             run.fail(item.step, _foreign(link.name, link.ns, f"a {link.kind}"))
             return True
@@ -251,6 +249,19 @@ class Links:
         # Ours, from an earlier life, and no use: make room.
         netlink.talk(self._sockets.get(link.ns), [rtnl.set_link(info.ifindex, group=resources.REAP_GROUP)])
         self._reaper.reap_namespace(link.ns)
+        item.born = True
+        return False
+
+    def _adopt_far_end(self, run: Run, item: _Work) -> bool:
+        """Make room for the other end, if what has its name is ours, from a pair that was torn."""
+        peer = item.link.peer
+        assert peer is not None, "only the other end of a veth can exist while the link does not"
+        there = self._indexes.ask(peer.ns, [peer.name]).get(peer.name)
+        if there is None or there.group not in {resources.LINK_GROUP, resources.REAP_GROUP}:
+            run.fail(item.step, _foreign(peer.name, peer.ns, f"the other end of {item.link.name}"))
+            return True
+        netlink.talk(self._sockets.get(peer.ns), [rtnl.set_link(there.ifindex, group=resources.REAP_GROUP)])
+        self._reaper.reap_namespace(peer.ns)
         item.born = True
         return False
 

@@ -58,6 +58,8 @@ class _Look:
     names: dict[int, str] = field(default_factory=dict)
     """Links by index, without those that wait to be deleted."""
     our_links: set[int] = field(default_factory=set)
+    ends: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Index of each veth, and of its other end."""
 
     def note(self, resource: Resource, *, ours: bool, excused: bool = False) -> None:
         """Take in what is ours, and what was asked for; `excused`: the latter is nobody's in particular."""
@@ -98,13 +100,14 @@ class Observer:
             spaces: Iterable[Ns] = dict.fromkeys([HOST, *by_ns, *self._namespaces.pinned()])
         else:
             spaces = dict.fromkeys(namespaces)
+        looks = {ns: self._look(ns, by_ns.get(ns, {})) for ns in spaces}
         found: dict[Key, Resource] = {}
         foreign: set[Key] = set()
-        for ns in spaces:
-            look = self._look(ns, by_ns.get(ns, {}))
+        for look in looks.values():
             found.update(look.found)
             foreign |= look.foreign
-        return Observation(resources=found, foreign=frozenset(foreign))
+        _drop_torn_pairs(looks, found)
+        return Observation(resources=found, foreign=frozenset(foreign & found.keys()))
 
     def _look(self, ns: Ns, wanted: Mapping[Key, Resource]) -> _Look:
         look = _Look(ns, wanted, all_ours=False)
@@ -151,6 +154,26 @@ class Observer:
             os.close(fd)
 
 
+def _drop_torn_pairs(looks: Mapping[Ns, _Look], found: dict[Key, Resource]) -> None:
+    """Take away veth ends whose other end is not the wanted one, with what is on them.
+
+    When one end was renamed or moved, the pair is made anew, and with it what was on the end that looks well.
+    """
+    torn = {key for key, resource in found.items() if isinstance(resource, Link) and _is_torn(looks, resource)}
+    while torn:
+        for key in torn:
+            del found[key]
+        torn = {key for key, resource in found.items() if any(need in torn for need in resource.needs())}
+
+
+def _is_torn(looks: Mapping[Ns, _Look], link: Link) -> bool:
+    if link.peer is None or link.peer.ns not in looks or link.ns not in looks:
+        return False
+    mine = looks[link.ns].ends.get(link.name)
+    theirs = looks[link.peer.ns].ends.get(link.peer.name)
+    return mine is not None and theirs != (mine[1], mine[0])
+
+
 def _dump(sock: socket.socket, request: bytes, decode: Callable[[bytes], T], what: str) -> list[T]:
     answer = netlink.dump(sock, request)
     error = answer.error(f"dump {what}", what)
@@ -180,6 +203,8 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
             continue
         wanted = look.wanted.get(("link", look.ns, info.name))
         assert wanted is None or isinstance(wanted, Link), "a link's key on another resource"
+        if info.kind == "veth":
+            look.ends[info.name] = info.ifindex, info.link_index
         loopback = info.kind == "loopback"
         ours = not loopback and (look.all_ours or info.group == resources.LINK_GROUP)
         if ours:

@@ -1,0 +1,196 @@
+"""Namespaces: made, adopted after a restart, given by path, and refused when they are something else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from netweft_agent.domain.plan import plan
+from netweft_agent.domain.resources import HOST, Namespace
+from netweft_agent.kernel import netns
+from netweft_common import errors
+
+from tests.support.kernel import Host, bridge, endpoint, new_host, overlay, sandbox, state
+from tests.support.netns import Netns, require_root
+
+pytestmark = [pytest.mark.netns, pytest.mark.anyio]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def host(anyio_backend):
+    require_root()
+    async with new_host() as made:
+        yield made
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def inode(path) -> int:
+    return Path(path).stat().st_ino
+
+
+async def test_a_namespace_of_ours_outlives_the_agent_and_is_adopted(host: Host):
+    desired = state([*bridge(), *sandbox(), *endpoint(), *overlay()])
+    await host.execute(plan(desired, {}, {}))
+    before = inode(host.kernel.netns_path("sandbox/s1"))
+    await host.kernel.close()
+
+    host.kernel = host.new_kernel()
+    seen_before = await host.observe(desired)
+    errors_ = [error for error in await host.execute(plan(desired, {}, {})) if error]
+
+    assert (plan(desired, seen_before, {}), errors_) == ((), [])
+    assert before == inode(host.kernel.netns_path("sandbox/s1"))
+    assert plan(desired, await host.observe(desired), {}) == ()
+
+
+async def test_what_a_crash_left_to_be_deleted_is_deleted_at_the_next_start(host: Host):
+    await host.make(*bridge(), *sandbox(), *endpoint())
+    host.exec("ip", "link", "set", "nwv-1", "group", str(0x6E78))
+    await host.kernel.close()
+
+    host.kernel = host.new_kernel()
+    await host.execute([])
+
+    assert "nwv-1" not in host.exec("ip", "link")
+
+
+async def test_a_pin_without_a_namespace_is_replaced(host: Host):
+    pin = host.run_dir / "netns" / "sandbox-s1"
+    pin.parent.mkdir()
+    pin.touch()
+
+    errors_ = await host.make(*sandbox())
+
+    assert (errors_, pin.is_mount()) == ([], True)
+
+
+async def test_a_given_namespace_is_used_and_let_go_of(host: Host):
+    with Netns("theirs") as theirs:
+        namespace = Namespace(ns="sandbox/s1", source=theirs.path)
+        await host.make(*bridge(), namespace, *endpoint())
+
+        assert theirs.path == host.kernel.netns_path("sandbox/s1")
+        assert "10.1.0.2/16" in theirs.exec(["ip", "address"]).stdout
+
+        await host.remove(*endpoint(), namespace)
+        assert host.kernel.netns_path("sandbox/s1") == ""
+
+
+async def test_ipv6_is_off_in_a_given_namespace_whose_links_are_born_with_it(host: Host):
+    with Netns("theirs") as theirs:
+        namespace = Namespace(ns="sandbox/s1", source=theirs.path)
+        await host.make(*bridge(), namespace, *endpoint())
+
+        assert "inet6" not in theirs.exec(["ip", "address", "show", "eth0"]).stdout
+
+        await host.remove(*endpoint(), namespace)
+
+
+async def test_a_given_namespace_whose_path_leads_to_another_one_is_not_observed(host: Host):
+    with Netns("theirs") as theirs, Netns() as other:
+        namespace = Namespace(ns="sandbox/s1", source=theirs.path)
+        await host.make(namespace)
+        netns._libc.umount2(theirs.path.encode(), 2)
+        source = f"/proc/{os.getpid()}/fd/{other.fd}".encode()
+        assert netns._libc.mount(source, theirs.path.encode(), b"none", 0x1000, None) == 0
+
+        assert await host.observe(state([namespace])) == {}
+        assert await host.make(namespace) == []
+        assert state([namespace]) == await host.observe(state([namespace]))
+
+        await host.remove(namespace)
+
+
+async def test_a_namespace_can_be_given_by_process(host: Host):
+    with Netns() as theirs:
+        process = theirs.popen(["sleep", "60"])
+        try:
+            namespace = Namespace(ns="sandbox/s1", source=f"pid:{process.pid}")
+
+            errors_ = await host.make(namespace)
+
+            assert errors_ == []
+            assert f"/proc/{process.pid}/ns/net" == host.kernel.netns_path("sandbox/s1")
+            await host.remove(namespace)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """Return paths that are no network namespaces, by what they are."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/proc/self/ns/net")
+    os.mkfifo(tmp_path / "pipe")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(str(tmp_path / "socket"))
+    yield tmp_path
+    bound.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "NOT_A_NETWORK_NAMESPACE"),
+        ("link", "NOT_A_NETWORK_NAMESPACE"),
+        ("pipe", "NOT_A_NETWORK_NAMESPACE"),
+        ("socket", "KERNEL_ENXIO"),
+        ("", "NOT_A_NETWORK_NAMESPACE"),
+        ("missing", "NETNS_NOT_FOUND"),
+        ("file/below", "NETNS_NOT_FOUND"),
+        ("../../../../../../../../proc/self/ns/mnt", "NOT_A_NETWORK_NAMESPACE"),
+    ],
+)
+async def test_what_is_no_network_namespace_is_refused_and_named(host: Host, trap: Path, name, reason):
+    path = f"{trap}/{name}" if name else str(trap)
+
+    (error,) = await host.make(Namespace(ns="sandbox/s1", source=path))
+
+    assert (reason, True) == (error.reason, path in str(error))
+
+
+@pytest.mark.parametrize(
+    "ns", ["sandbox/../../etc", "sandbox/", "sandbox/a/b", "other/x", "sandbox/a\0b", "sandbox/.x"]
+)
+async def test_an_id_that_would_leave_the_run_directory_is_refused(host: Host, ns):
+    (error,) = await host.make(Namespace(ns=ns))
+
+    assert isinstance(error, errors.InvalidArgument)
+    assert [*host.run_dir.glob("netns/*")] == []
+
+
+@pytest.mark.parametrize("source", ["relative/path", "pid:", "pid:-1", "pid:1/../2", "/with\0nul"])
+async def test_a_source_that_is_no_path_is_refused(host: Host, source):
+    (error,) = await host.make(Namespace(ns="sandbox/s1", source=source))
+
+    assert error.reason == "INVALID_NETNS_SOURCE"
+
+
+async def test_the_hosts_path_leads_to_the_hosts_namespace(host: Host):
+    path = host.kernel.netns_path(HOST)
+
+    assert path.startswith("/proc/")
+
+
+async def test_hundreds_of_sandboxes_keep_a_descriptor_each_and_few_sockets(host: Host):
+    count = 300
+    before = descriptors()
+
+    errors_ = await host.make(*(part for n in range(count) for part in sandbox(n)))
+
+    assert errors_ == []
+    assert descriptors() - before <= count + 256 + 8
+    assert await host.remove(*(part for n in range(count) for part in sandbox(n))) == []
+    assert descriptors() - before <= 8
