@@ -11,8 +11,9 @@ import itertools
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+from grpc import aio as grpc_aio
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
 from netweft.controller.v1 import (
     endpoint_pb2,
@@ -38,6 +39,27 @@ DEFAULT_TIMEOUT_S = 30.0
 BATCH_LIMIT = 1024  # items of one AttachEndpoints or DetachEndpoints
 
 
+class Connection(Protocol):
+    """What the client asks of a connection; `netweft_common.client.Connection` is the usual one."""
+
+    @property
+    def channel(self) -> Any:
+        """What stubs are made on."""
+        ...
+
+    async def call(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None = None) -> Any:
+        """Call a unary method; a failure is a NetweftError."""
+        ...
+
+    def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        """Yield what a method with a server stream sends; a failure is a NetweftError."""
+        ...
+
+    async def close(self) -> None:
+        """End it; calls in flight fail."""
+        ...
+
+
 class AsyncClient:
     """A client of one cluster; use it as a context, or close it.
 
@@ -51,6 +73,7 @@ class AsyncClient:
         timeout_s: For calls that name none, retries included.
         retry_for_s: How long UNAVAILABLE is retried; None: until the call's deadline. Zero: not at all.
         system_clock: Where waits happen.
+        connect: How a target is connected to, for the synchronous face.
     """
 
     def __init__(
@@ -62,6 +85,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry_for_s: float | None = None,
         system_clock: clock.Clock | None = None,
+        connect: Callable[[str, tls.TlsFiles | None], Connection] | None = None,
     ) -> None:
         found = None if target and ipam_target else discovery.targets()
         self.target = target or (found.controller if found else "")
@@ -70,7 +94,9 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._retry_for_s = retry_for_s
         self._clock = system_clock if system_clock is not None else clock.SystemClock()
-        self._connections: dict[str, client.Connection] = {}
+        self._closed = False
+        self._connect = connect if connect is not None else _connect
+        self._connections: dict[str, Connection] = {}
         self._agents: dict[str, agent_pb2_grpc.AgentServiceAsyncStub] = {}
 
     async def __aenter__(self) -> Self:
@@ -85,8 +111,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections; calls in flight end with Unavailable. Idempotent."""
-        connections = list(self._connections.values())
-        for connection in connections:
+        self._closed = True
+        for connection in list(self._connections.values()):
             await connection.close()
 
     # Networks
@@ -614,13 +640,16 @@ class AsyncClient:
         connection = self._connection(target)
         for delay_s in backoff.delays():
             try:
-                return await connection.call(method, request, timeout_s=max(0.0, ends_at - self._clock.monotonic()))
+                left_s = max(0.0, ends_at - self._clock.monotonic())
+                response: Response = await connection.call(method, request, timeout_s=left_s)
             except errors.Unavailable as error:
                 # A server that answered knows when it will be back; gRPC's own failure to connect knows nothing.
                 wait_s = delay_s if error.reason == "UNREACHABLE" else max(delay_s, error.retry_after_s)
                 if error.reason == "CONNECTION_CLOSED" or self._clock.monotonic() + wait_s >= retries_end:
                     raise
-            await self._clock.sleep(wait_s)
+                await self._clock.sleep(wait_s)
+            else:
+                return response
         raise AssertionError("delays end")
 
     async def _pages(
@@ -636,42 +665,67 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    def _connection(self, target: str) -> client.Connection:
+    def _connection(self, target: str) -> Connection:
+        if self._closed:
+            raise errors.Unavailable("CONNECTION_CLOSED", f"the client of {self.target} is closed; make a new one")
         connection = self._connections.get(target)
         if connection is None:
-            connection = client.Connection(target, tls_files=self._tls_files)
-            self._connections[target] = connection
+            connection = self._connections[target] = self._connect(target, self._tls_files)
         return connection
 
     @functools.cached_property
     def _networks(self) -> network_pb2_grpc.NetworkServiceAsyncStub:
-        return network_pb2_grpc.NetworkServiceStub(self._connection(self.target).channel)
+        stub: network_pb2_grpc.NetworkServiceAsyncStub = network_pb2_grpc.NetworkServiceStub(
+            self._connection(self.target).channel
+        )
+        return stub
 
     @functools.cached_property
     def _endpoints(self) -> endpoint_pb2_grpc.EndpointServiceAsyncStub:
-        return endpoint_pb2_grpc.EndpointServiceStub(self._connection(self.target).channel)
+        stub: endpoint_pb2_grpc.EndpointServiceAsyncStub = endpoint_pb2_grpc.EndpointServiceStub(
+            self._connection(self.target).channel
+        )
+        return stub
 
     @functools.cached_property
     def _sandboxes(self) -> sandbox_pb2_grpc.SandboxServiceAsyncStub:
-        return sandbox_pb2_grpc.SandboxServiceStub(self._connection(self.target).channel)
+        stub: sandbox_pb2_grpc.SandboxServiceAsyncStub = sandbox_pb2_grpc.SandboxServiceStub(
+            self._connection(self.target).channel
+        )
+        return stub
 
     @functools.cached_property
     def _hosts(self) -> host_pb2_grpc.HostServiceAsyncStub:
-        return host_pb2_grpc.HostServiceStub(self._connection(self.target).channel)
+        return host_pb2_grpc.HostServiceStub(self._async_channel(self.target))
 
     @functools.cached_property
     def _events(self) -> event_pb2_grpc.EventServiceAsyncStub:
-        return event_pb2_grpc.EventServiceStub(self._connection(self.target).channel)
+        stub: event_pb2_grpc.EventServiceAsyncStub = event_pb2_grpc.EventServiceStub(
+            self._connection(self.target).channel
+        )
+        return stub
 
     @functools.cached_property
     def _ipam(self) -> ipam_pb2_grpc.IpamServiceAsyncStub:
-        return ipam_pb2_grpc.IpamServiceStub(self._connection(self.ipam_target).channel)
+        stub: ipam_pb2_grpc.IpamServiceAsyncStub = ipam_pb2_grpc.IpamServiceStub(
+            self._connection(self.ipam_target).channel
+        )
+        return stub
+
+    def _async_channel(self, target: str) -> grpc_aio.Channel:
+        """Return the channel as the type that stubs give asynchronous signatures for."""
+        channel: grpc_aio.Channel = self._connection(target).channel
+        return channel
 
     def _agent(self, target: str) -> agent_pb2_grpc.AgentServiceAsyncStub:
         stub = self._agents.get(target)
         if stub is None:
-            stub = self._agents[target] = agent_pb2_grpc.AgentServiceStub(self._connection(target).channel)
+            stub = self._agents[target] = agent_pb2_grpc.AgentServiceStub(self._async_channel(target))
         return stub
+
+
+def _connect(target: str, tls_files: tls.TlsFiles | None) -> Connection:
+    return client.Connection(target, tls_files=tls_files)
 
 
 def new_request_id() -> str:

@@ -1,19 +1,22 @@
-"""The synchronous client: the asynchronous one on an event loop in a thread of its own.
+"""The synchronous client: the code of the asynchronous one over channels that block.
 
 Every method is that of `AsyncClient`, with its arguments and errors; lists and watches are plain iterators. It may be
-used from several threads.
+used from several threads. There is no event loop in it: its connection and its clock block instead of suspending, so
+that each coroutine of `AsyncClient` runs to its end in one step. (An AsyncClient in a thread of its own was tried; two
+event loops in one process lose wake-ups in grpc.aio, grpc/grpc#25364.)
 """
 
 from __future__ import annotations
 
-import asyncio
+import datetime as dt
 import functools
-import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from netweft_common import errors, tls
+import grpc
+from netweft_common import client, status, tls
 
 from netweft_client.aio import DEFAULT_TIMEOUT_S, AsyncClient
 
@@ -21,10 +24,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _run(work: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine that never suspends and return its result."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: R = done.value
+        return result
+    work.close()
+    raise AssertionError("a coroutine of the synchronous client suspended")
+
+
 def _call(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Client, P], R]:
     @functools.wraps(method)
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._run(method(self._client, *args, **kwargs))
+        return _run(method(self._client, *args, **kwargs))
 
     return call
 
@@ -38,13 +52,12 @@ def _iterate(
         try:
             while True:
                 try:
-                    item = self._run(anext(items))
+                    item = _run(anext(items))
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            if not self._loop.is_closed():
-                self._run(items.aclose())
+            _run(items.aclose())
 
     return iterate
 
@@ -70,17 +83,24 @@ class Client:
         retry_for_s: float | None = None,
     ) -> None:
         self._client = AsyncClient(
-            target, ipam_target=ipam_target, tls_files=tls_files, timeout_s=timeout_s, retry_for_s=retry_for_s
+            target,
+            ipam_target=ipam_target,
+            tls_files=tls_files,
+            timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
+            system_clock=_BlockingClock(),
+            connect=_BlockingConnection,
         )
-        self._loop = asyncio.new_event_loop()
-        # A daemon: a script that forgets to close still ends.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="netweft-client", daemon=True)
-        self._thread.start()
 
     @property
     def target(self) -> str:
         """Target of the controller."""
         return self._client.target
+
+    @property
+    def ipam_target(self) -> str:
+        """Target of IPAM."""
+        return self._client.ipam_target
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -92,15 +112,7 @@ class Client:
         """Close."""
         self.close()
 
-    def close(self) -> None:
-        """Close the connections and end the thread. Idempotent."""
-        if self._loop.is_closed():
-            return
-        self._run(self._shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
+    close = _call(AsyncClient.close)
     create_network = _call(AsyncClient.create_network)
     get_network = _call(AsyncClient.get_network)
     list_networks = _iterate(AsyncClient.list_networks)
@@ -131,25 +143,50 @@ class Client:
     observe = _call(AsyncClient.observe)
     get_facts = _call(AsyncClient.get_facts)
 
-    def _run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run on the client's loop and wait; an interrupt of the waiting thread cancels the work."""
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise errors.FailedPrecondition("WRONG_THREAD", "Client was called from its own thread; use AsyncClient")
-        if self._loop.is_closed():
-            work.close()
-            raise errors.Unavailable("CONNECTION_CLOSED", f"the client of {self.target} is closed; make a new one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
 
-    async def _shut(self) -> None:
-        await self._client.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
+class _BlockingClock:
+    """The machine's clocks; sleeping blocks the thread."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now(self) -> dt.datetime:
+        return dt.datetime.now(tz=dt.UTC)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # to block is its purpose
+
+
+class _BlockingConnection:
+    """`netweft_common.client.Connection` over a channel that blocks."""
+
+    def __init__(self, target: str, tls_files: tls.TlsFiles | None) -> None:
+        self._target = target
+        self.channel = client.open_blocking_channel(target, tls_files=tls_files)
+
+    async def call(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None = None) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._translate(error, method) from error
+        except ValueError as error:  # "Cannot invoke RPC on closed channel!"
+            raise client.closed(self._target, method) from error
+
+    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        try:
+            responses = method(request)
+        except ValueError as error:
+            raise client.closed(self._target, method) from error
+        try:
+            for response in responses:
+                yield response
+        except grpc.RpcError as error:
+            raise self._translate(error, method) from error
+        finally:
+            responses.cancel()
+
+    async def close(self) -> None:
+        self.channel.close()
+
+    def _translate(self, error: grpc.RpcError, method: object) -> Exception:
+        return status.from_rpc_error(error, target=self._target, method=client.method_name(method))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import grpc
 from grpc import aio
 
 from netweft_common import deadline, errors, listen, status, tls
@@ -48,22 +50,46 @@ def open_channel(target: str, *, tls_files: tls.TlsFiles | None = None, retry: I
         InvalidArgument: The target is malformed, or TCP beyond loopback without TLS.
         FailedPrecondition: A TLS file is unusable.
     """
+    plan = _plan_channel(target, tls_files, retry)
+    if plan.credentials is None:
+        return aio.insecure_channel(plan.target, options=plan.options)
+    return aio.secure_channel(plan.target, plan.credentials, options=plan.options)
+
+
+def open_blocking_channel(
+    target: str, *, tls_files: tls.TlsFiles | None = None, retry: Iterable[str] = ()
+) -> grpc.Channel:
+    """Return a channel for use without an event loop; as `open_channel` else."""
+    plan = _plan_channel(target, tls_files, retry)
+    if plan.credentials is None:
+        return grpc.insecure_channel(plan.target, options=plan.options)
+    return grpc.secure_channel(plan.target, plan.credentials, options=plan.options)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _ChannelPlan:
+    target: str
+    options: list[tuple[str, Any]]
+    credentials: grpc.ChannelCredentials | None = None
+
+
+def _plan_channel(target: str, tls_files: tls.TlsFiles | None, retry: Iterable[str]) -> _ChannelPlan:
     address = listen.parse(target)
     options: list[tuple[str, Any]] = [*OPTIONS, ("grpc.service_config", service_config(retry))]
     if isinstance(address, listen.UnixAddress):
         # Without it grpc sends the escaped path as authority, which other stacks refuse (RFC 9110 §7.2).
-        return aio.insecure_channel(address.target, options=[*options, ("grpc.default_authority", "localhost")])
+        return _ChannelPlan(target=address.target, options=[*options, ("grpc.default_authority", "localhost")])
     if tls_files is not None:
         if tls_files.server_name:
             options.append(("grpc.ssl_target_name_override", tls_files.server_name))
-        return aio.secure_channel(address.target, tls.channel_credentials(tls_files), options=options)
+        return _ChannelPlan(target=address.target, options=options, credentials=tls.channel_credentials(tls_files))
     if not address.is_loopback:
         raise errors.InvalidArgument(
             "INSECURE_TARGET",
             f"refusing to call {target} without TLS; set tls_ca, tls_cert and tls_key",
             target=target,
         )
-    return aio.insecure_channel(address.target, options=options)
+    return _ChannelPlan(target=address.target, options=options)
 
 
 def service_config(retry: Iterable[str]) -> str:
@@ -151,7 +177,7 @@ class Connection:
         except aio.AioRpcError as error:
             raise status.from_rpc_error(error, target=self.target, method=method_name(method)) from error
         except aio.UsageError as error:
-            raise self._closed(method) from error
+            raise closed(self.target, method) from error
 
     async def stream(
         self,
@@ -186,14 +212,16 @@ class Connection:
         except aio.AioRpcError as error:
             raise status.from_rpc_error(error, target=self.target, method=method_name(method)) from error
         except aio.UsageError as error:
-            raise self._closed(method) from error
+            raise closed(self.target, method) from error
 
-    def _closed(self, method: object) -> errors.Unavailable:
-        return errors.Unavailable(
-            "CONNECTION_CLOSED",
-            f"{method_name(method)}: the connection to {self.target} was closed by this process; open a new one",
-            target=self.target,
-        )
+
+def closed(target: str, method: object) -> errors.Unavailable:
+    """Return the error of a call on a connection that this process has closed."""
+    return errors.Unavailable(
+        "CONNECTION_CLOSED",
+        f"{method_name(method)}: the connection to {target} was closed by this process; open a new one",
+        target=target,
+    )
 
 
 def method_name(method: object) -> str:

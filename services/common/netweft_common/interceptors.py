@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Never
 
 import grpc
@@ -23,6 +23,7 @@ _SAN_KEY = "x509_subject_alternative_name"
 _DURATION_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _PROBE_WRITE_S = 0.05
+_END: Any = object()
 
 # A caller's own mistakes are his to see; these say that something of ours needs a look.
 _SERVER_SIDE = frozenset(
@@ -98,6 +99,7 @@ class ServerInterceptor(aio.ServerInterceptor):
         self._metrics = metrics
         self._log: logs.Logger = log if log is not None else logs.get()
         self._wrapped: dict[str, _Handler] = {}
+        # Tasks of server streams that wait for their handler's next response; see `_next`.
         self._streams: set[asyncio.Task[Any]] = set()
         self._probes: set[asyncio.Task[Any]] = set()
         self._active = 0  # calls in flight, probes not counted
@@ -185,24 +187,26 @@ class ServerInterceptor(aio.ServerInterceptor):
         enter, finish = self._bind(method)
         is_probe = identity.is_open(method)
         weight = 0 if is_probe else 1
-        streams = self._probes if is_probe else self._streams
+        waiting = self._probes if is_probe else self._streams
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             started = time.perf_counter()
             task = asyncio.current_task()
             assert task is not None
-            streams.add(task)
+            iterator: AsyncIterator[Any] | None = None
             self._active += weight
             try:
                 enter(context)
                 if weight:
                     self._refuse_while_draining()
-                responses = behaviour(request, context)
-                if hasattr(responses, "__aiter__"):
-                    async for response in responses:
-                        yield response
-                else:  # a coroutine that calls context.write itself
-                    await responses
+                iterator = _iterate(behaviour(request, context))
+                while (response := await _next(iterator, task, waiting)) is not _END:
+                    yield response
+                    if weight:
+                        self._refuse_while_draining()
+            except GeneratorExit:  # the library gave up while it wrote: the client is gone
+                finish(grpc.StatusCode.CANCELLED, started)
+                raise
             except asyncio.CancelledError:
                 if not self._draining or context.cancelled():
                     finish(grpc.StatusCode.CANCELLED, started)
@@ -214,7 +218,7 @@ class ServerInterceptor(aio.ServerInterceptor):
             else:
                 finish(grpc.StatusCode.OK, started)
             finally:
-                streams.discard(task)
+                await _close(iterator)
                 self._leave(weight)
 
         return handle
@@ -282,6 +286,38 @@ class ServerInterceptor(aio.ServerInterceptor):
             f"{method} failed by a bug of ours; incident {incident} is in the server's log",
             incident=incident,
         )
+
+
+async def _next(iterator: AsyncIterator[Any], task: asyncio.Task[Any], waiting: set[asyncio.Task[Any]]) -> Any:
+    """Return the handler's next response, or _END; meanwhile the task is among those that a drain may cancel.
+
+    Not elsewhere: a cancellation inside the library's own write passes our handler by, and the call would end without
+    a status, when the grace is over.
+    """
+    waiting.add(task)
+    try:
+        return await anext(iterator, _END)
+    finally:
+        waiting.discard(task)
+
+
+async def _close(iterator: AsyncIterator[Any] | None) -> None:
+    """Run the handler's own cleanup now, and not at some collection of garbage."""
+    if isinstance(iterator, AsyncGenerator):
+        await iterator.aclose()
+
+
+def _iterate(responses: Any) -> AsyncIterator[Any]:
+    """Return the responses of a handler: a generator's, or none of a coroutine that calls context.write itself."""
+    if hasattr(responses, "__aiter__"):
+        return aiter(responses)
+
+    async def run() -> AsyncIterator[Any]:
+        await responses
+        return
+        yield  # makes it a generator
+
+    return run()
 
 
 def caller_of(context: Context) -> identity.Identity:

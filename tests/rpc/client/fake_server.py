@@ -1,5 +1,5 @@
 # ruff: noqa: N802  # servicers have the names of their rpcs
-"""An in-process server with the real generated servicers, which answers as it is told and remembers what it was asked."""
+"""A server with the real generated servicers: it answers as it is told and remembers what it was asked."""
 
 from __future__ import annotations
 

@@ -309,6 +309,19 @@ async def test_drain_ends_streams_at_once_with_unavailable(world):
     assert world.events.ended.is_set()
 
 
+async def test_drain_ends_streams_also_while_they_send(world):
+    # A cancellation inside the library's own write once left the call open until the end of the grace.
+    async with asyncio.timeout(20):  # far below one grace
+        for _ in range(30):
+            async with client.Connection(world.target) as connection:
+                async with world.server(grace=dt.timedelta(minutes=5)):
+                    streams = [watch(connection) for _ in range(5)]
+                    for stream in streams:
+                        await anext(stream)
+                for stream in streams:
+                    await stream.aclose()
+
+
 async def test_drain_cancels_what_outlasts_the_grace(world):
     async with client.Connection(world.target) as connection, asyncio.TaskGroup() as group:
         async with world.server(grace=dt.timedelta(milliseconds=50)):
