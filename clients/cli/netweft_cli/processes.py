@@ -64,7 +64,8 @@ class Table:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._children: set[int] = set()
+        self._log_starts: dict[str, int] = {}
 
     def log_path(self, name: str) -> Path:
         """Return where a process's output goes."""
@@ -85,6 +86,7 @@ class Table:
             Unavailable: One died, or was not ready in time; with the end of its log. Those started stay.
         """
         deadline = time.monotonic() + timeout_s
+        self._reap()
         started = [(spec, *self._spawn(spec)) for spec in specs if self.find(spec.name) is None]
         try:
             for spec, process, ready in started:
@@ -102,8 +104,7 @@ class Table:
         """
         process = self.find(name)
         ended = process is None or end(process.pid, grace_s=grace_s, kill=kill)
-        if process is not None and (child := self._children.pop(process.pid, None)):
-            child.wait()
+        self._reap()
         self._pid_path(name).unlink(missing_ok=True)
         return ended
 
@@ -115,9 +116,11 @@ class Table:
     def tail(self, name: str) -> str:
         """Return the last lines of a process's output."""
         try:
-            lines = self.log_path(name).read_text(errors="replace").splitlines()
+            data = self.log_path(name).read_bytes()
         except OSError:
             return ""
+        # What it said before it was started again explains nothing.
+        lines = data[self._log_starts.get(name, 0) :].decode(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_TAIL_LINES:])
 
     def _pid_path(self, name: str) -> Path:
@@ -130,6 +133,7 @@ class Table:
         command = spec.command if spec.probe else (*spec.command, "--ready-fd", str(write))
         try:
             with self.log_path(spec.name).open("ab") as log:
+                self._log_starts[spec.name] = log.tell()
                 # A child is born in the namespace of the thread that makes it, so no launcher stands in between.
                 child = netns.call(
                     spec.netns,
@@ -149,12 +153,22 @@ class Table:
             raise
         finally:
             os.close(write)
-        self._children[child.pid] = child
+        self._children.add(child.pid)
+        # It outlives this object, and this process, on purpose: Popen would warn of that. `_reap` waits in its place.
+        child.returncode = 0
         process = Process(name=spec.name, pid=child.pid, start_ticks=_stat(child.pid) or 0, boot_id=boot_id())
         temporary = self._pid_path(spec.name).with_suffix(".new")
         temporary.write_text(json.dumps(dataclasses.asdict(process)))
         temporary.replace(self._pid_path(spec.name))
         return process, ready
+
+    def _reap(self) -> None:
+        """Let the kernel forget children that have ended; those of others are init's."""
+        for pid in tuple(self._children):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            self._children.discard(pid)
 
     def _wait(self, spec: Spec, process: Process, ready: int, deadline: float) -> None:
         with contextlib.ExitStack() as stack:
@@ -169,6 +183,8 @@ class Table:
                 if ready in readable and os.read(ready, 1):
                     return
                 if readable:
+                    # The descriptor closes a moment before its process is gone.
+                    select.select([death], [], [], 1.0)
                     raise self._failed(spec.name, "ended while it started")
         raise self._failed(spec.name, "did not become ready in time")
 
