@@ -31,7 +31,7 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 def run(works: set[str]) -> Table:
     """Time the works asked for, with floor and peers in the same run."""
-    containers = [Netns() for _ in range(ONE_BY_ONE + BATCH * BATCHES)]
+    containers = [Netns(f"c{number}") for number in range(ONE_BY_ONE + BATCH * BATCHES)]
     try:
         with tempfile.TemporaryDirectory(prefix="netweft-bench-") as folder:
             running = stack.Stack(layout.plan(Path(folder) / "run"))
@@ -107,9 +107,8 @@ def _all_well(results: object) -> None:
 
 def _rss_mib(running: stack.Stack) -> float:
     """Resident memory of the agent, in MiB (proc(5), VmRSS)."""
-    for process in running.status():
-        if process.name.startswith("agent-"):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-            return round(int(kib) / 1024, 1)
-    raise LookupError("no agent runs")
+    agent = running.processes.find(running.layout.names[-1])
+    assert agent is not None, "the agent runs"
+    status = Path(f"/proc/{agent.pid}/status").read_text()
+    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    return round(int(kib) / 1024, 1)

@@ -25,6 +25,8 @@ from netweft_agent.kernel.linux import LinuxKernel
 from netweft_agent.rpc import convert, link, servicer
 from netweft_agent.settings import AgentSettings
 
+REGISTER_WAIT_S = 3.0
+
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
@@ -85,7 +87,10 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
                 vtep_address=chosen.vtep_address,
                 facts=report,
             )
-            life.spawn(link.Link(connection, engine, host).run(), name="link")
+            to_controller = link.Link(connection, engine, host)
+            life.spawn(to_controller.run(), name="link")
+            # Who waits for readiness expects the controller to know this host, where there is a controller.
+            await to_controller.tried(REGISTER_WAIT_S)
         life.ready(grpc_server.targets)
         await life.stopped()
 

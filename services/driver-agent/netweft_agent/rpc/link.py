@@ -7,7 +7,7 @@ comes back with back-off, registers again, and resumes by revision.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
 
 import structlog
 from netweft.common.v1 import host_pb2
@@ -26,13 +26,6 @@ FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkStats:
-    """How the link is doing."""
-
-    connected: bool = False
-
-
 class Link:
     """One agent's link to a controller.
 
@@ -48,7 +41,13 @@ class Link:
         self._engine = engine
         self._host = host
         self._full_report = True
-        self.stats = LinkStats()
+        self._tried = asyncio.Event()
+
+    async def tried(self, timeout_s: float) -> None:
+        """Wait until the host is registered or the first try has failed, but no longer than `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._tried.wait()
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""
@@ -59,7 +58,7 @@ class Link:
                 delay_s = FIRST_RETRY_S
                 await self._follow_and_report(interval_s)
             except* errors.NetweftError as group:
-                self.stats = LinkStats()
+                self._tried.set()
                 log.warning("controller link down", error=str(group.exceptions[0]), retry_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LAST_RETRY_S)
@@ -69,7 +68,7 @@ class Link:
             self._stub.RegisterHost, controller_pb2.RegisterHostRequest(host=self._host), timeout_s=10
         )
         self._full_report = True
-        self.stats = LinkStats(connected=True)
+        self._tried.set()
         log.info("registered", host_id=self._host.id, host_name=self._host.name)
         return float(answer.report_interval_seconds or 5)
 
