@@ -162,7 +162,7 @@ def born(body: bytes) -> tuple[int, int, bool, int]:
     offset, end = _IFINFO.size, len(body)
     while offset + 4 <= end:
         size, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if size < 4:
+        if size < 4 or offset + size > end:
             break
         if kind == rtnl.IFLA_LINK:
             other = _U32.unpack_from(body, offset + 4)[0]

@@ -106,10 +106,7 @@ class FakeKernel:
 
     async def changes(self) -> AsyncIterator[Ns]:
         """Yield what `drift` is called with, until closed."""
-        while not self.closed:
-            ns = await self._changes.get()
-            if ns is None:
-                return
+        while (ns := await self._changes.get()) is not None:
             yield ns
 
     async def close(self) -> None:

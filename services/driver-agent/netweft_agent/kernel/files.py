@@ -128,6 +128,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _rewrite(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     with open(fd, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
         file.write(content)
