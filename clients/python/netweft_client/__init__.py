@@ -9,13 +9,17 @@
 Failures are the classes of `netweft_common.errors`, re-exported as `netweft_client.errors`.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from netweft_common import errors
 from netweft_common.tls import TlsFiles
 
 from netweft_client import discovery
-from netweft_client.aio import AsyncClient, new_request_id
 from netweft_client.model import (
     Action,
+    Address,
+    AddressLike,
     Attached,
     AttachItem,
     DetachItem,
@@ -30,7 +34,11 @@ from netweft_client.model import (
     HostNamespace,
     HostPlan,
     HostState,
+    Interface,
     Lease,
+    LeaseEvent,
+    LeaseEventType,
+    Namespace,
     NamespacePath,
     NamespacePid,
     Network,
@@ -39,11 +47,18 @@ from netweft_client.model import (
     NewNamespace,
     ObjectKind,
     ObjectRef,
+    ObjectStatus,
     Observation,
+    Owner,
+    OwnerKind,
     PlanStep,
     Pool,
+    PoolUse,
+    Prefix,
+    PrefixLike,
     Sandbox,
     SandboxDetails,
+    SandboxRef,
     SandboxSpec,
     SandboxState,
     Scope,
@@ -51,10 +66,18 @@ from netweft_client.model import (
     SubnetSpec,
     plain,
 )
-from netweft_client.sync import Client
+
+if TYPE_CHECKING:
+    from netweft_client.aio import AsyncClient, new_request_id
+    from netweft_client.sync import Client
+
+# What loads grpc (0.2 s) is imported when it is asked for; values, errors and discovery are free of it.
+_HEAVY = {"AsyncClient": "aio", "new_request_id": "aio", "Client": "sync"}
 
 __all__ = [
     "Action",
+    "Address",
+    "AddressLike",
     "AsyncClient",
     "AttachItem",
     "Attached",
@@ -71,7 +94,11 @@ __all__ = [
     "HostNamespace",
     "HostPlan",
     "HostState",
+    "Interface",
     "Lease",
+    "LeaseEvent",
+    "LeaseEventType",
+    "Namespace",
     "NamespacePath",
     "NamespacePid",
     "Network",
@@ -80,11 +107,18 @@ __all__ = [
     "NewNamespace",
     "ObjectKind",
     "ObjectRef",
+    "ObjectStatus",
     "Observation",
+    "Owner",
+    "OwnerKind",
     "PlanStep",
     "Pool",
+    "PoolUse",
+    "Prefix",
+    "PrefixLike",
     "Sandbox",
     "SandboxDetails",
+    "SandboxRef",
     "SandboxSpec",
     "SandboxState",
     "Scope",
@@ -96,3 +130,11 @@ __all__ = [
     "new_request_id",
     "plain",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what loads grpc at its first use (PEP 562)."""
+    home = _HEAVY.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -34,6 +34,7 @@ from netweft_client import convert, discovery, model
 
 Response = TypeVar("Response")
 Item = TypeVar("Item")
+Position = TypeVar("Position")
 
 DEFAULT_TIMEOUT_S = 30.0
 BATCH_LIMIT = 1024  # items of one AttachEndpoints or DetachEndpoints
@@ -536,28 +537,17 @@ class AsyncClient:
             OutOfRange: The revision is older than the log: list again and watch from now.
             Unavailable: No controller answered for `retry_for_s`, or the client's timeout.
         """
-        revision = after_revision
-        limit_s = self._timeout_s if self._retry_for_s is None else self._retry_for_s
-        connection = self._connection(self.target)
-        failing_since: float | None = None
-        delays = backoff.delays()
-        while True:
-            request = event_pb2.WatchRequest(after_revision=revision, filters=filters)
-            try:
-                async with contextlib.aclosing(connection.stream(self._events.Watch, request)) as responses:
-                    async for response in responses:
-                        failing_since, delays = None, backoff.delays()
-                        revision = max(revision, response.revision)
-                        yield convert.answer(convert.event_batch, response)
-            except errors.Unavailable as error:
-                now = self._clock.monotonic()
-                failing_since = now if failing_since is None else failing_since
-                delay_s = next(delays)
-                if error.reason == "CONNECTION_CLOSED" or now - failing_since + delay_s > limit_s:
-                    raise
-                await self._clock.sleep(delay_s)
-            else:  # the server ended it in order, which it does before it stops
-                await self._clock.sleep(next(delays))
+
+        def request(revision: int) -> event_pb2.WatchRequest:
+            return event_pb2.WatchRequest(after_revision=revision, filters=filters)
+
+        def advance(revision: int, response: event_pb2.WatchResponse) -> int:
+            return max(revision, response.revision)
+
+        stream = self._resumed(self.target, self._events.Watch, request, advance, after_revision)
+        async with contextlib.aclosing(stream) as responses:
+            async for response in responses:
+                yield convert.answer(convert.event_batch, response)
 
     # IPAM
 
@@ -593,6 +583,55 @@ class AsyncClient:
         async for page in self._pages(self._ipam.ListLeases, request, timeout_s):
             for item in page.leases:
                 yield convert.answer(convert.lease, item)
+
+    async def lookup_address(
+        self, address: model.AddressLike, *, address_space: str, timeout_s: float | None = None
+    ) -> model.Lease:
+        """Return the lease of an address: who has it, and since when.
+
+        Raises:
+            NotFound: Nobody has it.
+        """
+        request = ipam_pb2.LookupAddressRequest(address_space=address_space, address=str(address))
+        response = await self._call(self._ipam.LookupAddress, request, timeout_s)
+        return convert.answer(convert.lease, response.lease)
+
+    async def list_lease_events(
+        self,
+        pool_id: str,
+        *,
+        address: model.AddressLike = "",
+        page_size: int = 0,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[model.LeaseEvent, None]:
+        """Yield what happened to the addresses of a pool, or to one of them, the newest first."""
+        request = ipam_pb2.ListLeaseEventsRequest(pool_id=pool_id, address=str(address), page_size=page_size)
+        async for page in self._pages(self._ipam.ListLeaseEvents, request, timeout_s):
+            for item in page.events:
+                yield convert.answer(convert.lease_event, item)
+
+    async def watch_leases(self, pool_id: str, *, after_id: str = "") -> AsyncGenerator[model.LeaseEvent, None]:
+        """Yield what happens to the addresses of a pool, without end; resumes by event id when the stream breaks.
+
+        Args:
+            pool_id: Pool.
+            after_id: Continue behind this event; empty: from now on.
+
+        Raises:
+            Unavailable: IPAM did not answer for `retry_for_s`, or the client's timeout.
+        """
+
+        def request(last: str) -> ipam_pb2.WatchLeasesRequest:
+            return ipam_pb2.WatchLeasesRequest(pool_id=pool_id, after_id=last)
+
+        def advance(last: str, response: ipam_pb2.WatchLeasesResponse) -> str:
+            return response.events[-1].id if response.events else last
+
+        stream = self._resumed(self.ipam_target, self._ipam.WatchLeases, request, advance, after_id)
+        async with contextlib.aclosing(stream) as responses:
+            async for response in responses:
+                for item in response.events:
+                    yield convert.answer(convert.lease_event, item)
 
     # One host's kernel
 
@@ -651,6 +690,44 @@ class AsyncClient:
             else:
                 return response
         raise AssertionError("delays end")
+
+    async def _resumed(
+        self,
+        target: str,
+        method: Callable[..., Any],
+        request: Callable[[Position], Any],
+        advance: Callable[[Position, Any], Position],
+        position: Position,
+    ) -> AsyncGenerator[Any, None]:
+        """Yield a stream's responses, and open it again where it stood when it breaks.
+
+        Args:
+            target: Of the service.
+            method: Its stub's method.
+            request: Makes the request for a position.
+            advance: Returns the position after a response.
+            position: Where to begin.
+        """
+        connection = self._connection(target)
+        limit_s = self._timeout_s if self._retry_for_s is None else self._retry_for_s
+        failing_since: float | None = None
+        delays = backoff.delays()
+        while True:
+            try:
+                async with contextlib.aclosing(connection.stream(method, request(position))) as responses:
+                    async for response in responses:
+                        failing_since, delays = None, backoff.delays()
+                        position = advance(position, response)
+                        yield response
+            except errors.Unavailable as error:
+                now = self._clock.monotonic()
+                failing_since = now if failing_since is None else failing_since
+                delay_s = next(delays)
+                if error.reason == "CONNECTION_CLOSED" or now - failing_since + delay_s > limit_s:
+                    raise
+                await self._clock.sleep(delay_s)
+            else:  # the server ended it in order, which it does before it stops
+                await self._clock.sleep(next(delays))
 
     async def _pages(
         self,

@@ -51,6 +51,13 @@ _OWNER_KINDS = {
     ipam_pb2.OWNER_KIND_AUXILIARY: model.OwnerKind.AUXILIARY,
     ipam_pb2.OWNER_KIND_RESERVATION: model.OwnerKind.RESERVATION,
 }
+_LEASE_EVENT_TYPES = {
+    ipam_pb2.LEASE_EVENT_TYPE_LEASED: model.LeaseEventType.LEASED,
+    ipam_pb2.LEASE_EVENT_TYPE_RELEASED: model.LeaseEventType.RELEASED,
+    ipam_pb2.LEASE_EVENT_TYPE_EXPIRED: model.LeaseEventType.EXPIRED,
+    ipam_pb2.LEASE_EVENT_TYPE_REASSERTED: model.LeaseEventType.REASSERTED,
+    ipam_pb2.LEASE_EVENT_TYPE_TRANSFERRED: model.LeaseEventType.TRANSFERRED,
+}
 _OBJECT_KINDS = {
     agent_pb2.OBJECT_KIND_NETWORK: model.ObjectKind.NETWORK,
     agent_pb2.OBJECT_KIND_SANDBOX: model.ObjectKind.SANDBOX,
@@ -399,6 +406,19 @@ def lease(wire: ipam_pb2.Lease) -> model.Lease:
         epoch=wire.epoch,
         create_time=_time(wire, "create_time"),
         expire_time=_time(wire, "expire_time"),
+    )
+
+
+def lease_event(wire: ipam_pb2.LeaseEvent) -> model.LeaseEvent:
+    """Read what happened to an address."""
+    return model.LeaseEvent(
+        id=wire.id,
+        type=_LEASE_EVENT_TYPES.get(wire.type, model.LeaseEventType.UNKNOWN),
+        time=_time(wire, "time"),
+        address=ipaddress.ip_interface(wire.address),
+        owner_key=wire.owner_key,
+        host_id=wire.host_id,
+        epoch=wire.epoch,
     )
 
 

@@ -510,6 +510,30 @@ class Lease:
     expire_time: dt.datetime | None
 
 
+class LeaseEventType(enum.StrEnum):
+    """What happened to an address."""
+
+    UNKNOWN = "unknown"
+    LEASED = "leased"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    REASSERTED = "reasserted"
+    TRANSFERRED = "transferred"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEvent:
+    """One thing that happened to an address; `id` grows within a pool's history."""
+
+    id: str
+    type: LeaseEventType
+    time: dt.datetime | None
+    address: Interface
+    owner_key: str
+    host_id: str
+    epoch: int
+
+
 # One host's kernel
 
 

@@ -140,6 +140,9 @@ class Client:
     get_pool = _call(AsyncClient.get_pool)
     list_pools = _iterate(AsyncClient.list_pools)
     list_leases = _iterate(AsyncClient.list_leases)
+    lookup_address = _call(AsyncClient.lookup_address)
+    list_lease_events = _iterate(AsyncClient.list_lease_events)
+    watch_leases = _iterate(AsyncClient.watch_leases)
     observe = _call(AsyncClient.observe)
     get_facts = _call(AsyncClient.get_facts)
 

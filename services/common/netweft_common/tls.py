@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from pathlib import Path
-
-import grpc
+from typing import TYPE_CHECKING
 
 from netweft_common import errors
+
+if TYPE_CHECKING:
+    import grpc  # 90 ms; who only names files (the CLI, discovery) does not pay for it
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         FailedPrecondition: A file is missing, unreadable, or does not fit the others.
     """
+    import grpc  # noqa: PLC0415  # see above
+
     ca, cert, key = _read_all(files)
     return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
 
@@ -62,6 +66,8 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     Raises:
         FailedPrecondition: A file is missing, unreadable, or does not fit the others.
     """
+    import grpc  # noqa: PLC0415  # see above
+
     ca, cert, key = _read_all(files)
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 

@@ -210,6 +210,22 @@ class Fake(
         await self.take("ListLeases", request)
         return ipam_pb2.ListLeasesResponse(leases=[ipam_pb2.Lease(pool_id=request.pool_id, address="10.0.0.2/16")])
 
+    async def LookupAddress(self, request, context):
+        await self.take("LookupAddress", request)
+        lease = ipam_pb2.Lease(pool_id=request.address_space, address=f"{request.address}/16")
+        return ipam_pb2.LookupAddressResponse(lease=lease)
+
+    async def ListLeaseEvents(self, request, context):
+        await self.take("ListLeaseEvents", request)
+        event = ipam_pb2.LeaseEvent(id="1", type=ipam_pb2.LEASE_EVENT_TYPE_EXPIRED, address="10.0.0.2/16")
+        return ipam_pb2.ListLeaseEventsResponse(events=[event])
+
+    async def WatchLeases(self, request, context):
+        self.asked["WatchLeases"].append(request)
+        number = int(request.after_id or 0) + 1
+        yield ipam_pb2.WatchLeasesResponse(events=[ipam_pb2.LeaseEvent(id=str(number), address="10.0.0.2/16")])
+        raise errors.Unavailable("SERVER_DRAINING", "again", retry_after_s=0)
+
     async def Observe(self, request, context):
         await self.take("Observe", request)
         return agent_pb2.ObserveResponse(resources=["link nwb-1"])

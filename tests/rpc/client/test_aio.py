@@ -140,6 +140,8 @@ async def test_every_other_rpc_is_reached(fake, client, target):
     assert "p" == (await client.get_pool("p")).id
     assert ["p"] == [item.id async for item in client.list_pools()]
     assert ["10.0.0.2/16"] == [str(item.address) async for item in client.list_leases("p")]
+    assert "10.0.0.9/16" == str((await client.lookup_address("10.0.0.9", address_space="s")).address)
+    assert ["expired"] == [item.type.value async for item in client.list_lease_events("p")]
     ref = netweft_client.ObjectRef(kind=netweft_client.ObjectKind.SANDBOX, id="s")
     assert ("link nwb-1",) == (await client.observe(target, ref)).resources
     assert "6.1" == (await client.get_facts(target)).kernel_release
@@ -365,6 +367,16 @@ async def test_a_watch_survives_the_restart_of_its_controller(fake, target):
 
     assert ["a", "b"] == [first.object.name, second.object.name]
     assert [0, 5] == [request.after_revision for request in fake.asked["Watch"]]
+
+
+async def test_a_watch_of_leases_resumes_by_event_id(fake, client):
+    stream = client.watch_leases("p", after_id="4")
+
+    found = [await anext(stream) for _ in range(3)]
+    await stream.aclose()
+
+    assert ["5", "6", "7"] == [event.id for event in found]
+    assert ["4", "5", "6"] == [request.after_id for request in fake.asked["WatchLeases"]]
 
 
 async def test_a_revision_older_than_the_log_is_told_and_not_retried(fake, client):

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import netweft_client
 import pytest
 from netweft_client import discovery, errors
 
@@ -74,6 +77,19 @@ def test_tls_files_come_from_the_environment():
 
     assert found is not None
     assert (Path("/ca"), Path("/cert"), Path("/key")) == (found.ca, found.cert, found.key)
+
+
+def test_values_errors_and_discovery_do_not_load_grpc():
+    script = "import sys, netweft_client; netweft_client.discovery.targets(); print('grpc' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+    assert "False\n" == done.stdout
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Klient"):
+        _ = netweft_client.Klient
 
 
 def test_half_of_the_tls_files_is_an_error():
