@@ -182,7 +182,7 @@ def _shaken_routes(gone: set[Key], desired: Mapping[Key, Resource], present: Map
     return {
         key
         for key, wanted in desired.items()
-        if isinstance(wanted, Route) and key in present and (wanted.ns, wanted.link) in links
+        if isinstance(wanted, Route) and (wanted.ns, wanted.link) in links and wanted == present.get(key)
     }
 
 
