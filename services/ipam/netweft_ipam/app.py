@@ -18,6 +18,7 @@ from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.protocol import Store
 from netweft_ipam.store.redis_store import RedisStore
 
+OBSERVE_INTERVAL_S = 0.5
 DESCRIPTION = "The address service: pools and leases of addresses, kept in Redis."
 
 
@@ -73,6 +74,14 @@ async def sweep_for_ever(store: Store, *, interval_s: float) -> None:
             log.info("leases ran out", count=ended)
 
 
+async def observe_for_ever(store: Store) -> None:
+    """Notice a change of the store's history soon, so that hosts hear of it with their next heartbeat."""
+    while True:
+        await asyncio.sleep(OBSERVE_INTERVAL_S)
+        with contextlib.suppress(errors.NetweftError):
+            await store.observe()
+
+
 async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
     """Serve until asked to end."""
     async with contextlib.AsyncExitStack() as stack:
@@ -83,6 +92,7 @@ async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
         stack.push_async_callback(store.aclose)
         server = await stack.enter_async_context(build_server(chosen, store, registry=registry))
         life.spawn(sweep_for_ever(store, interval_s=chosen.sweep_interval.total_seconds()), name="sweep")
+        life.spawn(observe_for_ever(store), name="observe")
         life.ready(server.targets)
         await life.stopped()
 

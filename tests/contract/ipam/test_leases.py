@@ -270,7 +270,7 @@ async def test_a_hosts_heartbeat_renews_all_its_leases(desk, clock):
     clock.advance(20)
     ended = await desk.store.sweep()
 
-    assert 4 == renewed
+    assert 4 == renewed.renewed
     assert 2 == ended
     assert ["a", "c"] == list((await desk.held(pools[1])).values())
     assert clock.now_ms + 10_000 == (await desk.listed(pools[1]))[0].expires_ms
@@ -289,7 +289,7 @@ async def test_asking_again_renews_a_lease(desk, clock):
 
 
 async def test_a_host_that_holds_nothing_renews_nothing(desk):
-    assert 0 == await desk.store.renew_host("nobody")
+    assert 0 == (await desk.store.renew_host("nobody")).renewed
 
 
 async def test_leases_are_listed_in_address_order_by_pages_and_by_owner_and_host(desk):

@@ -131,7 +131,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(host=st.sampled_from(HOSTS[1:]))
     def renew(self, host: str) -> None:
-        self.both(lambda desk: desk.store.renew_host(host))
+        self.both(lambda desk: renewed(desk.store, host))
 
     @rule()
     def sweep(self) -> None:
@@ -159,6 +159,10 @@ async def outcome(step: Awaitable[Any]) -> Any:
 
 def as_data(item: Any) -> Any:
     return (type(item), item.reason, item.message, item.metadata) if isinstance(item, errors.NetweftError) else item
+
+
+async def renewed(store: Store, host: str) -> int:
+    return (await store.renew_host(host)).renewed
 
 
 async def chosen(store: Store, ask: PoolAsk) -> str:

@@ -108,6 +108,69 @@ class RequestTag:
     fingerprint: bytes = b""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease that a host says it holds.
+
+    Attributes:
+        owner: Who holds it; the host is the one that reports.
+        address: The address.
+        epoch: Fencing epoch of the lease as the host got it.
+        ttl_s: Seconds until it runs out unless renewed; 0: never.
+    """
+
+    owner: Owner
+    address: int
+    epoch: int
+    ttl_s: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """What a heartbeat brings.
+
+    Attributes:
+        renewed: Leases that the host holds.
+        store_epoch: Identity of the store's history of writes.
+        reassert: Whether the host has still to report under this epoch.
+    """
+
+    renewed: int
+    store_epoch: str
+    reassert: bool
+
+
+class LeaseEventType(enum.IntEnum):
+    """What happened to an address; the numbers are stored."""
+
+    LEASED = 1
+    RELEASED = 2
+    EXPIRED = 3
+    REASSERTED = 4
+    TRANSFERRED = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEvent:
+    """One thing that happened to an address.
+
+    Attributes:
+        id: Position in the history of the pool's subnet, `<ms>-<n>.<m>`.
+        type: What happened.
+        time_ms: When, by the store's clock.
+        address: The address.
+        owner: Who held it, or got it.
+        epoch: Fencing epoch of the lease.
+    """
+
+    id: str
+    type: LeaseEventType
+    time_ms: int
+    address: int
+    owner: Owner
+    epoch: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseFilter:
     """Which leases of a pool are wanted.

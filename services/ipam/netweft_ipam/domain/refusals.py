@@ -169,6 +169,59 @@ def stale_epoch(pool: PoolId, address: int, held: int, named: int) -> errors.Fai
     )
 
 
+def not_leased(pool: PoolId, address: int) -> errors.NotFound:
+    """Nobody holds the address."""
+    text = format_address(pool.subnet.version, address)
+    return errors.NotFound(
+        "LEASE_UNKNOWN", f"address {text} of pool {pool} is not leased", pool_id=str(pool), address=text
+    )
+
+
+def address_unknown(space: str, address: str) -> errors.NotFound:
+    """No pool of the space has the address."""
+    return errors.NotFound(
+        "ADDRESS_UNKNOWN",
+        f"no pool of address space {space} has the address {address}",
+        address_space=space,
+        address=address,
+    )
+
+
+def lease_moved(pool: PoolId, address: int, epoch: int) -> errors.FailedPrecondition:
+    """The reporter's lease is over: the owner has the address elsewhere."""
+    text = format_address(pool.subnet.version, address)
+    return errors.FailedPrecondition(
+        "STALE_EPOCH",
+        f"address {text} of pool {pool} went to another host with epoch {epoch}; let it go here",
+        pool_id=str(pool),
+        address=text,
+        epoch=str(epoch),
+    )
+
+
+def settling(pool: PoolId, missing: tuple[str, ...], wait_ms: int) -> errors.Unavailable:
+    """Hosts have still to report what they hold."""
+    whom = f"hosts {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}" if missing else "hosts"
+    return errors.Unavailable(
+        "POOL_SETTLING",
+        f"pool {pool} gives nothing out yet: the store was restarted or failed over, and {whom} "
+        f"have still to report what they hold; for {wait_ms / 1000:.1f} s at most",
+        # The reports come at any moment; a long wait here would only add to the outage.
+        retry_after_s=min(wait_ms / 1000, 0.25),
+        pool_id=str(pool),
+        missing=",".join(missing[:10]),
+    )
+
+
+def store_epoch_stale(named: str, current: str) -> errors.FailedPrecondition:
+    """The report is for another history of the store."""
+    return errors.FailedPrecondition(
+        "STORE_EPOCH_STALE",
+        f"the store's epoch is {current}, not {named}; report all leases under the current one",
+        store_epoch=current,
+    )
+
+
 def format_time(ms: int) -> str:
     """Return RFC 3339 text, in UTC, to the millisecond."""
     return dt.datetime.fromtimestamp(ms / 1000, tz=dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from netweft_common import errors
 
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, RequestTag
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, RequestTag
 from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.store.protocol import Store
 
@@ -55,6 +55,42 @@ class Allocator:
             return await self._store.release_addresses(pool, returns, tag)
 
         return await self._spread(items, tag, give)
+
+    async def transfer(
+        self, items: Sequence[tuple[PoolId, AddressReturn] | errors.NetweftError], host_id: str, tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """Move leases to another host; an item that is an error already keeps it. Outcomes are in the order of items.
+
+        Raises:
+            AlreadyExists: The request id came with another body; nothing was done.
+            Unavailable: The store does not answer, or the only pool named is not to be used now.
+        """
+
+        async def move(pool: PoolId, returns: Sequence[AddressReturn]) -> Sequence[Lease | errors.NetweftError]:
+            return await self._store.transfer(pool, returns, host_id, tag)
+
+        return await self._spread(items, tag, move)
+
+    async def reassert(
+        self,
+        host_id: str,
+        store_epoch: str,
+        items: Sequence[tuple[PoolId, Claim] | errors.NetweftError],
+        *,
+        complete: bool,
+    ) -> list[Lease | errors.NetweftError]:
+        """Take back what a host holds; an item that is an error already keeps it. Outcomes are in the order of items.
+
+        Raises:
+            FailedPrecondition: The store has another epoch; nothing was done.
+        """
+        claims: dict[PoolId, list[Claim]] = {}
+        for item in items:
+            if not isinstance(item, errors.NetweftError):
+                claims.setdefault(item[0], []).append(item[1])
+        found = await self._store.reassert(host_id, store_epoch, claims, complete=complete)
+        ready = {pool: iter(outcomes) for pool, outcomes in found.items()}
+        return [item if isinstance(item, errors.NetweftError) else next(ready[item[0]]) for item in items]
 
     async def _spread(
         self,

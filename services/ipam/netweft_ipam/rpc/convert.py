@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 
 from google.protobuf import timestamp_pb2
@@ -12,7 +13,17 @@ from netweft_common import errors
 
 from netweft_ipam.domain import pools, refusals
 from netweft_ipam.domain.addressing import Subnet, Version, format_address, parse_address, parse_subnet
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, Owner, OwnerKind
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Claim,
+    Lease,
+    LeaseEvent,
+    LeaseEventType,
+    LeaseFilter,
+    Owner,
+    OwnerKind,
+)
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.rpc import limits
@@ -20,6 +31,18 @@ from netweft_ipam.rpc import limits
 _UINT64_MAX = 2**64 - 1
 _POOL_PAGE, _POOL_PAGE_LIMIT = 100, 1000
 _LEASE_PAGE, _LEASE_PAGE_LIMIT = 100, 4096
+
+# Epochs are kept in 6 bytes.
+_EPOCH_LIMIT = 1 << 48
+_EVENT_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,9}\.[0-9]{1,9}")
+
+_WIRE_OF_EVENT = {
+    LeaseEventType.LEASED: ipam_pb2.LEASE_EVENT_TYPE_LEASED,
+    LeaseEventType.RELEASED: ipam_pb2.LEASE_EVENT_TYPE_RELEASED,
+    LeaseEventType.EXPIRED: ipam_pb2.LEASE_EVENT_TYPE_EXPIRED,
+    LeaseEventType.REASSERTED: ipam_pb2.LEASE_EVENT_TYPE_REASSERTED,
+    LeaseEventType.TRANSFERRED: ipam_pb2.LEASE_EVENT_TYPE_TRANSFERRED,
+}
 
 _KIND_OF_WIRE = {
     ipam_pb2.OWNER_KIND_UNSPECIFIED: OwnerKind.ENDPOINT,
@@ -156,6 +179,74 @@ def _address(pool: PoolId, text: str, *, field: str) -> int:
     if not subnet.has(address):
         raise refusals.address_outside(pool, text, field=field)
     return address
+
+
+def address_of(pool: PoolId, text: str, *, field: str) -> int:
+    """Return an address of a pool's subnet.
+
+    Raises:
+        InvalidArgument: It is malformed, or outside the subnet.
+    """
+    return _address(pool, text, field=field)
+
+
+def single(text: str, *, field: str) -> Subnet:
+    """Return an address of either family, as a subnet of full length.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
+    version: Version = 6 if ":" in text else 4
+    return Subnet(version, parse_address(version, text, field=field), 128 if version == 6 else 32)
+
+
+def claim(index: int, lease: ipam_pb2.Lease, host_id: str) -> tuple[PoolId, Claim]:
+    """Return a checked lease that a host reports.
+
+    Raises:
+        InvalidArgument: A field is malformed.
+    """
+    pool = pools.parse_pool_id(lease.pool_id, field=f"leases[{index}].pool_id")
+    address = _address(pool, lease.address.partition("/")[0], field=f"leases[{index}].address")
+    kind = _KIND_OF_WIRE.get(lease.owner.kind, OwnerKind.ENDPOINT)
+    key = limits.check_owner_key(lease.owner.key, field=f"leases[{index}].owner.key")
+    if not 0 < lease.epoch < _EPOCH_LIMIT:
+        raise errors.InvalidArgument(
+            "EPOCH_MALFORMED",
+            f"leases[{index}].epoch: {lease.epoch} is no epoch that a lease was given",
+            field=f"leases[{index}].epoch",
+        )
+    ttl_s = 0
+    if lease.HasField("expire_time"):
+        # What was asked for is not kept by the host; the time that was left from the grant on is at least that.
+        ttl_s = max(1, lease.expire_time.seconds - lease.create_time.seconds)
+    return pool, Claim(Owner(key, host_id, kind), address, lease.epoch, limits.check_ttl(ttl_s, field="leases"))
+
+
+def event_id(text: str, *, field: str) -> str:
+    """Return an event id, or the empty text.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
+    if text and not _EVENT_ID.fullmatch(text):
+        raise errors.InvalidArgument(
+            "EVENT_ID_MALFORMED", f"{field}: {text[:64]!r} is no event id; take one from an event", field=field
+        )
+    return text
+
+
+def to_event(pool: PoolId, event: LeaseEvent) -> ipam_pb2.LeaseEvent:
+    """Return an event's wire form."""
+    return ipam_pb2.LeaseEvent(
+        id=event.id,
+        type=_WIRE_OF_EVENT[event.type],
+        time=_timestamp(event.time_ms),
+        address=f"{format_address(pool.subnet.version, event.address)}/{pool.subnet.prefix}",
+        owner_key=event.owner.key,
+        host_id=event.owner.host_id,
+        epoch=event.epoch,
+    )
 
 
 def lease_filter(request: ipam_pb2.ListLeasesRequest) -> LeaseFilter:

@@ -3,7 +3,9 @@
 # ruff: noqa: N802, ARG002  # names and parameters are the contract's
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -11,7 +13,7 @@ from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from netweft_common import errors, status
 
 from netweft_ipam.domain import pools
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, RequestTag
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, RequestTag
 from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
@@ -19,6 +21,10 @@ from netweft_ipam.rpc import convert, limits
 from netweft_ipam.store.protocol import Store
 
 Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
+
+# Polled, so that a thousand watchers need no thousand connections to the store.
+_WATCH_INTERVAL_S = 0.25
+_WATCH_EVENTS = 1000
 
 
 class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
@@ -82,15 +88,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             except errors.InvalidArgument as error:
                 items.append(error)
         outcomes = await self._allocator.request(items, tag)
-        writer = convert.LeaseWriter()
-        return ipam_pb2.RequestAddressesResponse(
-            results=[
-                ipam_pb2.AddressResult(status=status.to_item_status(outcome))
-                if isinstance(outcome, errors.NetweftError)
-                else ipam_pb2.AddressResult(lease=writer.write(outcome))
-                for outcome in outcomes
-            ]
-        )
+        return ipam_pb2.RequestAddressesResponse(results=_results(outcomes))
 
     async def ReleaseAddresses(
         self, request: ipam_pb2.ReleaseAddressesRequest, context: Context
@@ -98,12 +96,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         """Give addresses back; an item's failure is told with the item."""
         limits.check_batch(len(request.items), field="items")
         tag = _tag(request, request.request_id)
-        items: list[tuple[PoolId, AddressReturn] | errors.NetweftError] = []
-        for index, item in enumerate(request.items):
-            try:
-                items.append(convert.address_return(index, item))
-            except errors.InvalidArgument as error:
-                items.append(error)
+        items = _returns(request.items)
         outcomes = await self._allocator.release(items, tag)
         return ipam_pb2.ReleaseAddressesResponse(results=[status.to_item_status(outcome) for outcome in outcomes])
 
@@ -111,7 +104,76 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         """Renew all leases of a host. Idempotent by nature, so the request id is only checked."""
         limits.check_request_id(request.request_id)
         host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
-        return ipam_pb2.RenewLeasesResponse(renewed=await self._store.renew_host(host_id))
+        renewal = await self._store.renew_host(host_id)
+        return ipam_pb2.RenewLeasesResponse(
+            renewed=renewal.renewed, store_epoch=renewal.store_epoch, reassert=renewal.reassert
+        )
+
+    async def ReassertLeases(
+        self, request: ipam_pb2.ReassertLeasesRequest, context: Context
+    ) -> ipam_pb2.ReassertLeasesResponse:
+        """Take back what a host holds. Idempotent."""
+        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        if request.leases:
+            limits.check_batch(len(request.leases), field="leases")
+        items: list[tuple[PoolId, Claim] | errors.NetweftError] = []
+        for index, lease in enumerate(request.leases):
+            try:
+                items.append(convert.claim(index, lease, host_id))
+            except errors.InvalidArgument as error:
+                items.append(error)
+        outcomes = await self._allocator.reassert(host_id, request.store_epoch, items, complete=not request.more)
+        return ipam_pb2.ReassertLeasesResponse(results=_results(outcomes))
+
+    async def TransferLeases(
+        self, request: ipam_pb2.TransferLeasesRequest, context: Context
+    ) -> ipam_pb2.TransferLeasesResponse:
+        """Move leases to another host; an item's failure is told with the item."""
+        limits.check_batch(len(request.items), field="items")
+        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        items = _returns(request.items)
+        outcomes = await self._allocator.transfer(items, host_id, _tag(request, request.request_id))
+        return ipam_pb2.TransferLeasesResponse(results=_results(outcomes))
+
+    async def LookupAddress(
+        self, request: ipam_pb2.LookupAddressRequest, context: Context
+    ) -> ipam_pb2.LookupAddressResponse:
+        """Say who has an address."""
+        space = pools.check_space(request.address_space, field="address_space")
+        lease = await self._store.lookup(space, convert.single(request.address, field="address"))
+        return ipam_pb2.LookupAddressResponse(lease=convert.LeaseWriter().write(lease))
+
+    async def ListLeaseEvents(
+        self, request: ipam_pb2.ListLeaseEventsRequest, context: Context
+    ) -> ipam_pb2.ListLeaseEventsResponse:
+        """Return a page of a pool's history."""
+        pool = convert.pool_id(request.pool_id)
+        events, before = await self._store.list_events(
+            pool,
+            address=convert.address_of(pool, request.address, field="address") if request.address else None,
+            before=convert.event_id(convert.from_token(request.page_token), field="page_token"),
+            limit=convert.page_limit(request.page_size, of_leases=False),
+        )
+        return ipam_pb2.ListLeaseEventsResponse(
+            events=[convert.to_event(pool, event) for event in events],
+            next_page_token=convert.to_token(before) if before else "",
+        )
+
+    async def WatchLeases(
+        self, request: ipam_pb2.WatchLeasesRequest, context: Context
+    ) -> AsyncIterator[ipam_pb2.WatchLeasesResponse]:
+        """Stream a pool's history as it goes on."""
+        pool = convert.pool_id(request.pool_id)
+        after = convert.event_id(request.after_id, field="after_id")
+        if not after:
+            after = next((event.id for event in await self._store.read_events(pool, after="", limit=1)), "0-0.0")
+        while True:
+            events = await self._store.read_events(pool, after=after, limit=_WATCH_EVENTS)
+            if events:
+                after = events[-1].id
+                yield ipam_pb2.WatchLeasesResponse(events=[convert.to_event(pool, event) for event in events])
+            else:
+                await asyncio.sleep(_WATCH_INTERVAL_S)
 
     async def ListLeases(self, request: ipam_pb2.ListLeasesRequest, context: Context) -> ipam_pb2.ListLeasesResponse:
         """Return a page of leases."""
@@ -134,3 +196,23 @@ def _tag(request: Message, request_id: str) -> RequestTag:
     limits.check_request_id(request_id)
     body = type(request).__name__.encode() + request.SerializeToString(deterministic=True)
     return RequestTag(request_id, hashlib.blake2b(body, digest_size=16).digest())
+
+
+def _returns(items: Sequence[ipam_pb2.AddressRelease]) -> list[tuple[PoolId, AddressReturn] | errors.NetweftError]:
+    found: list[tuple[PoolId, AddressReturn] | errors.NetweftError] = []
+    for index, item in enumerate(items):
+        try:
+            found.append(convert.address_return(index, item))
+        except errors.InvalidArgument as error:
+            found.append(error)
+    return found
+
+
+def _results(outcomes: Sequence[Lease | errors.NetweftError]) -> list[ipam_pb2.AddressResult]:
+    writer = convert.LeaseWriter()
+    return [
+        ipam_pb2.AddressResult(status=status.to_item_status(outcome))
+        if isinstance(outcome, errors.NetweftError)
+        else ipam_pb2.AddressResult(lease=writer.write(outcome))
+        for outcome in outcomes
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -121,6 +122,24 @@ class Connection:
                 return await self._client.execute_command(*args)
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             raise self._translate(error, str(args[0])) from error
+
+    async def epoch(self) -> str:
+        """Return the identity of the history of writes that the servers continue.
+
+        It changes with every restart and every promotion of a replica (replication id of INFO).
+
+        Raises:
+            Unavailable: No answer in time.
+        """
+        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._client, RedisCluster) else {}
+        try:
+            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
+                answer = await self._client.execute_command("INFO", "replication", **nodes)
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._translate(error, "INFO") from error
+        parts = [answer] if "master_replid" in answer else answer.values()
+        histories = sorted(str(part["master_replid"]) for part in parts)
+        return hashlib.sha256(",".join(histories).encode()).hexdigest()[:16]
 
     async def close(self) -> None:
         """Close all connections."""

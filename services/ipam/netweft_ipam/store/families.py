@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netweft_common import errors
 
 from netweft_ipam.domain import refusals
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, Owner, OwnerKind, RequestTag
-from netweft_ipam.domain.pools import PoolId, PoolUse
-from netweft_ipam.store import keys, scripts
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Claim,
+    Lease,
+    LeaseEvent,
+    LeaseFilter,
+    Owner,
+    OwnerKind,
+    RequestTag,
+)
+from netweft_ipam.domain.pools import PoolId, PoolUse, parse_pool_id
+from netweft_ipam.store import keys, records, scripts
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.protocol import LeasePage
 from netweft_ipam.store.registry import Entry
 
-# Statuses of request.lua.
+# Statuses of request.lua, transfer.lua, adopt.lua.
 _GRANTED, _STANDS, _IN_USE, _RESTING, _HOLDS_ANOTHER, _EXHAUSTED = range(6)
-
-_HEAD = struct.Struct(">BBHI6s6s")
-_TTL_HEAD = struct.Struct(">I6s")
-_HELD_KIND = {index: OwnerKind(index) for index in range(4)}
+_MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
+_ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
 
 class StaleHistory(Exception):  # a signal inside the store, never told to a caller
@@ -46,6 +53,7 @@ class Families:
         now_ms: Time in ms; 0: the server's own.
         quarantine_ms: How long a released address rests.
         check_history: Whether leases are refused on a server whose history was not confirmed.
+        events_kept: Entries of a subnet's history that are kept, of up to 256 events each; 0: none.
     """
 
     def __init__(
@@ -56,12 +64,13 @@ class Families:
         now_ms: Callable[[], int],
         quarantine_ms: int,
         check_history: bool,
+        events_kept: int,
     ) -> None:
         self._connection = connection
         self._prefix = prefix
         self._now_ms = now_ms
         self._quarantine_ms = quarantine_ms
-        self._check_history = check_history
+        self._options = f"{int(check_history)}:{events_kept}"
 
     async def open(self, entry: Entry) -> bool:
         """Make a registered pool ready; return whether it lives, else its end was decided before. Idempotent.
@@ -189,12 +198,12 @@ class Families:
                 outcomes.append(refusals.stale_epoch(pool, item.address, int(next(words)), item.epoch))
         return outcomes
 
-    async def renew(self, pool: PoolId, host_id: str) -> int:
-        """Renew a host's leases in a family; returns how many it holds there."""
-        _, held = await self._run("renew", self._layout(pool), host_id)
-        return int(held)
+    async def renew(self, pool: PoolId, host_id: str) -> int | None:
+        """Renew a host's leases in a family; returns how many it holds there, None when the family is no more."""
+        code, *held = await self._run("renew", self._layout(pool), host_id)
+        return None if code == b"NOPOOL" else int(held[0])
 
-    async def sweep(self, pool: PoolId, *, limit: int, heartbeats: dict[str, int]) -> tuple[int, list[str], bool]:
+    async def sweep(self, pool: PoolId, *, limit: int, heartbeats: Mapping[str, int]) -> tuple[int, list[str], bool]:
         """End what is over, in at most `limit` blocks of 16 addresses.
 
         Args:
@@ -204,10 +213,105 @@ class Families:
 
         Returns:
             Leases ended, hosts that must be judged first, whether more is due.
+
+        Raises:
+            StaleHistory: The server's history was not confirmed; nothing was done.
         """
         flat = [part for pair in heartbeats.items() for part in pair]
-        _, ended, wanted, more = await self._run("sweep", self._layout(pool), self._quarantine_ms, limit, *flat)
+        code, *answer = await self._run("sweep", self._layout(pool), self._quarantine_ms, limit, *flat)
+        if code == b"STALE":
+            raise StaleHistory(answer[0].decode())
+        ended, wanted, more = answer
         return int(ended), [name.decode() for name in wanted], bool(more)
+
+    async def transfer(
+        self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
+    ) -> tuple[list[Lease | errors.NetweftError], bool] | None:
+        """Move leases to another host; None when the pool has no address set.
+
+        Returns:
+            The outcomes, and whether any lease is on the host now.
+
+        Raises:
+            AlreadyExists: The request id came with another body.
+            StaleHistory: The server's history was not confirmed; nothing was done.
+        """
+        layout = self._layout(pool)
+        items: list[str | int] = []
+        for item in returns:
+            items += (layout.ref(item.address), item.owner_key, item.epoch)
+        code, *answer = await self._run("transfer", layout, tag.id, tag.fingerprint, layout.range, host_id, *items)
+        if code == b"NOPOOL":
+            return None
+        if code == b"REUSED":
+            raise refusals.request_id_reused(tag.id)
+        if code == b"STALE":
+            raise StaleHistory(answer[0].decode())
+        packed, words, kinds = answer
+        outcomes: list[Lease | errors.NetweftError] = []
+        rows = zip(returns, layout.result.iter_unpack(packed), words, kinds, strict=True)
+        for item, (status, epoch, time_ms, expires_ms, _), word, kind in rows:
+            if status == _MOVED:
+                owner = Owner(word.decode(), host_id, OwnerKind(kind - ord("0")))
+                outcomes.append(Lease(pool, item.address, owner, epoch, time_ms, expires_ms))
+            elif status == _NOT_HELD:
+                outcomes.append(refusals.not_leased(pool, item.address))
+            elif status == _OTHER_OWNER:
+                outcomes.append(refusals.not_the_owner(pool, item.address, word.decode(), item.owner_key))
+            else:
+                outcomes.append(refusals.stale_epoch(pool, item.address, epoch, item.epoch))
+        return outcomes, any(isinstance(outcome, Lease) for outcome in outcomes)
+
+    async def adopt(
+        self, pool: PoolId, host_id: str, claims: Sequence[Claim]
+    ) -> list[Lease | errors.NetweftError] | None:
+        """Take back what a host holds; None when the pool has no address set."""
+        layout = self._layout(pool)
+        items: list[str | bytes | int] = []
+        for claim in claims:
+            key = claim.owner.key.encode()
+            items += (layout.ref(claim.address), key, keys.digest(key), int(claim.owner.kind), claim.epoch, claim.ttl_s)
+        code, *answer = await self._run("adopt", layout, layout.range, host_id, *items)
+        if code == b"NOPOOL":
+            return None
+        packed, words, _ = answer
+        outcomes: list[Lease | errors.NetweftError] = []
+        rows = zip(claims, layout.result.iter_unpack(packed), words, strict=True)
+        for claim, (status, epoch, time_ms, expires_ms, _), word in rows:
+            if status == _ADOPTED:
+                outcomes.append(Lease(pool, claim.address, claim.owner, epoch, time_ms, expires_ms))
+            elif status == _MOVED_AWAY:
+                outcomes.append(refusals.lease_moved(pool, claim.address, epoch))
+            else:
+                outcomes.append(refusals.address_in_use(pool, claim.address, word.decode()))
+        return outcomes
+
+    async def lookup(self, family: PoolId, address: int) -> Lease | None:
+        """Return who holds an address of a family, or None."""
+        layout = self._layout(family)
+        code, *answer = await self._run("lookup", layout, layout.ref(address))
+        if code == b"FREE":
+            return None
+        packed, part, host_id, beat_ms = answer
+        record, _ = records.read(packed, 0, address)
+        pool = parse_pool_id(f"{family}/{part.decode()}", field="pool_id") if part else family
+        return record.lease(pool, {record.host: (int(beat_ms), host_id.decode())})
+
+    async def events(
+        self, pool: PoolId, *, start: str, back: bool, entries: int
+    ) -> list[tuple[str, list[LeaseEvent]]] | None:
+        """Return entries of the stream with their events, from an entry on or back; None when there is no such pool."""
+        layout = self._layout(pool)
+        code, *answer = await self._run("events", layout, layout.range, "back" if back else "on", start, entries)
+        if code == b"NOPOOL":
+            return None
+        flat, names = answer
+        hosts = records.read_hosts(names)
+        ids = [entry.decode() for entry in flat[::2]]
+        return [
+            (entry, records.read_events(layout, entry, packed, hosts))
+            for entry, packed in zip(ids, flat[1::2], strict=True)
+        ]
 
     async def page(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage | None:
         """Return a page of leases; None when the pool has no address set."""
@@ -226,7 +330,7 @@ class Families:
         if code == b"NOPOOL":
             return None
         packed, names, following = answer
-        leases = _unpack_leases(pool, layout, packed, names)
+        leases = records.read_leases(pool, layout, packed, records.read_hosts(names))
         return LeasePage(leases, layout.base + int(following, 16) if following else None)
 
     def _layout(self, pool: PoolId) -> keys.Layout:
@@ -239,7 +343,7 @@ class Families:
             self._now_ms(),
             layout.width,
             layout.bucket_digits,
-            int(self._check_history),
+            self._options,
             *args,
         )
 
@@ -272,25 +376,3 @@ def _outcomes(
             assert status == _EXHAUSTED
             outcomes.append(refusals.exhausted(pool, use))
     return outcomes
-
-
-def _unpack_leases(pool: PoolId, layout: keys.Layout, packed: bytes, names: list[Any]) -> tuple[Lease, ...]:
-    hosts = {names[at]: (names[at + 1], names[at + 2].decode()) for at in range(0, len(names), 3)}
-    leases = []
-    at, width = 0, layout.width
-    while at < len(packed):
-        address = layout.base + int(packed[at : at + width], 16)
-        at += width
-        first, key_len, _, host, epoch, created = _HEAD.unpack_from(packed, at)
-        at += _HEAD.size
-        renewed_ms, host_id = hosts.get(host, (0, ""))
-        created_ms, expires_ms = int.from_bytes(created, "big"), 0
-        if first >= 128:
-            ttl_s, renewed = _TTL_HEAD.unpack_from(packed, at)
-            at += _TTL_HEAD.size
-            expires_ms = max(int.from_bytes(renewed, "big"), renewed_ms) + ttl_s * 1000
-        key = packed[at : at + key_len + 1].decode()
-        at += key_len + 1
-        owner = Owner(key, host_id, _HELD_KIND[(first >> 4) & 3])
-        leases.append(Lease(pool, address, owner, int.from_bytes(epoch, "big"), created_ms, expires_ms))
-    return tuple(leases)

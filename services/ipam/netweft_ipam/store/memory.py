@@ -9,14 +9,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from netweft_common import errors
 
 from netweft_ipam.domain import predefined, refusals
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, Owner, RequestTag
+from netweft_ipam.domain.addressing import Subnet, format_address
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Claim,
+    Lease,
+    LeaseEvent,
+    LeaseEventType,
+    LeaseFilter,
+    Owner,
+    Renewal,
+    RequestTag,
+)
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse
 from netweft_ipam.store.protocol import LeasePage, PoolPage
+
+# This process is the whole history there is.
+_STORE_EPOCH = "memory"
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,6 +54,7 @@ class _Family:
     seen: dict[str, bytes] = dataclasses.field(default_factory=dict)
     answers: dict[str, list[errors.NetweftError | None]] = dataclasses.field(default_factory=dict)
     beats: dict[str, int] = dataclasses.field(default_factory=dict)
+    events: list[LeaseEvent] = dataclasses.field(default_factory=list)
     epoch: int = 0
 
 
@@ -55,6 +71,7 @@ class MemoryStore:
         self._now_ms = now_ms if now_ms is not None else lambda: time.time_ns() // 1_000_000
         self._pools: dict[PoolId, Pool] = {}
         self._families: dict[PoolId, _Family] = {}
+        self._reported: dict[str, bool] = {}
         self._pool_requests: dict[tuple[str, str], tuple[bytes, Pool | None]] = {}
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
@@ -84,7 +101,7 @@ class MemoryStore:
         if held:
             raise refusals.pool_in_use(pool, len(held))
         for cell in cells:
-            self._end(cell)
+            self._end(self._families[pool.family], cell, LeaseEventType.RELEASED)
         del self._pools[pool]
         if not any(other.family == pool.family for other in self._pools):
             del self._families[pool.family]
@@ -141,13 +158,77 @@ class MemoryStore:
         if family and tag.id and family.seen.get(tag.id, tag.fingerprint) != tag.fingerprint:
             raise refusals.request_id_reused(tag.id)
 
-    async def renew_host(self, host_id: str) -> int:
+    async def renew_host(self, host_id: str) -> Renewal:
         """See Store."""
+        self._reported.setdefault(host_id, False)
         renewed = 0
         for family in self._families.values():
             family.beats[host_id] = self._now_ms()
             renewed += sum(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values())
-        return renewed
+        return Renewal(renewed=renewed, store_epoch=_STORE_EPOCH, reassert=not self._reported[host_id])
+
+    async def reassert(
+        self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
+    ) -> dict[PoolId, list[Lease | errors.NetweftError]]:
+        """See Store."""
+        if store_epoch != _STORE_EPOCH:
+            raise refusals.store_epoch_stale(store_epoch, _STORE_EPOCH)
+        outcomes: dict[PoolId, list[Lease | errors.NetweftError]] = {}
+        for pool, listed in claims.items():
+            if pool not in self._pools:
+                ask = PoolAsk(space=pool.space, subnet=pool.subnet, range=pool.range)
+                try:
+                    await self.request_pool(ask, RequestTag())
+                except errors.FailedPrecondition as overlap:
+                    outcomes[pool] = [overlap] * len(listed)
+                    continue
+            family = self._families[pool.family]
+            outcomes[pool] = [self._adopt(pool, family, host_id, claim) for claim in listed]
+            family.beats[host_id] = self._now_ms()
+        if complete:
+            self._reported[host_id] = True
+        return outcomes
+
+    async def transfer(
+        self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """See Store."""
+        self._get(pool)
+        family = self._families[pool.family]
+        await self.check_tag(pool, tag)
+        again = bool(tag.id) and tag.id in family.seen
+        if tag.id:
+            family.seen[tag.id] = tag.fingerprint
+        return [self._transfer(pool, family, item, host_id, again=again) for item in returns]
+
+    async def lookup(self, space: str, subnet: Subnet) -> Lease:
+        """See Store."""
+        for pool, family in self._families.items():
+            if pool.space == space and pool.subnet.contains(subnet):
+                cell = family.cells.get(subnet.base)
+                if cell is None or not cell.held:
+                    raise refusals.not_leased(pool, subnet.base)
+                return self._as_held(family, cell)
+        raise refusals.address_unknown(space, format_address(subnet.version, subnet.base))
+
+    async def list_events(
+        self, pool: PoolId, *, address: int | None, before: str, limit: int
+    ) -> tuple[list[LeaseEvent], str]:
+        """See Store."""
+        self._get(pool)
+        events = self._families[pool.family].events
+        end = _position(before) if before else len(events)
+        found = [event for event in reversed(events[:end]) if address in (None, event.address)]
+        return found[:limit], found[limit - 1].id if len(found) > limit else ""
+
+    async def read_events(self, pool: PoolId, *, after: str, limit: int) -> list[LeaseEvent]:
+        """See Store."""
+        self._get(pool)
+        events = self._families[pool.family].events
+        return events[_position(after) + 1 :][:limit] if after else events[-1:]
+
+    async def observe(self) -> None:
+        """See Store."""
 
     async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
         """See Store."""
@@ -170,7 +251,7 @@ class MemoryStore:
         for family in self._families.values():
             for cell in family.cells.values():
                 if cell.held and cell.ttl_s and self._as_held(family, cell).expires_ms <= self._now_ms():
-                    self._end(cell)
+                    self._end(family, cell, LeaseEventType.EXPIRED)
                     ended += 1
             self._free_rested(family)
         return ended
@@ -235,10 +316,67 @@ class MemoryStore:
             if not cell.held and cell.rests_until_ms <= self._now_ms():
                 cell.rests_until_ms = 0
 
-    def _end(self, cell: _Cell) -> None:
+    def _end(self, family: _Family, cell: _Cell, event: LeaseEventType) -> None:
+        self._note(family, event, cell.lease)
         cell.held = False
         cell.ttl_s = 0
         cell.rests_until_ms = self._now_ms() + self._quarantine_ms if self._quarantine_ms else 0
+
+    def _note(self, family: _Family, event: LeaseEventType, lease: Lease) -> None:
+        now = self._now_ms()
+        family.events.append(
+            LeaseEvent(
+                id=f"{now}-0.{len(family.events)}",
+                type=event,
+                time_ms=now,
+                address=lease.address,
+                owner=lease.owner,
+                epoch=lease.epoch,
+            )
+        )
+
+    def _transfer(
+        self, pool: PoolId, family: _Family, item: AddressReturn, host_id: str, *, again: bool
+    ) -> Lease | errors.NetweftError:
+        cell = family.cells.get(item.address)
+        if cell is None or not cell.held:
+            return refusals.not_leased(pool, item.address)
+        owner = cell.lease.owner
+        if item.owner_key not in ("", owner.key):
+            return refusals.not_the_owner(pool, item.address, owner.key, item.owner_key)
+        there = owner.host_id == host_id
+        if item.epoch not in (0, cell.lease.epoch) and not (there and again):
+            return refusals.stale_epoch(pool, item.address, cell.lease.epoch, item.epoch)
+        if not there:
+            family.epoch += 1
+            self._welcome(family, host_id)
+            moved = Owner(owner.key, host_id, owner.kind)
+            cell.lease = dataclasses.replace(cell.lease, owner=moved, epoch=family.epoch)
+            cell.renewed_ms = self._now_ms()
+            self._note(family, LeaseEventType.TRANSFERRED, cell.lease)
+        return dataclasses.replace(self._as_held(family, cell), pool=pool)
+
+    def _adopt(self, pool: PoolId, family: _Family, host_id: str, claim: Claim) -> Lease | errors.NetweftError:
+        cell = family.cells.get(claim.address)
+        now = self._now_ms()
+        family.epoch = max(family.epoch, claim.epoch)
+        if cell is not None and cell.held:
+            lease = cell.lease
+            mine = lease.owner.key == claim.owner.key
+            if lease.epoch > claim.epoch and not (mine and lease.owner.host_id == host_id):
+                if mine:
+                    return refusals.lease_moved(pool, claim.address, lease.epoch)
+                return refusals.address_in_use(pool, claim.address, lease.owner.key)
+            if mine and lease.owner.kind is claim.owner.kind:
+                self._welcome(family, host_id)
+                cell.lease = dataclasses.replace(lease, owner=claim.owner, epoch=max(lease.epoch, claim.epoch))
+                cell.ttl_s, cell.renewed_ms = claim.ttl_s, now
+                return dataclasses.replace(self._as_held(family, cell), pool=pool)
+        self._welcome(family, host_id)
+        made = Lease(pool, claim.address, claim.owner, claim.epoch, now)
+        cell = family.cells[claim.address] = _Cell(made, ttl_s=claim.ttl_s, renewed_ms=now)
+        self._note(family, LeaseEventType.REASSERTED, made)
+        return self._as_held(family, cell)
 
     def _request(self, pool: PoolId, family: _Family, ask: AddressAsk) -> Lease | errors.NetweftError | None:
         mine = [cell for _, cell in sorted(family.cells.items()) if cell.lease.owner.key == ask.owner.key]
@@ -291,6 +429,7 @@ class MemoryStore:
         cell = family.cells[address] = _Cell(
             Lease(pool, address, ask.owner, family.epoch, now), ttl_s=ask.ttl_s, renewed_ms=now
         )
+        self._note(family, LeaseEventType.LEASED, cell.lease)
         return self._as_held(family, cell)
 
     @staticmethod
@@ -316,13 +455,18 @@ class MemoryStore:
             return refusals.not_the_owner(pool, item.address, holder, item.owner_key)
         if item.epoch not in (0, cell.lease.epoch):
             return refusals.stale_epoch(pool, item.address, cell.lease.epoch, item.epoch)
-        self._end(cell)
+        self._end(family, cell, LeaseEventType.RELEASED)
         return None
 
 
 def _is_same_claim(cell: _Cell, pool: PoolId, owner: Owner) -> bool:
     lease = cell.lease
     return cell.held and lease.pool == pool and lease.owner.key == owner.key and lease.owner.kind is owner.kind
+
+
+def _position(event_id: str) -> int:
+    """Return where an event stands in its family's list."""
+    return int(event_id.partition(".")[2])
 
 
 def _list_order(pool: PoolId) -> tuple[str, int, int, int, int, int]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from netweft_common import errors
 
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, RequestTag
+from netweft_ipam.domain.addressing import Subnet
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Claim,
+    Lease,
+    LeaseEvent,
+    LeaseFilter,
+    Renewal,
+    RequestTag,
+)
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
 
 NO_TAG = RequestTag()
@@ -112,8 +122,68 @@ class Store(Protocol):
         """
         ...
 
-    async def renew_host(self, host_id: str) -> int:
-        """Note that a host lives, which renews all its leases; returns how many it holds."""
+    async def renew_host(self, host_id: str) -> Renewal:
+        """Note that a host lives, which renews all its leases."""
+        ...
+
+    async def reassert(
+        self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
+    ) -> dict[PoolId, list[Lease | errors.NetweftError]]:
+        """Take back what a host holds; pools that were lost are made again.
+
+        Args:
+            host_id: Host that reports.
+            store_epoch: Epoch of the store that the report is for.
+            claims: What it holds, by pool.
+            complete: Whether this was all.
+
+        Raises:
+            FailedPrecondition: The store has another epoch.
+        """
+        ...
+
+    async def transfer(
+        self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """Move leases to another host, with new epochs; each has its own outcome, in order.
+
+        Raises:
+            NotFound: The pool does not exist.
+            AlreadyExists: The request id came with another body.
+        """
+        ...
+
+    async def lookup(self, space: str, subnet: Subnet) -> Lease:
+        """Return who holds an address, given as a subnet of full length.
+
+        Raises:
+            NotFound: Nobody does, or no pool of the space has it.
+        """
+        ...
+
+    async def list_events(
+        self, pool: PoolId, *, address: int | None, before: str, limit: int
+    ) -> tuple[list[LeaseEvent], str]:
+        """Return what happened in a pool's subnet, newest first, before an event id (empty: from the newest on).
+
+        Returns:
+            The events, and the id that the next page continues before; empty: this was the last.
+
+        Raises:
+            NotFound: The pool does not exist.
+        """
+        ...
+
+    async def read_events(self, pool: PoolId, *, after: str, limit: int) -> list[LeaseEvent]:
+        """Return what happened after an event id, oldest first; with an empty id the newest event alone, if any.
+
+        Raises:
+            NotFound: The pool does not exist.
+        """
+        ...
+
+    async def observe(self) -> None:
+        """Notice a change of the store's history, and end what waits for it; call it every half second or so."""
         ...
 
     async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:

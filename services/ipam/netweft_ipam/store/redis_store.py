@@ -8,22 +8,38 @@ then leaves the registry. What a crash leaves between two steps is finished by t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from netweft_common import errors
+from netweft_common import errors, logs
 
-from netweft_ipam.domain import refusals
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, LeaseFilter, RequestTag
+from netweft_ipam.domain import refusals, settling
+from netweft_ipam.domain.addressing import Subnet, format_address
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Claim,
+    Lease,
+    LeaseEvent,
+    LeaseFilter,
+    Renewal,
+    RequestTag,
+)
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse, parse_pool_id
+from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.families import Families, StaleHistory
+from netweft_ipam.store.hosts import HostBook
 from netweft_ipam.store.protocol import LeasePage, PoolPage
 from netweft_ipam.store.registry import Entry, Overlap, Registry
 
 _SWEEP_PAGE = 200
 _SWEEP_BLOCKS = 128
+_EVENT_ENTRIES = 16
+
+_LOG = logs.get(part="store")
 
 
 class RedisStore:
@@ -34,6 +50,8 @@ class RedisStore:
         prefix: Prefix of all keys.
         quarantine_ms: How long a released address rests.
         check_history: Whether a change of server (restart, promotion) is noticed before leases are given out.
+        patience: How long hosts are waited for after such a change.
+        events_kept: Entries of a subnet's history that are kept, of up to 256 events each; 0: none.
         now_ms: Time in ms for tests; None: the server's own.
     """
 
@@ -44,15 +62,28 @@ class RedisStore:
         prefix: str = "netweft",
         quarantine_ms: int = 5000,
         check_history: bool = True,
+        patience: Patience = settling.DEFAULT_PATIENCE,
+        events_kept: int = 1024,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._connection = connection
         self._prefix = keys.check_prefix(prefix)
-        clock = self._now_ms = now_ms if now_ms is not None else lambda: 0
+        clock = now_ms if now_ms is not None else lambda: 0
         self._registry = Registry(connection, prefix, clock)
         self._families = Families(
-            connection, prefix=prefix, now_ms=clock, quarantine_ms=quarantine_ms, check_history=check_history
+            connection,
+            prefix=prefix,
+            now_ms=clock,
+            quarantine_ms=quarantine_ms,
+            check_history=check_history,
+            events_kept=events_kept,
         )
+        self._hosts = HostBook(connection, prefix, clock)
+        self._patience = patience
+        self._epoch = ""
+        self._epoch_changes = 0
+        # Heartbeats seen by this process, ms by the store's clock: the store may lose the newest ones.
+        self._beats: dict[str, int] = {}
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
         """See Store."""
@@ -105,22 +136,17 @@ class RedisStore:
         self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
     ) -> list[Lease | errors.NetweftError]:
         """See Store."""
-        for _ in range(3):
-            try:
-                answer = await self._families.request(pool, asks, tag)
-            except StaleHistory as stale:
-                await self._families.confirm(pool, stale.history)
-                continue
+
+        async def attempt() -> list[Lease | errors.NetweftError] | None:
+            answer = await self._families.request(pool, asks, tag)
             if answer is None:
-                await self._finish_open(pool)
-                continue
+                return None
             outcomes, new_hosts = answer
             for host_id in new_hosts:
-                await self._connection.command("SADD", self._host_pools(host_id), str(pool.family))
+                await self._hosts.add_pool(host_id, str(pool.family))
             return outcomes
-        raise errors.Unavailable(
-            "POOL_UNSETTLED", f"pool {pool} is being made or ended by others; try again", pool_id=str(pool)
-        )
+
+        return await self._settled(pool, attempt)
 
     async def release_addresses(
         self, pool: PoolId, returns: Sequence[AddressReturn], tag: RequestTag
@@ -137,12 +163,105 @@ class RedisStore:
         """See Store."""
         await self._families.check_tag(pool, tag)
 
-    async def renew_host(self, host_id: str) -> int:
+    async def renew_host(self, host_id: str) -> Renewal:
         """See Store."""
-        await self._connection.command("SET", self._host_beat(host_id), await self._time_ms())
-        names = await self._connection.command("SMEMBERS", self._host_pools(host_id))
-        pools = [parse_pool_id(name.decode(), field="pool_id") for name in names]
-        return sum(await asyncio.gather(*(self._families.renew(pool, host_id) for pool in pools)))
+        await self.observe()
+        epoch = self._epoch
+        self._beats[host_id], reported = await self._hosts.beat(host_id, epoch)
+        names = await self._hosts.pools(host_id)
+        pools = [parse_pool_id(name, field="pool_id") for name in names]
+        held = await asyncio.gather(*(self._families.renew(pool, host_id) for pool in pools))
+        for name, count in zip(names, held, strict=True):
+            if count is None:
+                await self._hosts.remove_pool(host_id, name)
+        return Renewal(renewed=sum(count or 0 for count in held), store_epoch=epoch, reassert=not reported)
+
+    async def reassert(
+        self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
+    ) -> dict[PoolId, list[Lease | errors.NetweftError]]:
+        """See Store."""
+        await self.observe()
+        if store_epoch != self._epoch:
+            raise refusals.store_epoch_stale(store_epoch, self._epoch)
+        outcomes = {pool: await self._adopt(pool, host_id, listed) for pool, listed in claims.items()}
+        if complete:
+            # A failover in the meantime gave the epoch another name, under which this report then does not stand.
+            await self._hosts.reported(host_id, store_epoch)
+        return outcomes
+
+    async def transfer(
+        self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """See Store."""
+
+        async def attempt() -> list[Lease | errors.NetweftError] | None:
+            answer = await self._families.transfer(pool, returns, host_id, tag)
+            if answer is None:
+                return None
+            outcomes, moved = answer
+            if moved and host_id:
+                await self._hosts.add_pool(host_id, str(pool.family))
+            return outcomes
+
+        return await self._settled(pool, attempt)
+
+    async def lookup(self, space: str, subnet: Subnet) -> Lease:
+        """See Store."""
+        family = await self._registry.find_family(space, subnet)
+        if family is None:
+            raise refusals.address_unknown(space, format_address(subnet.version, subnet.base))
+        lease = await self._families.lookup(family, subnet.base)
+        if lease is None:
+            raise refusals.not_leased(family, subnet.base)
+        return lease
+
+    async def list_events(
+        self, pool: PoolId, *, address: int | None, before: str, limit: int
+    ) -> tuple[list[LeaseEvent], str]:
+        """See Store."""
+        found: list[LeaseEvent] = []
+        entry, _, number = before.partition(".")
+        start, below = entry, int(number or 0)
+        while True:
+            entries = await self._families.events(pool, start=start, back=True, entries=_EVENT_ENTRIES)
+            if entries is None:
+                await self._finish_open(pool)
+                return [], ""
+            for name, events in entries:
+                shown = events[:below] if name == entry else events
+                for event in reversed(shown):
+                    if address is None or event.address == address:
+                        found.append(event)
+                        if len(found) == limit:
+                            return found, event.id
+            if len(entries) < _EVENT_ENTRIES:
+                return found, ""
+            # "(id": strictly before it.
+            start = f"({entries[-1][0]}"
+
+    async def read_events(self, pool: PoolId, *, after: str, limit: int) -> list[LeaseEvent]:
+        """See Store."""
+        if not after:
+            newest, _ = await self.list_events(pool, address=None, before="", limit=1)
+            return newest
+        entry, _, number = after.partition(".")
+        entries = await self._families.events(pool, start=entry, back=False, entries=_EVENT_ENTRIES)
+        if entries is None:
+            await self._finish_open(pool)
+            return []
+        found = [
+            event for name, events in entries for event in (events[int(number or 0) + 1 :] if name == entry else events)
+        ]
+        return found[:limit]
+
+    async def observe(self) -> None:
+        """See Store."""
+        epoch = await self._connection.epoch()
+        if epoch != self._epoch:
+            if self._epoch:
+                _LOG.warning("the store continues another history", store_epoch=epoch, before=self._epoch)
+            self._epoch = epoch
+            self._epoch_changes += 1
 
     async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
         """See Store."""
@@ -158,7 +277,7 @@ class RedisStore:
         start: PoolId | None = None
         while True:
             entries = await self._registry.page(space="", start=start, limit=_SWEEP_PAGE + 1)
-            families = {entry.id.family for entry in entries[:_SWEEP_PAGE]}
+            families = {entry.id.family: entry for entry in entries[:_SWEEP_PAGE]}
             ended += sum(await asyncio.gather(*(self._sweep_family(family) for family in families)))
             if len(entries) <= _SWEEP_PAGE:
                 return ended
@@ -172,18 +291,74 @@ class RedisStore:
         """See Store."""
         await self._connection.close()
 
+    async def _settled(
+        self, pool: PoolId, attempt: Callable[[], Awaitable[list[Lease | errors.NetweftError] | None]]
+    ) -> list[Lease | errors.NetweftError]:
+        """Do what needs a pool that is open and settled; it is done again when the store changed meanwhile.
+
+        An answer that a server gave just before it was replaced may be of the part that was lost. The caller of this
+        process has seen the new epoch by then, so it must not see the old answer after it; asking again is idempotent.
+        """
+        for _ in range(5):
+            changes = self._epoch_changes
+            try:
+                outcomes = await attempt()
+            except StaleHistory as stale:
+                await self._settle(pool, stale.history)
+                continue
+            if outcomes is None:
+                await self._finish_open(pool)
+            elif changes == self._epoch_changes:
+                return outcomes
+        raise errors.Unavailable(
+            "POOL_UNSETTLED", f"pool {pool} is being made or ended by others; try again", pool_id=str(pool)
+        )
+
+    async def _settle(self, pool: PoolId, history: str) -> None:
+        """Confirm a pool on a server's history if the hosts have reported.
+
+        Raises:
+            Unavailable: Hosts are still waited for.
+        """
+        await self.observe()
+        reports = await self._hosts.reports(self._epoch, live_ms=self._patience.live_ms, seen=self._beats)
+        wait_ms = settling.wait_ms(reports, self._patience)
+        if wait_ms:
+            raise refusals.settling(pool, reports.missing, wait_ms)
+        await self._families.confirm(pool, history)
+
+    async def _adopt(self, pool: PoolId, host_id: str, claims: Sequence[Claim]) -> list[Lease | errors.NetweftError]:
+        for _ in range(3):
+            outcomes = await self._families.adopt(pool, host_id, claims)
+            if outcomes is not None:
+                await self._hosts.add_pool(host_id, str(pool.family))
+                return outcomes
+            try:
+                # The making of the pool itself was lost, its labels too.
+                await self.request_pool(PoolAsk(space=pool.space, subnet=pool.subnet, range=pool.range), RequestTag())
+            except errors.FailedPrecondition as overlap:
+                try:
+                    await self._finish_open(pool)
+                except errors.NotFound:
+                    return [overlap] * len(claims)
+        return [refusals.pool_unknown(pool)] * len(claims)
+
     async def _sweep_family(self, family: PoolId) -> int:
         ended, more = 0, True
         heartbeats: dict[str, int] = {}
         while more:
-            count, wanted, more = await self._families.sweep(family, limit=_SWEEP_BLOCKS, heartbeats=heartbeats)
+            try:
+                count, wanted, more = await self._families.sweep(family, limit=_SWEEP_BLOCKS, heartbeats=heartbeats)
+            except StaleHistory as stale:
+                with contextlib.suppress(errors.Unavailable):
+                    await self._settle(family, stale.history)
+                return ended
             ended += count
             for host_id in wanted:
                 # The host's own record is asked before its leases end: the pool may not have heard of its heartbeat.
-                beat = await self._connection.command("GET", self._host_beat(host_id))
-                heartbeats[host_id] = int(beat or 0)
-                if beat:
-                    await self._connection.command("SADD", self._host_pools(host_id), str(family))
+                heartbeats[host_id] = await self._hosts.last_beat(host_id)
+                if heartbeats[host_id]:
+                    await self._hosts.add_pool(host_id, str(family))
             more = more or bool(wanted)
         return ended
 
@@ -215,18 +390,6 @@ class RedisStore:
         if not await self._families.open(entry):
             await self._registry.remove(entry, RequestTag())
             raise refusals.pool_unknown(pool)
-
-    async def _time_ms(self) -> int:
-        if now := self._now_ms():
-            return now
-        seconds, micros = await self._connection.command("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
-
-    def _host_pools(self, host_id: str) -> str:
-        return f"{{{self._prefix}:host:{host_id}}}:pools"
-
-    def _host_beat(self, host_id: str) -> str:
-        return f"{{{self._prefix}:host:{host_id}}}:beat"
 
 
 def _pool(entry: Entry, use: PoolUse | None) -> Pool:

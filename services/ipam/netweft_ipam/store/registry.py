@@ -141,6 +141,20 @@ class Registry:
                 break
         return found
 
+    async def find_family(self, space: str, subnet: Subnet) -> PoolId | None:
+        """Return the family that contains a subnet, or None."""
+        key = keys.space_key(self._prefix, space)
+        at = f"{subnet.version}{keys.hexadecimal(subnet.version, subnet.base)}"
+        # Allocated subnets never overlap, so only the last one that begins at or before it can contain it.
+        names = await self._connection.command(
+            "ZREVRANGEBYLEX", f"{key[:-1]}z", f"({at}.", f"[{subnet.version}", "LIMIT", 0, 1
+        )
+        if not names:
+            return None
+        first, last = (int(part, 16) for part in names[0].decode()[1:].split("-"))
+        found = Subnet(subnet.version, first, subnet.bits - (last - first).bit_length())
+        return PoolId(space, found) if found.contains(subnet) else None
+
     async def _spaces(self, start: str) -> list[str]:
         names = await self._connection.command("ZRANGEBYLEX", self._spaces_key, f"[{start}" if start else "-", "+")
         return [name.decode() for name in names]

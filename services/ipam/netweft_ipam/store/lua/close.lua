@@ -23,7 +23,7 @@ if held > 0 then
   for _, name in ipairs(call('HKEYS', R)) do
     for slot, record in pairs(load_block(name)) do
       local lease = decode(record)
-      if lease.held and lease.pool == pool then release(name .. fmt('%x', slot), lease, tonumber(ARGV[8])) end
+      if lease.held and lease.pool == pool then release(name .. fmt('%x', slot), lease, tonumber(ARGV[8]), RELEASED) end
     end
   end
   flush()

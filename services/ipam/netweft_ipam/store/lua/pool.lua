@@ -10,6 +10,7 @@
 --   <tag>:r          hash    block of 16 addresses -> its records, one after the other
 --   <tag>:o          hash    bucket of owners -> entries (8 digits of the key's digest, ref)
 --   <tag>:q, <tag>:x zset    block -> when its first address stops resting, when its first lease may run out (ms)
+--   <tag>:e          stream  d: what happened, up to 256 times: 1 byte event, ref, record
 --   <tag>:h          hash    n:<host> -> index, <index> -> leases held, renewed (ms), name
 --   <tag>:gone:<gen> string  there for a day after the end of a pool of that generation
 --   <tag>:req:<gen>:<id>  string  fingerprint of a request, and its answer where it must be kept
@@ -20,7 +21,8 @@
 -- then with a TTL 4 bytes TTL (s) and 6 renewed (ms), then the owner's key. A record outlives its lease until the
 -- address goes to another owner: that is what makes addresses sticky.
 --
--- ARGV[1] time in ms (0: the server's), ARGV[2] W, ARGV[3] digits of a bucket's name, ARGV[4] 1: check the history.
+-- ARGV[1] time in ms (0: the server's), ARGV[2] W, ARGV[3] digits of a bucket's name, ARGV[4] <1: check the server's
+-- history>:<entries of the stream that are kept>.
 local call, byte, char, find, fmt, sub = redis.call, string.byte, string.char, string.find, string.format, string.sub
 local concat, floor, max, min = table.concat, math.floor, math.max, math.min
 local spack, sunpack = struct.pack, struct.unpack
@@ -28,6 +30,9 @@ local spack, sunpack = struct.pack, struct.unpack
 local M = KEYS[1]
 local TAG = sub(M, 1, -3)
 local R, O, Q, X, H, C, B = TAG .. ':r', TAG .. ':o', TAG .. ':q', TAG .. ':x', TAG .. ':h', TAG .. ':c', TAG .. ':b:'
+local E = TAG .. ':e'
+local CHECK, KEEP = string.match(ARGV[4], '^(%d):(%d+)$')
+CHECK, KEEP = CHECK == '1', tonumber(KEEP)
 local W, NB = tonumber(ARGV[2]), tonumber(ARGV[3])
 local ENTRY = 8 + W
 local HEAD, HEAD_BYTES, TTL_HEAD, TTL_BYTES = '>BBI2I4I6I6', 20, '>I4I6', 10
@@ -42,6 +47,13 @@ end
 -- Which history of writes this server continues: it changes at every restart and every promotion of a replica.
 local function history()
   return string.match(call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+end
+
+-- Returns the server's history when the family is not confirmed on it, else nil.
+local function stale(confirmed)
+  if not CHECK then return nil end
+  local server = history()
+  return server ~= confirmed and server or nil
 end
 
 -- Request ids are of one life of the family.
@@ -240,10 +252,27 @@ local function earliest(times, name, time)
   if not known or time < known then times[name] = time end
 end
 
+-- events ------------------------------------------------------------------------------------------------------------
+
+local LEASED, RELEASED, EXPIRED, REASSERTED, TRANSFERRED = 1, 2, 3, 4, 5
+local events = {}
+
+local function note(event, ref, record)
+  if KEEP > 0 then events[#events + 1] = char(event) .. ref .. record end
+end
+
+local function write_events()
+  local id = ARGV[1] == '0' and '*' or ARGV[1] .. '-*'
+  for at = 1, #events, 256 do
+    call('XADD', E, 'MAXLEN', '~', KEEP, id, 'd', concat(events, '', at, min(at + 255, #events)))
+  end
+end
+
 -- leases ------------------------------------------------------------------------------------------------------------
 
 -- Ends a lease: the address rests for `quarantine` ms, then it is free.
-local function release(ref, lease, quarantine)
+local function release(ref, lease, quarantine, event)
+  note(event, ref, encode(ref, true, lease.kind, lease.pool, lease.host, lease.epoch, lease.time, lease.key, 0, 0))
   local rest = quarantine > 0 and now + quarantine or 0
   put_record(ref, encode(ref, false, lease.kind, lease.pool, 0, lease.epoch, rest, lease.key, 0, 0))
   if rest > 0 then
@@ -335,6 +364,7 @@ local function flush()
   end
   for name, time in pairs(rests) do call('ZADD', Q, 'LT', time, name) end
   for name, time in pairs(expiries) do call('ZADD', X, 'LT', time, name) end
+  write_events()
   for field, amount in pairs(deltas) do
     if amount ~= 0 then call('HINCRBY', M, field, amount) end
   end
@@ -355,5 +385,5 @@ local function remove_all()
       at = '(' .. chunk
     end
   until #chunks < 500
-  call('UNLINK', M, R, O, Q, X, H, C)
+  call('UNLINK', M, R, O, Q, X, H, C, E)
 end

@@ -29,7 +29,7 @@ for index = 9, #ARGV, 3 do
     elseif epoch ~= '0' and tonumber(epoch) ~= lease.epoch then
       status, words[#words + 1] = STALE_EPOCH, fmt('%.0f', lease.epoch)
     else
-      release(ref, lease, quarantine)
+      release(ref, lease, quarantine, RELEASED)
     end
   end
   out[#out + 1] = status

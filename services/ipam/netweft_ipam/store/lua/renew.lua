@@ -1,4 +1,5 @@
 -- Renews all leases of a host in one family. ARGV[5] host. Returns code and how many leases the host holds here.
+if call('EXISTS', M) == 0 then return { 'NOPOOL' } end
 local host = host_named(ARGV[5])
 if not host then return { 'OK', 0 } end
 host.renewed = now

@@ -9,10 +9,8 @@ local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED = 0, 1, 2, 3, 4
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
 local pool = meta[1] and pool_index(meta[4])
 if not pool then return { 'NOPOOL' } end
-if ARGV[4] == '1' then
-  local server = history()
-  if server ~= meta[2] then return { 'STALE', server } end
-end
+local server = stale(meta[2])
+if server then return { 'STALE', server } end
 local remember
 if ARGV[5] ~= '' then
   remember = request_key(meta[1], ARGV[5])
@@ -162,7 +160,9 @@ local function grant(ref, group, key, digest)
     count_host(host, 1)
   end
   local ttl = group.ttl
-  put_record(ref, encode(ref, true, group.kind, pool, host, epoch, now, key, ttl, now))
+  local record = encode(ref, true, group.kind, pool, host, epoch, now, key, ttl, now)
+  put_record(ref, record)
+  note(LEASED, ref, record)
   local expires = 0
   if ttl > 0 then
     expires = now + ttl * 1000

@@ -1,6 +1,9 @@
 -- Ends leases whose time is over, and frees what has rested long enough.
 -- ARGV[5] quarantine (ms), [6] blocks at most, then 2 of each host that may be judged: name, its last heartbeat (ms).
--- Returns code, leases ended, hosts that must be judged first, whether more is due, addresses ended as JSON refs.
+-- Returns code, leases ended, hosts that must be judged first, whether more is due; or STALE and the server's history.
+-- A renewal may be in the part of the log that a new server has lost, so nothing ends before its family is confirmed.
+local server = stale(call('HGET', M, 'inc'))
+if server then return { 'STALE', server } end
 local quarantine, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local judged = {}
 for index = 7, #ARGV, 2 do
@@ -34,7 +37,7 @@ for _, name in ipairs(due) do
           wanted_names[#wanted_names + 1] = host.name
         end
       else
-        release(name .. fmt('%x', slot), lease, quarantine)
+        release(name .. fmt('%x', slot), lease, quarantine, EXPIRED)
         ended = ended + 1
       end
     end

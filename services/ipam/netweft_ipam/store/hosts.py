@@ -1,0 +1,73 @@
+"""The book of hosts in Redis: heartbeats, and who has reported under a store epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from netweft_ipam.domain.settling import Reports
+from netweft_ipam.store import scripts
+from netweft_ipam.store.connection import Connection
+
+
+class HostBook:
+    """Reads and writes the book.
+
+    Args:
+        connection: The store.
+        prefix: Prefix of all keys.
+        now_ms: Time in ms; 0: the server's own.
+    """
+
+    def __init__(self, connection: Connection, prefix: str, now_ms: Callable[[], int]) -> None:
+        self._connection = connection
+        self._prefix = prefix
+        self._key = f"{{{prefix}:hosts}}:live"
+        self._now_ms = now_ms
+
+    async def beat(self, host_id: str, store_epoch: str) -> tuple[int, bool]:
+        """Note a heartbeat; returns the time in ms, and whether the host has reported under the epoch."""
+        now, reported = await self._run("beat", store_epoch, host_id)
+        return int(now), bool(reported)
+
+    async def reported(self, host_id: str, store_epoch: str) -> None:
+        """Note that a host has reported all it holds under an epoch."""
+        await self._run("assert", store_epoch, host_id)
+
+    async def reports(self, store_epoch: str, *, live_ms: int, seen: Mapping[str, int]) -> Reports:
+        """Return how far the hosts have reported.
+
+        Args:
+            store_epoch: Under which epoch.
+            live_ms: How long a host counts as live after its last heartbeat.
+            seen: Last heartbeats (ms) that this process knows of: the store may have lost them.
+        """
+        flat = [part for pair in seen.items() for part in pair]
+        now, since, live, missing = await self._run("window", store_epoch, live_ms, *flat)
+        return Reports(
+            now_ms=int(now), since_ms=int(since), live=int(live), missing=tuple(name.decode() for name in missing)
+        )
+
+    async def last_beat(self, host_id: str) -> int:
+        """Return when a host was last heard of, ms since the epoch; 0: never."""
+        score = await self._connection.command("ZSCORE", self._key, host_id)
+        return int(float(score)) if score is not None else 0
+
+    async def pools(self, host_id: str) -> list[str]:
+        """Return ids of the families where a host has, or had, leases."""
+        names = await self._connection.command("SMEMBERS", self._pools_key(host_id))
+        return sorted(name.decode() for name in names)
+
+    async def add_pool(self, host_id: str, family: str) -> None:
+        """Note that a host has leases in a family. Idempotent."""
+        await self._connection.command("SADD", self._pools_key(host_id), family)
+
+    async def remove_pool(self, host_id: str, family: str) -> None:
+        """Forget a family that is no more. Idempotent."""
+        await self._connection.command("SREM", self._pools_key(host_id), family)
+
+    def _pools_key(self, host_id: str) -> str:
+        return f"{{{self._prefix}:host:{host_id}}}:pools"
+
+    async def _run(self, script: str, store_epoch: str, *args: str | int) -> list[Any]:
+        return await self._connection.run(scripts.load("hosts", script), self._key, self._now_ms(), store_epoch, *args)

@@ -1,0 +1,3 @@
+-- Notes a host's heartbeat. ARGV[3] host. Returns the time, and whether it has reported under the epoch.
+call('ZADD', LIVE, 'GT', now, ARGV[3])
+return { now, call('SISMEMBER', ASSERTED, ARGV[3]) }

@@ -1,0 +1,18 @@
+-- Shared part of the scripts over the book of hosts.
+--
+-- KEYS[1] is <tag>:live and every other key is derived from the same hash tag.
+--   <tag>:live             zset    host -> last heartbeat (ms)
+--   <tag>:asserted:<epoch> set     hosts that have reported all they hold under a store epoch
+--   <tag>:window:<epoch>   string  when the store epoch was first seen (ms)
+-- ARGV[1] time in ms (0: the server's), ARGV[2] store epoch.
+local call = redis.call
+local LIVE = KEYS[1]
+local TAG = string.sub(LIVE, 1, -6)
+local ASSERTED, WINDOW = TAG .. ':asserted:' .. ARGV[2], TAG .. ':window:' .. ARGV[2]
+local WEEK = 604800
+
+local now = tonumber(ARGV[1])
+if now == 0 then
+  local t = call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
