@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 from netweft_agent.domain.plan import Operation, plan
 from netweft_agent.domain.resources import HOST, Address, Link, Namespace, PeerEnd, Port, Route, Vxlan
@@ -241,3 +243,17 @@ async def test_an_ipv6_neighbour_on_a_link_without_ipv6_is_refused_in_the_kernel
     results = await host.execute([Operation(before=None, after=part, owner=str(n)) for n, part in enumerate(off)])
 
     assert [error.reason for error in results if error] == ["KERNEL_EINVAL"]
+
+
+async def test_a_process_without_a_descriptor_left_says_so_for_each_step_and_goes_on_later(host: Host):
+    await host.make(*bridge(), *sandbox())
+    host.kernel._executor.sockets.forget("sandbox/s1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        results = await host.execute(adding(Address(ns="sandbox/s1", link="lo", address="10.1.9.9/32"), owner="e"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert reasons(results) == ["KERNEL_EMFILE"]
+    assert await host.make(*endpoint()) == []

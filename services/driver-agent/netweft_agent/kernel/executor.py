@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netweft_common import errors
 
@@ -81,7 +81,7 @@ class Executor:
         self._links = Links(namespaces, self.sockets, self.indexes, self._reaper)
         self._inside = Inside(namespaces, self.sockets, self.indexes, self._links, self._born_with)
         self._born: dict[Ns, dict[str, str]] = {}
-        self._handlers = {
+        self._handlers: dict[Phase, Callable[[Run, list[int]], None]] = {
             Phase.NAMESPACES: self._hold_namespaces,
             Phase.DROP_NAMESPACES: self._drop_namespaces,
             Phase.SYSCTLS: self._set_sysctls,
@@ -108,10 +108,19 @@ class Executor:
         late = self._settings_of_new_links(steps)
         order = [index for index in range(len(steps)) if index not in late] if late else range(len(steps))
         for kind, group in itertools.groupby(order, key=lambda index: phase(steps[index])):
-            self._handlers[kind](run, list(group))
+            self._carry_out(run, self._handlers[kind], list(group))
         if late:
-            self._set_sysctls(run, sorted(late))
+            self._carry_out(run, self._set_sysctls, sorted(late))
         return run.results
+
+    @staticmethod
+    def _carry_out(run: Run, handler: Callable[[Run, list[int]], None], group: list[int]) -> None:
+        """Carry out one group; what stops it as a whole (no descriptor left, say) is each of its steps' failure."""
+        try:
+            handler(run, group)
+        except errors.NetweftError as error:
+            for index in group:
+                run.fail(index, error)
 
     def flush(self) -> None:
         """Delete the links that wait for it."""

@@ -30,6 +30,8 @@ class Indexes:
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._known: dict[Ns, dict[str, Known]] = {}
+        self._names: dict[tuple[Ns, int], str] = {}
+        """Names by index, for events. May name a link that is known by another index now."""
 
     def put(self, ns: Ns, name: str, index: int, *, ours: bool, link: Link | None = None) -> None:
         """Remember a link; `link`: how it shall be, None leaves what was said before."""
@@ -37,6 +39,7 @@ class Indexes:
         if link is None and (old := known.get(name)) is not None and old.ifindex == index:
             link = old.link
         known[name] = Known(index, ours, link)
+        self._names[ns, index] = name
 
     def want(self, link: Link) -> None:
         """Remember how a known link shall be."""
@@ -50,22 +53,31 @@ class Indexes:
 
     def forget(self, ns: Ns, name: str) -> None:
         """Forget a link; idempotent."""
-        self._known.get(ns, {}).pop(name, None)
+        known = self._known.get(ns, {}).pop(name, None)
+        if known is not None:
+            self._names.pop((ns, known.ifindex), None)
 
     def forget_namespace(self, ns: Ns) -> None:
         """Forget all links of a namespace."""
-        self._known.pop(ns, None)
+        for known in self._known.pop(ns, {}).values():
+            self._names.pop((ns, known.ifindex), None)
 
     def is_ours(self, ns: Ns, index: int) -> bool:
         """Return whether the link is one of ours that shall be there."""
-        return any(known.ifindex == index and known.ours for known in list(self._known.get(ns, {}).values()))
+        known = self._find_index(ns, index)
+        return known is not None and known.ours
 
     def is_as_wanted(self, ns: Ns, info: dumps.LinkInfo) -> bool:
         """Return whether a link is as it shall be, or none of our business."""
-        for name, known in list(self._known.get(ns, {}).items()):
-            if known.ifindex == info.ifindex:
-                return known.link is None or (name == info.name and self._is_so(known.link, info))
-        return True
+        known = self._find_index(ns, info.ifindex)
+        if known is None or known.link is None:
+            return True
+        return known.link.name == info.name and self._is_so(known.link, info)
+
+    def _find_index(self, ns: Ns, index: int) -> Known | None:
+        name = self._names.get((ns, index))
+        known = self.find(ns, name) if name is not None else None
+        return known if known is not None and known.ifindex == index else None
 
     def _is_so(self, link: Link, info: dumps.LinkInfo) -> bool:
         master = self.find(link.ns, link.master) if link.master is not None else None

@@ -21,7 +21,9 @@ from netweft_agent.kernel.thread import Worker
 class LinuxKernel:
     """The kernel of the host that this process runs on; implements api.Kernel.
 
-    Make it in the thread and network namespace that shall count as the host's; needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
+    Make it in a thread that is in the network namespace that shall count as the host's. Needs CAP_NET_ADMIN and
+    CAP_SYS_ADMIN, for the events of other namespaces CAP_NET_BROADCAST (without, they are not told), and a descriptor
+    for each sandbox and some 300 more.
 
     Args:
         run_dir: Directory for what lives as long as the host is up: pinned namespaces, notes on managed files. It is

@@ -78,6 +78,8 @@ class Monitor:
         Raises:
             KernelError: No event socket can be opened.
         """
+        if self._closed:
+            return
         self._loop = asyncio.get_running_loop()
         self._sockets = await self._opener.call(_open_sockets)
         try:
