@@ -8,6 +8,7 @@ first; within these groups order across kinds does not matter.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 from collections import defaultdict
@@ -141,21 +142,33 @@ class Executor:
 
     # --- namespaces ---
 
+    def adopt(self, namespaces: Iterable[Namespace]) -> None:
+        """Open namespaces that exist already, made by an earlier run or by others; one that vanishes is left out."""
+        held = []
+        for namespace in namespaces:
+            with contextlib.suppress(errors.NetweftError):
+                self._hold(namespace)
+                held.append(namespace.ns)
+        self._number(held)
+
     def _hold_namespaces(self, run: Run, indices: Iterable[int]) -> None:
         held: list[Ns] = []
         for index in run.begin(indices):
             namespace = run.steps[index].after
             assert isinstance(namespace, Namespace), "a removal among the additions"
             try:
-                made = self._namespaces.hold(namespace)
+                self._hold(namespace)
             except errors.NetweftError as error:
                 run.fail(index, error)
                 continue
-            self._forget(namespace.ns)
-            if not made and namespace.owned:
-                self._reaper.reap_namespace(namespace.ns)
             held.append(namespace.ns)
         self._number(held)
+
+    def _hold(self, namespace: Namespace) -> None:
+        made = self._namespaces.hold(namespace)
+        self._forget(namespace.ns)
+        if not made and namespace.owned:
+            self._reaper.reap_namespace(namespace.ns)
 
     def _number(self, spaces: list[Ns]) -> None:
         """Give namespaces an id in the host's, so that their events are heard; without one, they just are not."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from netweft_common.errors import NetweftError
 
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import Key, Ns, Resource
+from netweft_agent.domain.resources import Key, Namespace, Ns, Resource
 from netweft_agent.kernel.api import Observation
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.files import Files
@@ -51,7 +51,13 @@ class LinuxKernel:
         await self._start()
         # What is doomed is still there for a moment, and would be seen.
         await self._writer.call(self._executor.flush)
-        return await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
+        seen = await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
+        # What exists gets no operation, so after a restart nothing else would open it for those that follow.
+        found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
+        unheld = [namespace for namespace in found if not self._namespaces.holds(namespace.ns)]
+        if unheld:
+            await self._writer.call(lambda: self._executor.adopt(unheld))
+        return seen
 
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes can open the namespace; empty when it is not held."""
