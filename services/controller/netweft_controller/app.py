@@ -18,6 +18,7 @@ from netweft_controller.engine.hosts import HostEngine
 from netweft_controller.engine.joining import Joiner
 from netweft_controller.engine.liveness import Liveness
 from netweft_controller.engine.networks import NetworkEngine
+from netweft_controller.engine.reconcile import Reconciler, Timing
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
@@ -98,6 +99,20 @@ class Controller:
             agents=self.agents,
             work=self.work,
         )
+        self.reconciler = Reconciler(
+            replica=self.replica,
+            ipam=self.ipam,
+            joiner=self.joiner,
+            remover=self.remover,
+            networks=self.networks,
+            hosts=self.hosts,
+            liveness=self.liveness,
+            timing=Timing(
+                interval=config.reconcile_interval,
+                settle_after=config.settle_after,
+                orphan_grace=config.orphan_grace,
+            ),
+        )
         self._report_interval_s = max(1, round(config.report_interval.total_seconds()))
 
     def add_to(self, grpc_server: server.Server) -> None:
@@ -123,9 +138,14 @@ class Controller:
         )
         grpc_server.add(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(self.replica, self.liveness))
 
-    def background(self) -> list[Coroutine[Any, Any, None]]:
-        """Return what runs beside the services as long as the controller lives."""
-        return [self.replica.run(), self.settler.run(), self.liveness.run()]
+    def background(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return what runs beside the services as long as the controller lives, by name."""
+        return {
+            "replica": self.replica.run(),
+            "settler": self.settler.run(),
+            "liveness": self.liveness.run(),
+            "reconciler": self.reconciler.run(),
+        }
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -147,8 +167,8 @@ async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
     controller = Controller(config, store, tls_files)
     async with controller.open():
         # A store that is away at the start is waited for: calls answer UNAVAILABLE until it is there.
-        for task in controller.background():
-            life.spawn(task, name=task.__qualname__)
+        for name, task in controller.background().items():
+            life.spawn(task, name=name)
         grpc_server = server.Server(
             listen_at=config.listen, tls_files=tls_files, access=ACCESS, registry=registry, grace=config.grace
         )

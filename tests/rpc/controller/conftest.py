@@ -24,7 +24,7 @@ from netweft.controller.v1 import (
     sandbox_pb2_grpc,
 )
 from netweft.ipam.v1 import ipam_pb2_grpc
-from netweft_common import client, server
+from netweft_common import client, logs, server
 from netweft_controller.app import Controller
 from netweft_controller.settings import Settings
 from netweft_controller.store.redis import RedisStore
@@ -66,6 +66,9 @@ OVERLAY = common_host_pb2.DriverInfo(
     options=[common_host_pb2.OptionInfo(name="vni", type="int", minimum=1, maximum=16777215)],
 )
 HOST = common_host_pb2.DriverInfo(name="host", scope=common_network_pb2.SCOPE_LOCAL, single_network=True)
+
+
+logs.configure(level="warning")
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +143,7 @@ class Face:
 
         await self._stack.enter_async_context(self.controller.open())
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        tasks = [group.create_task(task) for task in self.controller.background()]
+        tasks = [group.create_task(task, name=name) for name, task in self.controller.background().items()]
         self._stack.callback(lambda: [task.cancel() for task in tasks])
         grpc_server = server.Server(listen_at=[self.target], grace=dt.timedelta(0))
         self.controller.add_to(grpc_server)
@@ -159,6 +162,24 @@ class Face:
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+    async def reconcile(self, passes: int = 3) -> None:
+        """Let the reconciler find that much time has gone by, some times."""
+        reconciler = self.controller.reconciler
+        for _ in range(passes):
+            await reconciler.settle()
+            await reconciler.return_orphans()
+            now_s = reconciler._monotonic() + 3600
+            reconciler._monotonic = lambda now_s=now_s: now_s
+            await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until confirmations are recorded."""
+        await self.controller.settler.flush()
+
+    @property
+    def state(self):
+        return self.controller.replica.state
 
     # Short words for what most tests do
 

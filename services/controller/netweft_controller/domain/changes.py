@@ -74,6 +74,11 @@ class Status:
     interface_name: str = ""
     was_applied: bool = False
 
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether nobody knows what the host did."""
+        return isinstance(self.error, errors.Unavailable)
+
 
 def view(state: State, host_id: str) -> list[Change]:
     """Return everything that a host is to have."""

@@ -142,6 +142,8 @@ class Placer:
             check_join(self._state, endpoint, network, target, path)
             self._check_interface(endpoint, target, path)
             endpoint = joining(endpoint, target.sandbox)
+        else:
+            endpoint = dataclasses.replace(endpoint, kept=True)
         self._names.add((endpoint.network_id, endpoint.name))
         self._macs.add((endpoint.network_id, endpoint.mac_address))
         return Placement(endpoint=endpoint, network=network, target=target, wants=wants)
@@ -363,7 +365,7 @@ def join(record: Record[Endpoint], network: Record[Network], target: Target, onc
     """Return the commit that sends an endpoint that exists into a sandbox."""
     builder = commits.Builder()
     builder.guard(network)
-    builder.update(record, joining(record.value, target.sandbox))
+    builder.update(record, dataclasses.replace(joining(record.value, target.sandbox), kept=True))
     record_target(builder, target)
     return builder.build(once)
 

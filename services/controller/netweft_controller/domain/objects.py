@@ -135,6 +135,8 @@ class Endpoint:
     Attributes:
         leases: At most one a family.
         deleting: In state LEAVING: True removes the endpoint once it has left, False keeps it.
+        kept: It was made, or joined, on its own: a join that fails leaves it in no sandbox. False: it goes with its
+            failed attach.
     """
 
     id: str
@@ -151,6 +153,7 @@ class Endpoint:
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     state: EndpointState = EndpointState.CREATED
     deleting: bool = False
+    kept: bool = False
     status_message: str = ""
 
     @property
@@ -196,7 +199,11 @@ class ExtraHost:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One network namespace on one host."""
+    """One network namespace on one host.
+
+    Attributes:
+        kept: It was made on its own. False: an attach made it, and while it is CREATING it goes with that attach.
+    """
 
     id: str
     container_id: str
@@ -210,6 +217,7 @@ class Sandbox:
     resolv_conf_path: str = ""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     state: SandboxState = SandboxState.CREATING
+    kept: bool = False
     netns_path: str = ""
     status_message: str = ""
 

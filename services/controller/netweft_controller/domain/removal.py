@@ -22,7 +22,7 @@ def mark(
     endpoint_ids: Iterable[str],
     sandbox_ids: Iterable[str] = (),
     *,
-    delete: bool = True,
+    delete: bool | None = True,
     once: commits.Request | None = None,
 ) -> commits.Commit | None:
     """Return the commit that records what is to go; None when there is nothing to record.
@@ -31,7 +31,7 @@ def mark(
         state: Intent as it is.
         endpoint_ids: Endpoints to take away; those that are gone are skipped.
         sandbox_ids: Sandboxes to delete; one that keeps an endpoint is skipped.
-        delete: False: the endpoints only leave their sandboxes.
+        delete: False: the endpoints only leave their sandboxes; None: those that are kept (`Endpoint.kept`) do.
         once: The request, if it is to be remembered.
     """
     builder = commits.Builder()
@@ -42,11 +42,12 @@ def mark(
             continue
         leaving.add(endpoint_id)
         endpoint = record.value
-        if endpoint.state is EndpointState.LEAVING and (endpoint.deleting or not delete):
+        deleting = not endpoint.kept if delete is None else delete
+        if endpoint.state is EndpointState.LEAVING and (endpoint.deleting or not deleting):
             continue
-        if endpoint.state is EndpointState.CREATED and not delete:
+        if endpoint.state is EndpointState.CREATED and not deleting:
             continue
-        builder.update(record, dataclasses.replace(endpoint, state=EndpointState.LEAVING, deleting=delete))
+        builder.update(record, dataclasses.replace(endpoint, state=EndpointState.LEAVING, deleting=deleting))
     for sandbox_id in dict.fromkeys(sandbox_ids):
         sandbox = state.sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.value.state is SandboxState.DELETING:

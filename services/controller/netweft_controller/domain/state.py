@@ -148,6 +148,10 @@ class State:
         """Return the hosts that a network is on."""
         return self._hosts_of_network.get(network_id, _NOTHING)
 
+    def hosts_named(self) -> AbstractSet[str]:
+        """Return the hosts that endpoints, sandboxes and networks are recorded on."""
+        return self._endpoints_of_host.keys() | self._sandboxes_of_host.keys() | self._networks_of_host.keys()
+
     def unsettled(self) -> Iterator[commits.AnyRecord]:
         """Yield the objects in a state that ends by itself: joining, leaving, creating, deleting."""
         for kind, id_ in self._unsettled:

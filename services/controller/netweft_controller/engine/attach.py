@@ -87,23 +87,30 @@ class Attach:
         self._known = known
         remembered = self._request.recall(known).items if known is not None else (None,) * len(self._items)
         self._done = [None] * len(self._items)
+        self._results.update(await self._finish_undo(remembered))
         for index, endpoint_id in enumerate(self._ids):
             if index in self._results:
                 continue
             done = remembered[index]
             record = self._replica.state.endpoints.get(endpoint_id)
-            if record is not None and record.value.state is EndpointState.LEAVING and not (done and done.told):
-                # The earlier try is being undone.
-                failures = await self._joiner.finish_undo([endpoint_id])
-                if endpoint_id in failures:
-                    self._results[index] = failures[endpoint_id]
-                    continue
-                record = self._replica.state.endpoints.get(endpoint_id)
             if record is not None and record.value.state is not EndpointState.LEAVING:
                 self._done[index] = done or Done(id=endpoint_id)
             elif done is not None and done.told and done.endpoint is not None:
                 self._results[index] = _first_answer(self._replica.state, done)
                 await self._give_back({endpoint_id: self._leases.pop(endpoint_id, ())})
+
+    async def _finish_undo(self, remembered: Sequence[Done | None]) -> dict[int, Result]:
+        """Finish what is being undone of an earlier try; returns the items of which that is not possible now."""
+        state = self._replica.state
+        undone: dict[str, int] = {}
+        for index, (endpoint_id, done) in enumerate(zip(self._ids, remembered, strict=True)):
+            record = state.endpoints.get(endpoint_id)
+            leaving = record is not None and record.value.state is EndpointState.LEAVING
+            if index not in self._results and leaving and not (done is not None and done.told):
+                undone[endpoint_id] = index
+        sandboxes = [id_ for id_ in self._sandbox_ids if id_ in state.sandboxes]
+        failures = await self._joiner.finish_undo(undone, sandboxes) if undone or sandboxes else {}
+        return {index: failures[endpoint_id] for endpoint_id, index in undone.items() if endpoint_id in failures}
 
     # Recording
 

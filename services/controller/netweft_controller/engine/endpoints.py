@@ -192,7 +192,7 @@ class EndpointEngine:
                 )
             joined_id = record.value.id
         made = [new_sandbox_id] if new_sandbox_id in self._replica.state.sandboxes else []
-        (result,) = await self._joiner.apply([joined_id], made, keep=True)
+        (result,) = await self._joiner.apply([joined_id], made)
         if isinstance(result, errors.NetweftError):
             await self._forget(request)
             raise result

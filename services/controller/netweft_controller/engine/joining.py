@@ -49,15 +49,12 @@ class Joiner:
         self._remover = remover
         self._settler = settler
 
-    async def apply(
-        self, endpoint_ids: Sequence[str], new_sandbox_ids: Collection[str], *, keep: bool = False
-    ) -> list[Result]:
+    async def apply(self, endpoint_ids: Sequence[str], new_sandbox_ids: Collection[str]) -> list[Result]:
         """Have hosts take endpoints up; what fails is undone. One result each, in their order.
 
         Args:
             endpoint_ids: Endpoints in JOINING or JOINED.
             new_sandbox_ids: Sandboxes to take away again when none of their endpoints works.
-            keep: True: an endpoint that fails is kept, in no sandbox.
         """
         statuses = await self.ask_hosts(endpoint_ids, new_sandbox_ids)
         state = self._replica.state
@@ -70,12 +67,14 @@ class Joiner:
                 failed.append(id_)
         if failed:
             unused = [id_ for id_ in new_sandbox_ids if not removal.keeps_endpoints(state, id_, leaving=set(failed))]
-            await self._undo(failed, unused, statuses, keep=keep)
+            await self.undo(failed, unused, statuses)
         return results
 
-    async def finish_undo(self, endpoint_ids: Collection[str]) -> dict[str, errors.NetweftError]:
-        """Try to finish what is being undone; returns what stands in the way."""
-        return await self._remover.finish(endpoint_ids)
+    async def finish_undo(
+        self, endpoint_ids: Collection[str], sandbox_ids: Collection[str]
+    ) -> dict[str, errors.NetweftError]:
+        """Try to finish what is being undone, if it is; returns what stands in the way."""
+        return await self._remover.finish(endpoint_ids, sandbox_ids)
 
     async def ask_hosts(self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str]) -> Mapping[changes.Key, Status]:
         """Apply endpoints and sandboxes on their hosts; a host that does not answer answers so for each."""
@@ -111,18 +110,37 @@ class Joiner:
                 )
         return [Status(kind=one.kind, id=one.id, revision=one.revision, error=error) for one in told]
 
-    async def _undo(
-        self, endpoint_ids: list[str], sandbox_ids: list[str], statuses: Mapping[changes.Key, Status], *, keep: bool
+    async def undo(
+        self,
+        endpoint_ids: Collection[str],
+        sandbox_ids: Collection[str],
+        statuses: Mapping[changes.Key, Status] | None = None,
     ) -> None:
+        """Take away what a host has refused; what a host has not answered for is only marked.
+
+        Raises:
+            NetweftError: The mark could not be made; the reconciler finds the objects as they are.
+        """
         # The caller's time may be over; undoing has its own.
         deadline.set_remaining(_UNDO_S)
-        silent = {id_ for id_ in endpoint_ids if is_unreachable(statuses.get((HostKind.ENDPOINT, id_)))}
-        await self._replica.decide(lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=not keep))
-        answering = [id_ for id_ in endpoint_ids if id_ not in silent]
-        sandboxes = [id_ for id_ in sandbox_ids if not is_unreachable(statuses.get((HostKind.SANDBOX, id_)))]
-        failures = await self._remover.finish(answering, sandboxes)
+        known = statuses or {}
+        silent = {id_ for (_, id_), status in known.items() if status.is_unreachable}
+        await self._replica.decide(lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=None))
+        failures = await self._remover.finish(
+            [id_ for id_ in endpoint_ids if id_ not in silent], [id_ for id_ in sandbox_ids if id_ not in silent]
+        )
         for id_, error in failures.items():
             _log.warning("undo waits", object_id=id_, error=error.message)
+
+    def confirm_sandboxes(self, sandbox_ids: Iterable[str], statuses: Mapping[changes.Key, Status]) -> None:
+        """Have confirmations of sandboxes recorded in the background."""
+        state = self._replica.state
+        confirmed: list[Confirmed] = []
+        for id_ in sandbox_ids:
+            record, status = state.sandboxes.get(id_), statuses.get((HostKind.SANDBOX, id_))
+            if record is not None and status is not None and status.error is None:
+                confirmed.append(Confirmed(id=id_, revision=record.revision, netns_path=status.netns_path))
+        self._settler.confirm(confirmed)
 
     def confirm(self, results: Iterable[Attached], request: commits.Request | None = None) -> None:
         """Have confirmations recorded in the background."""
@@ -172,8 +190,3 @@ def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbo
         return sandbox
     made = Confirmed(id=sandbox.value.id, revision=sandbox.revision, netns_path=status.netns_path)
     return dataclasses.replace(sandbox, value=settled_sandbox(sandbox.value, made))
-
-
-def is_unreachable(status: Status | None) -> bool:
-    """Whether nobody knows what the host did."""
-    return status is not None and isinstance(status.error, errors.Unavailable)

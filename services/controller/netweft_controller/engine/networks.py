@@ -101,7 +101,7 @@ class NetworkEngine:
         if record is None or record.value.state is not NetworkState.DELETING:
             return
         for subnet in record.value.subnets:
-            await self._release_pool(subnet.pool_id)
+            await self.release_pool(subnet.pool_id)
 
         def decision(state: State) -> commits.Commit | None:
             now = state.networks.get(network_id)
@@ -170,19 +170,23 @@ class NetworkEngine:
     async def _release_leftovers(self, network_id: str, keep: Sequence[str]) -> bool:
         left = [pool.id async for pool in self._ipam.pools() if pool.network_id == network_id and pool.id not in keep]
         for pool_id in left:
-            await self._release_pool(pool_id)
+            await self.release_pool(pool_id)
         return bool(left)
 
     async def _undo(self, pools: Sequence[str]) -> None:
         deadline.set_remaining(_UNDO_S)
         for pool_id in pools:
             try:
-                await self._release_pool(pool_id)
+                await self.release_pool(pool_id)
             except errors.NetweftError as error:
                 _log.warning("pool not given back", pool_id=pool_id, error=error.message)
 
-    async def _release_pool(self, pool_id: str) -> None:
-        """Release a pool of which no record speaks; leases that are left in it are nobody's."""
+    async def release_pool(self, pool_id: str) -> None:
+        """Release a pool of which no record speaks; leases that are left in it are nobody's.
+
+        Raises:
+            NetweftError: As IPAM says.
+        """
         try:
             await self._ipam.release_pool(pool_id)
         except errors.FailedPrecondition:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from netweft_common import deadline, errors, logs
+import dataclasses
+
+from netweft_common import errors
 
 from netweft_controller.domain import commits, endpoints, names, removal
 from netweft_controller.domain.changes import HostKind
 from netweft_controller.domain.objects import Record, Sandbox
 from netweft_controller.domain.specs import SandboxSpec
 from netweft_controller.domain.state import State
-from netweft_controller.engine.joining import Joiner, is_unreachable, with_netns
+from netweft_controller.engine.joining import Joiner, with_netns
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
 from netweft_controller.engine.settle import Confirmed, Settler
 from netweft_controller.engine.work import Work
 from netweft_controller.sync.replica import Replica
-
-_log = logs.get()
-_UNDO_S = 10.0
 
 
 class SandboxEngine:
@@ -74,6 +73,7 @@ class SandboxEngine:
             if sandbox_id in state.sandboxes:
                 return None
             sandbox, host = endpoints.check_sandbox(state, spec, sandbox_id, "sandbox")
+            sandbox = dataclasses.replace(sandbox, kept=True)
             holder = state.sandbox_by_container(sandbox.host_id, sandbox.container_id)
             if holder is not None:
                 raise errors.AlreadyExists(
@@ -93,7 +93,7 @@ class SandboxEngine:
         if record is None or status is None:
             raise errors.Conflict("SANDBOX_GONE", f"sandbox {sandbox_id} was deleted while it was being made")
         if status.error is not None:
-            await self._undo(sandbox_id, silent=is_unreachable(status))
+            await self._joiner.undo((), (sandbox_id,), statuses)
             raise status.error
         made = with_netns(record, status)
         told = Done(id=sandbox_id, told=True, sandbox=made.value, revision=made.revision, created_ms=made.created_ms)
@@ -102,13 +102,6 @@ class SandboxEngine:
             request.remember(Outcome(items=(told,))),
         )
         return made
-
-    async def _undo(self, sandbox_id: str, *, silent: bool) -> None:
-        deadline.set_remaining(_UNDO_S)
-        await self._replica.decide(lambda state: removal.mark(state, (), (sandbox_id,)))
-        if not silent:
-            for id_, error in (await self._remover.finish((), (sandbox_id,))).items():
-                _log.warning("undo waits", object_id=id_, error=error.message)
 
     async def _delete(self, request: Request, word: str, *, force: bool) -> None:
         known = await self._replica.store.find_request(request.key)

@@ -7,6 +7,7 @@ the host. Many confirmations share one commit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 
@@ -73,8 +74,8 @@ class Settler:
                 else:
                     delays = backoff.delays()
         finally:
-            # Not needed for correctness: the reconciler of another controller would ask the hosts.
-            if self._confirmed:
+            # A courtesy: the reconciler of another controller would ask the hosts.
+            with contextlib.suppress(errors.NetweftError, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self.flush()
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from netweft_common import errors
 
@@ -114,6 +114,10 @@ class MemoryStore:
         """Return what is remembered of a request, or None."""
         data = self._requests.get(request_id)
         return None if data is None else codec.decode_request(request_id, data)
+
+    async def find_claims(self, prefix: str) -> Mapping[str, str]:
+        """Return the claims whose name starts so, with their owners."""
+        return {claim: owner for claim, owner in self._claims.items() if claim.startswith(prefix)}
 
     async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
         """Record heartbeats of hosts, and return those of all hosts."""

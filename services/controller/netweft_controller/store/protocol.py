@@ -113,6 +113,10 @@ class Store(Protocol):
         """Return what is remembered of a request, or None."""
         ...
 
+    async def find_claims(self, prefix: str) -> Mapping[str, str]:
+        """Return the claims whose name starts so, with their owners; reads all claims, so not for busy paths."""
+        ...
+
     async def beat(self, host_ids: Sequence[str]) -> Heartbeats:
         """Record heartbeats of hosts at the store's present time, and return those of all hosts."""
         ...

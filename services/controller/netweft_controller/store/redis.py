@@ -22,7 +22,7 @@ import datetime as dt
 import hashlib
 import importlib.resources
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -100,7 +100,8 @@ class RedisStore:
         self._request = tag + "request:"
         self._heartbeats = tag + "heartbeats"
         self._hashes = {kind: tag + kind.value for kind in _KINDS}
-        self._commit_keys = (self._meta, self._log, tag + "claims", *self._hashes.values())
+        self._claims = tag + "claims"
+        self._commit_keys = (self._meta, self._log, self._claims, *self._hashes.values())
 
     async def open(self, *, store_id: str = "", seen_revision: int = 0) -> protocol.Identity:
         """Say which store this is, giving it an id if it has none."""
@@ -206,6 +207,17 @@ class RedisStore:
         async with self._bounded("GET"):
             data = await self._client.get(self._request + request_id)
         return None if data is None else codec.decode_request(request_id, data)
+
+    async def find_claims(self, prefix: str) -> Mapping[str, str]:
+        """Return the claims whose name starts so, with their owners."""
+        found: dict[str, str] = {}
+        cursor = 0
+        while True:
+            async with self._bounded("HSCAN"):
+                cursor, part = await self._client.hscan(self._claims, cursor, match=f"{prefix}*", count=10_000)
+            found.update((claim.decode(), owner.decode()) for claim, owner in part.items())
+            if cursor == 0:
+                return found
 
     async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
         """Record heartbeats of hosts, and return those of all hosts."""

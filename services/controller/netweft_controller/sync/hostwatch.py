@@ -96,9 +96,7 @@ class HostWatches:
             state = self._replica.state
             sent = state.revision
             batches = (
-                self._snapshot(host_id, watch)
-                if missed is None
-                else self._batches(missed, state, resume_revision)
+                self._snapshot(host_id, watch) if missed is None else self._batches(missed, state, resume_revision)
             )
             for batch in batches:
                 yield batch

@@ -1,0 +1,243 @@
+"""The reconciler: finishes or undoes what crashes, silent hosts and failed releases have left.
+
+It runs in every controller. All it does is guarded or idempotent, so two of them at the same work do it once.
+
+An orphan is returned behind a tomb, a claim that refuses the record of that owner: an attach that has leased and not
+yet committed either commits before the tomb, and then it is no orphan, or is refused. The tomb stays longer than any
+saga lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime as dt
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+
+from netweft_common import deadline, errors, logs
+
+from netweft_controller.clients.ipam import ENDPOINT, Ipam, Release
+from netweft_controller.domain import commits, reconcile
+from netweft_controller.domain.networks import tomb_claim
+from netweft_controller.domain.objects import Kind
+from netweft_controller.domain.reconcile import Held, Sight, Todo
+from netweft_controller.domain.state import State
+from netweft_controller.engine.hosts import HostEngine
+from netweft_controller.engine.joining import Attached, Joiner, joined
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.engine.networks import NetworkEngine
+from netweft_controller.engine.removal import Remover
+from netweft_controller.sync.replica import Replica
+
+_log = logs.get()
+_CHUNK = 1000
+_PASS_S = 10.0
+_TOMB_S = 120.0
+_TOMB_OWNER = "reconciler@"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When the reconciler acts.
+
+    Attributes:
+        interval: Between passes over unfinished objects.
+        settle_after: Age of an unfinished object at which it is taken up.
+        orphan_grace: Age of an orphan at which it is returned; longer than any saga lasts.
+    """
+
+    interval: dt.timedelta
+    settle_after: dt.timedelta
+    orphan_grace: dt.timedelta
+
+
+class Reconciler:
+    """Finishes what others began.
+
+    Args:
+        replica: Intent.
+        ipam: Where orphans are.
+        joiner: Asks hosts.
+        remover: Takes away.
+        networks: Finishes deletions of networks.
+        hosts: Clears forgotten hosts.
+        liveness: Which hosts can be asked.
+        timing: When to act.
+        monotonic: Clock in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        ipam: Ipam,
+        joiner: Joiner,
+        remover: Remover,
+        networks: NetworkEngine,
+        hosts: HostEngine,
+        liveness: Liveness,
+        timing: Timing,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replica = replica
+        self._ipam = ipam
+        self._joiner = joiner
+        self._remover = remover
+        self._networks = networks
+        self._hosts = hosts
+        self._liveness = liveness
+        self._timing = timing
+        self._monotonic = monotonic
+        self._seen: Mapping[Sight, float] = {}
+        self._orphans: dict[tuple[str, ...], float] = {}
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        next_scan_s = self._monotonic()
+        scan_s = max(1.0, self._timing.orphan_grace.total_seconds() / 2)
+        while True:
+            await asyncio.sleep(self._timing.interval.total_seconds())
+            deadline.set_remaining(_PASS_S)
+            try:
+                if not self._replica.is_loaded:
+                    continue
+                await self.settle()
+                if self._monotonic() >= next_scan_s:
+                    deadline.set_remaining(None)
+                    next_scan_s = self._monotonic() + scan_s
+                    await self.return_orphans()
+            except errors.NetweftError as error:
+                _log.warning("reconciler waits", reason=error.reason, error=error.message)
+            except Exception:  # noqa: BLE001  # the outermost frame of a task: the next pass may work
+                _log.exception("reconciler broke")
+
+    # Unfinished objects
+
+    async def settle(self) -> Todo:
+        """Take up what is overdue; returns what that was."""
+        todo = reconcile.overdue(
+            self._replica.state,
+            self._seen,
+            now_s=self._monotonic(),
+            after_s=self._timing.settle_after.total_seconds(),
+            host_state=self._liveness.state,
+        )
+        self._seen = todo.seen
+        if todo.is_empty:
+            return todo
+        _log.info(
+            "reconciling",
+            joining=len(todo.ask_endpoints) + len(todo.ask_sandboxes),
+            leaving=len(todo.finish_endpoints) + len(todo.finish_sandboxes),
+            networks=len(todo.delete_networks),
+            hosts=len(todo.clear_hosts),
+        )
+        for start in range(0, max(len(todo.ask_endpoints), len(todo.ask_sandboxes)), _CHUNK):
+            await self._ask(todo.ask_endpoints[start : start + _CHUNK], todo.ask_sandboxes[start : start + _CHUNK])
+        for start in range(0, max(len(todo.finish_endpoints), len(todo.finish_sandboxes)), _CHUNK):
+            await self._finish(
+                todo.finish_endpoints[start : start + _CHUNK], todo.finish_sandboxes[start : start + _CHUNK]
+            )
+        for network_id in todo.delete_networks:
+            await _tried("network deletion waits", network_id, self._networks.finish_deletion(network_id))
+        for host_id in todo.clear_hosts:
+            await _tried("host clearing waits", host_id, self._hosts.clear(host_id))
+        return todo
+
+    async def _ask(self, endpoint_ids: Sequence[str], sandbox_ids: Sequence[str]) -> None:
+        statuses = await self._joiner.ask_hosts(endpoint_ids, sandbox_ids)
+        state = self._replica.state
+        endpoints, sandboxes = reconcile.refused(state, statuses)
+        confirmed = [result for id_ in endpoint_ids if isinstance(result := joined(state, id_, statuses), Attached)]
+        self._joiner.confirm(confirmed)
+        self._joiner.confirm_sandboxes([id_ for id_ in sandbox_ids if id_ not in sandboxes], statuses)
+        if endpoints or sandboxes:
+            await self._joiner.undo(endpoints, sandboxes)
+
+    async def _finish(self, endpoint_ids: Collection[str], sandbox_ids: Collection[str]) -> None:
+        for id_, error in (await self._remover.finish(endpoint_ids, sandbox_ids)).items():
+            _log.warning("removal waits", object_id=id_, error=error.message)
+
+    # Orphans
+
+    async def return_orphans(self) -> int:
+        """Return pools and leases that no record has spoken of for the grace time; returns how many."""
+        pools = [(pool.id, pool.network_id) async for pool in self._ipam.pools()]
+        seen: dict[tuple[str, ...], float] = {}
+        returned = 0
+        ownerless = reconcile.orphan_pools(self._replica.state, pools)
+        for pool_id, network_id in ownerless:
+            if self._is_due(("pool", pool_id, network_id), seen):
+                returned += await self._return_pool(pool_id, network_id)
+        for pool_id, _ in [pool for pool in pools if pool not in ownerless]:
+            held = [
+                Held(lease.lease, lease.owner_key, lease.kind == ENDPOINT) async for lease in self._ipam.leases(pool_id)
+            ]
+            due = [
+                one
+                for one in reconcile.orphan_leases(self._replica.state, held)
+                if self._is_due(("lease", pool_id, one.lease.ip, str(one.lease.epoch), one.owner_key), seen)
+            ]
+            for one in due:
+                returned += await self._return_lease(one)
+        self._orphans = seen
+        await self._drop_tombs()
+        return returned
+
+    def _is_due(self, orphan: tuple[str, ...], seen: dict[tuple[str, ...], float]) -> bool:
+        now_s = self._monotonic()
+        seen[orphan] = self._orphans.get(orphan, now_s)
+        return now_s - seen[orphan] >= self._timing.orphan_grace.total_seconds()
+
+    async def _return_pool(self, pool_id: str, network_id: str) -> int:
+        def is_recorded(state: State) -> bool:
+            record = state.networks.get(network_id)
+            return record is not None and any(subnet.pool_id == pool_id for subnet in record.value.subnets)
+
+        if not await self._bury(Kind.NETWORK, network_id, is_recorded):
+            return 0
+        await self._networks.release_pool(pool_id)
+        _log.info("orphan pool returned", pool_id=pool_id, network_id=network_id)
+        return 1
+
+    async def _return_lease(self, one: Held) -> int:
+        if not await self._bury(Kind.ENDPOINT, one.owner_key, lambda state: not reconcile.orphan_leases(state, [one])):
+            return 0
+        await self._ipam.release_addresses([Release(one.lease.pool_id, one.lease.ip, one.owner_key, one.lease.epoch)])
+        _log.info("orphan lease returned", pool_id=one.lease.pool_id, address=one.lease.ip, owner=one.owner_key)
+        return 1
+
+    async def _bury(self, kind: Kind, owner_id: str, is_recorded: Callable[[State], bool]) -> bool:
+        """Make sure that no record of this owner comes while its orphan is returned; False: there is one."""
+        tomb = (tomb_claim(owner_id), f"{_TOMB_OWNER}{round(time.time())}")
+
+        def decision(state: State) -> commits.Commit | None:
+            if is_recorded(state):
+                return None
+            record = state.record(kind, owner_id)
+            guard = commits.Guard(kind=kind, id=owner_id, revision=record.revision if record is not None else 0)
+            return commits.Commit(guards=(guard,), take=(tomb,))
+
+        try:
+            return await self._replica.decide(decision) is not None
+        except errors.Conflict:
+            # Another reconciler is at it.
+            return False
+
+    async def _drop_tombs(self) -> None:
+        now_s = time.time()
+        old = [
+            (claim, owner)
+            for claim, owner in (await self._replica.store.find_claims(tomb_claim(""))).items()
+            if abs(now_s - float(owner.removeprefix(_TOMB_OWNER))) > _TOMB_S
+        ]
+        if old:
+            await self._replica.commit(commits.Commit(drop=tuple(old)))
+
+
+async def _tried(event: str, object_id: str, work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except errors.NetweftError as error:
+        _log.warning(event, object_id=object_id, error=error.message)

@@ -1,0 +1,395 @@
+"""What a crash, a refusal or a silence at each step of a saga leaves behind: nothing, once the reconciler has passed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from netweft.controller.v1 import endpoint_pb2, network_pb2, sandbox_pb2
+from netweft_common import errors
+
+pytestmark = pytest.mark.anyio
+
+KERNEL = errors.KernelError("ip link add", "nwv-1", 17)
+
+
+class Crash(Exception):
+    """Stands for the death of the process at this point: nothing of the saga runs after it."""
+
+
+def break_call(monkeypatch, owner, method, *, nth=1, after):
+    """Have the nth call crash, before it is made or after it was."""
+    real = getattr(owner, method)
+    count = 0
+
+    async def broken(*args, **fields):
+        nonlocal count
+        count += 1
+        if count == nth and not after:
+            raise Crash
+        result = await real(*args, **fields)
+        if count == nth and after:
+            raise Crash
+        return result
+
+    monkeypatch.setattr(owner, method, broken)
+
+
+def crash_points(controller):
+    return {
+        "before leases": (controller.ipam, "request_addresses", 1, False),
+        "after leases": (controller.ipam, "request_addresses", 1, True),
+        "before the record": (controller.replica, "commit", 1, False),
+        "after the record": (controller.replica, "commit", 1, True),
+        "before the kernel": (controller.agents, "apply", 1, False),
+        "after the kernel": (controller.agents, "apply", 1, True),
+    }
+
+
+ATTACH_POINTS = [
+    "before leases", "after leases", "before the record", "after the record", "before the kernel", "after the kernel",
+]  # fmt: skip
+
+
+def assert_nothing_left(world, face):
+    state = face.state
+    assert {} == {id_: record.value.name for id_, record in state.endpoints.items()}
+    assert {} == {id_: record.value.container_id for id_, record in state.sandboxes.items()}
+    assert [] == world.ipam.endpoint_leases()
+    for agent in world.agents.values():
+        assert [] == agent.names("endpoint")
+        assert [] == agent.names("sandbox")
+
+
+async def crash(face, monkeypatch, point, work):
+    """Do some work that crashes at a point; confirmations wait, as they die with the process."""
+    with monkeypatch.context() as patch:
+        patch.setattr(face.controller.settler, "confirm", lambda *_args: None)
+        break_call(patch, *point[:2], nth=point[2], after=point[3])
+        with contextlib.suppress(errors.NetweftError):
+            await work
+
+
+@pytest.mark.parametrize("point", ATTACH_POINTS)
+async def test_an_attach_that_crashes_and_that_the_kernel_refuses_leaves_nothing(
+    world, face, make_item, monkeypatch, point
+):
+    await face.network()
+    world.agents["h1"].refuse["web"] = KERNEL
+
+    await crash(face, monkeypatch, crash_points(face.controller)[point], face.attach(make_item(name="web")))
+    await face.reconcile()
+
+    assert_nothing_left(world, face)
+    await face.networks.DeleteNetwork(network_pb2.DeleteNetworkRequest(network="front"))
+    assert {} == world.ipam.pools
+
+
+@pytest.mark.parametrize("point", ATTACH_POINTS)
+async def test_an_attach_that_crashes_is_finished_or_gone_and_a_retry_succeeds(
+    world, face, make_item, monkeypatch, point
+):
+    await face.network()
+    items = (make_item(name="web"), make_item(name="db", container="c2", host="h2"))
+
+    await crash(face, monkeypatch, crash_points(face.controller)[point], face.attach(*items, request_id="r1"))
+    results = await face.attach(*items, request_id="r1")
+    await face.settled()
+
+    assert [0, 0] == [result.status.code for result in results], results
+    assert 2 == len(world.ipam.endpoint_leases())
+    assert ["joined", "joined"] == [record.value.state for record in face.state.endpoints.values()]
+    assert ["web"] == world.agents["h1"].names("endpoint")
+    again = await face.attach(*items, request_id="r1")
+    assert [r.endpoint.id for r in results] == [r.endpoint.id for r in again]
+    await face.detach("web", "db", delete_sandbox=True)
+    assert_nothing_left(world, face)
+
+
+@pytest.mark.parametrize("point", ATTACH_POINTS)
+async def test_an_attach_that_crashes_and_is_not_retried_is_whole_or_gone(world, face, make_item, monkeypatch, point):
+    await face.network()
+
+    await crash(face, monkeypatch, crash_points(face.controller)[point], face.attach(make_item(name="web")))
+    await face.reconcile()
+
+    recorded = [lease.address for record in face.state.endpoints.values() for lease in record.value.leases]
+    assert recorded == world.ipam.endpoint_leases()
+    assert [record.value.name for record in face.state.endpoints.values()] == world.agents["h1"].names("endpoint")
+    assert all(record.value.state == "joined" for record in face.state.endpoints.values())
+    assert ("record" in point and "after" in point) or "kernel" in point or not recorded
+
+
+async def test_the_kernels_refusal_is_answered_and_leaves_nothing(world, face, make_item):
+    await face.network()
+    world.agents["h1"].refuse["web"] = KERNEL
+
+    web, db = await face.attach(make_item(name="web"), make_item(name="db", container="c2"))
+
+    assert "KERNEL_EEXIST" == web.status.reason
+    assert 0 == db.status.code
+    assert ["db"] == [record.value.name for record in face.state.endpoints.values()]
+    assert ["c2"] == [record.value.container_id for record in face.state.sandboxes.values()]
+    assert 1 == len(world.ipam.endpoint_leases())
+
+
+async def test_a_refused_sandbox_takes_its_endpoints_with_it(world, face, make_item):
+    await face.network()
+    world.agents["h1"].refuse["c1"] = errors.InvalidArgument("NOT_A_NAMESPACE", "that is no namespace", field="path")
+
+    (result,) = await face.attach(make_item(name="web"))
+
+    assert "NOT_A_NAMESPACE" == result.status.reason
+    assert_nothing_left(world, face)
+
+
+async def test_a_retry_after_a_refusal_tries_again(world, face, make_item):
+    await face.network()
+    world.agents["h1"].refuse["web"] = KERNEL
+    await face.attach(make_item(name="web"), request_id="r1")
+    world.agents["h1"].refuse.clear()
+
+    (result,) = await face.attach(make_item(name="web"), request_id="r1")
+
+    assert 0 == result.status.code, result.status
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["the host did nothing", "the host did it"])
+async def test_a_silent_host_answers_unavailable_and_the_attach_is_undone(world, face, make_item, applied):
+    await face.network()
+    agent = world.agents["h1"]
+    silence = errors.Unavailable("GONE", "no answer")
+    if applied:
+
+        async def fall_silent():
+            agent.before_answer = None
+            raise silence
+
+        agent.before_answer = fall_silent
+    else:
+        agent.fail["Apply"] = silence
+
+    (result,) = await face.attach(make_item(name="web"), request_id="r1")
+
+    assert "HOST_UNREACHABLE" == result.status.reason
+    assert "h1" in result.status.message
+    await face.reconcile()
+    assert_nothing_left(world, face)
+    (retried,) = await face.attach(make_item(name="web"), request_id="r1")
+    assert 0 == retried.status.code, retried.status
+
+
+async def test_a_retry_while_the_first_try_is_being_undone_succeeds(world, face, make_item):
+    await face.network()
+    world.agents["h1"].fail["Apply"] = errors.Unavailable("GONE", "no answer")
+    await face.attach(make_item(name="web"), request_id="r1")
+
+    (retried,) = await face.attach(make_item(name="web"), request_id="r1")
+
+    assert 0 == retried.status.code, retried.status
+    assert 1 == len(world.ipam.endpoint_leases())
+
+
+async def test_ipam_that_does_not_answer_fails_the_batch_and_leaves_nothing(world, face, make_item):
+    await face.network()
+    world.ipam.fail["RequestAddresses"] = errors.Internal("BROKEN", "broken")
+
+    with pytest.raises(errors.Internal):
+        await face.attach(make_item(name="web"))
+
+    assert_nothing_left(world, face)
+
+
+async def test_one_address_in_use_fails_its_item_only(world, face, make_item):
+    await face.network()
+    await face.attach(make_item(name="web", addresses=["172.17.0.9"]))
+
+    taken, fine = await face.attach(
+        make_item(name="a", container="c2", addresses=["172.17.0.9"]), make_item(name="b", container="c3")
+    )
+
+    assert "ADDRESS_IN_USE" == taken.status.reason
+    assert 0 == fine.status.code
+    assert 2 == len(world.ipam.endpoint_leases())
+
+
+DETACH_POINTS = {
+    "before the mark": ("replica", "commit", 1, False),
+    "after the mark": ("replica", "commit", 1, True),
+    "before the kernel": ("agents", "apply", 1, False),
+    "after the kernel": ("agents", "apply", 1, True),
+    "before the release": ("ipam", "release_addresses", 1, False),
+    "after the release": ("ipam", "release_addresses", 1, True),
+    "before the end": ("replica", "commit", 2, False),
+    "after the end": ("replica", "commit", 2, True),
+}
+
+
+@pytest.mark.parametrize("point", DETACH_POINTS)
+async def test_a_detach_that_crashes_is_finished_by_the_reconciler_or_a_retry(
+    world, face, make_item, monkeypatch, point
+):
+    await face.network()
+    await face.attach(make_item(name="web"))
+    await face.settled()
+    owner, *rest = DETACH_POINTS[point]
+
+    await crash(
+        face,
+        monkeypatch,
+        (getattr(face.controller, owner), *rest),
+        face.detach("web", request_id="r1", delete_sandbox=True),
+    )
+    if point == "before the mark":
+        await face.detach("web", request_id="r1", delete_sandbox=True)
+    await face.reconcile()
+
+    assert_nothing_left(world, face)
+    (status,) = await face.detach("web", request_id="r1", delete_sandbox=True)
+    assert 0 == status.code, status
+
+
+async def test_a_detach_on_a_silent_host_is_recorded_and_done_when_it_returns(world, face, make_item):
+    await face.network()
+    await face.attach(make_item(name="web"))
+    world.agents["h1"].fail["Apply"] = errors.Unavailable("GONE", "no answer")
+
+    (status,) = await face.detach("web", delete_sandbox=True)
+
+    assert "HOST_UNREACHABLE" == status.reason
+    assert 1 == len(world.ipam.endpoint_leases())
+    await face.reconcile()
+    assert_nothing_left(world, face)
+
+
+NETWORK_POINTS = {
+    "before a pool": ("ipam", "request_pool", 1, False),
+    "after a pool": ("ipam", "request_pool", 1, True),
+    "after the second pool": ("ipam", "request_pool", 2, True),
+    "before the gateway": ("ipam", "request_addresses", 1, False),
+    "after the gateway": ("ipam", "request_addresses", 1, True),
+    "before the record": ("replica", "commit", 1, False),
+    "after the record": ("replica", "commit", 1, True),
+}
+
+
+@pytest.mark.parametrize("retried", [False, True], ids=["left alone", "retried"])
+@pytest.mark.parametrize("point", NETWORK_POINTS)
+async def test_a_network_whose_creation_crashes_is_whole_or_gone(world, face, monkeypatch, point, retried):
+    owner, *rest = NETWORK_POINTS[point]
+    request = network_pb2.CreateNetworkRequest(request_id="r1", name="front", enable_ipv6=True)
+    subnet = request.subnets.add()
+    subnet.subnet = "10.9.0.0/24"
+
+    await crash(face, monkeypatch, (getattr(face.controller, owner), *rest), face.networks.CreateNetwork(request))
+    if retried:
+        created = await face.networks.CreateNetwork(request)
+        assert "10.9.0.1" == created.network.subnets[0].gateway
+    await face.reconcile()
+
+    recorded = [subnet.pool_id for record in face.state.networks.values() for subnet in record.value.subnets]
+    assert sorted(recorded) == sorted(world.ipam.pools)
+    assert len(recorded) == (2 if retried or point == "after the record" else 0)
+
+
+DELETE_POINTS = {
+    "after the mark": ("replica", "commit", 1, True),
+    "before the pool": ("ipam", "release_pool", 1, False),
+    "after the pool": ("ipam", "release_pool", 1, True),
+    "before the end": ("replica", "commit", 2, False),
+}
+
+
+@pytest.mark.parametrize("point", DELETE_POINTS)
+async def test_a_deletion_of_a_network_that_crashes_is_finished(world, face, monkeypatch, point):
+    await face.network()
+    owner, *rest = DELETE_POINTS[point]
+    request = network_pb2.DeleteNetworkRequest(request_id="r1", network="front")
+
+    await crash(face, monkeypatch, (getattr(face.controller, owner), *rest), face.networks.DeleteNetwork(request))
+    await face.reconcile()
+
+    assert {} == world.ipam.pools
+    assert {} == face.state.networks
+    await face.networks.DeleteNetwork(request)
+    await face.network()
+
+
+async def test_a_join_that_the_kernel_refuses_keeps_the_endpoint(world, face):
+    await face.network()
+    created = await face.endpoints.CreateEndpoint(
+        endpoint_pb2.CreateEndpointRequest(endpoint=endpoint_pb2.EndpointSpec(network="front", name="web"))
+    )
+    world.agents["h1"].refuse["web"] = KERNEL
+    request = endpoint_pb2.JoinEndpointRequest(
+        request_id="r1",
+        endpoint="web",
+        sandbox=endpoint_pb2.SandboxRef(spec=endpoint_pb2.SandboxSpec(host="h1", container_id="c1")),
+    )
+
+    with pytest.raises(errors.NetweftError, match="refused"):
+        await face.endpoints.JoinEndpoint(request)
+
+    (record,) = face.state.endpoints.values()
+    assert "created" == record.value.state
+    assert list(created.endpoint.addresses) == [lease.address for lease in record.value.leases]
+    assert {} == face.state.sandboxes
+    world.agents["h1"].refuse.clear()
+    joined = await face.endpoints.JoinEndpoint(request)
+    assert "eth0" == joined.endpoint.interface_name
+
+
+async def test_a_sandbox_that_the_kernel_refuses_leaves_nothing(world, face):
+    world.agents["h1"].refuse["c1"] = KERNEL
+
+    with pytest.raises(errors.NetweftError, match="refused"):
+        await face.sandboxes.CreateSandbox(
+            sandbox_pb2.CreateSandboxRequest(sandbox=endpoint_pb2.SandboxSpec(host="h1", container_id="c1"))
+        )
+
+    assert_nothing_left(world, face)
+
+
+async def test_a_caller_that_goes_away_leaves_nothing_half_made(world, face, make_item):
+    await face.network()
+    agent = world.agents["h1"]
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        asked.set()
+        await answer.wait()
+
+    agent.before_answer = wait
+    calling = asyncio.create_task(face.attach(make_item(name="web"), request_id="r1"))
+    await asked.wait()
+    calling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await calling
+    answer.set()
+
+    (result,) = await face.attach(make_item(name="web"), request_id="r1")
+
+    assert 0 == result.status.code
+    assert ["web"] == agent.names("endpoint")
+    assert 1 == len(world.ipam.endpoint_leases())
+
+
+async def test_a_request_id_with_another_body_is_refused(face, make_item):
+    await face.network()
+    await face.attach(make_item(name="web"), request_id="r1")
+
+    with pytest.raises(errors.AlreadyExists, match="r1"):
+        await face.attach(make_item(name="other", container="c2"), request_id="r1")
+
+
+async def test_a_retry_after_the_endpoint_has_gone_gets_the_first_answer_and_attaches_nothing(world, face, make_item):
+    await face.network()
+    (first,) = await face.attach(make_item(name="web"), request_id="r1")
+    await face.settled()
+    await face.detach("web", delete_sandbox=True)
+
+    (second,) = await face.attach(make_item(name="web"), request_id="r1")
+
+    assert first.endpoint == second.endpoint
+    assert_nothing_left(world, face)
