@@ -68,14 +68,25 @@ def test_an_edited_file_reads_as_nobodys_and_is_left_alone(files, hosts):
     assert hosts("two\n").matches(seen)
 
 
-def test_a_file_that_was_there_before_is_taken_over(files, hosts):
-    Path(hosts("").path).parent.mkdir(parents=True)
-    Path(hosts("").path).write_text("somebody's\n")
+def test_a_file_that_was_given_to_us_is_taken_over(files, tmp_path):
+    given = File(ns="sandbox/s1", path=str(tmp_path / "hosts"), content="one\n", in_place=True)
+    Path(given.path).write_text("somebody's\n")
 
-    seen = files.read(hosts("one\n"))
-    files.write(hosts("one\n"))
+    seen = files.read(given)
+    files.write(given)
 
-    assert ("somebody's\n", "one\n") == (seen.content, text(hosts("")))
+    assert ("somebody's\n", "one\n") == (seen.content, text(given))
+
+
+def test_a_file_in_our_folder_that_we_did_not_write_is_left_alone(files, tmp_path):
+    mine = File(ns="sandbox/s1", path=str(tmp_path / "run/sandboxes/s1/hosts"), content="one\n")
+    Path(mine.path).parent.mkdir(parents=True)
+    Path(mine.path).write_text("somebody's\n")
+
+    seen = files.read(mine)
+    files.write(mine)
+
+    assert (None, "somebody's\n") == (seen.content, text(mine))
 
 
 def test_a_crash_between_note_and_file_leaves_it_ours(files, hosts, monkeypatch):

@@ -1,8 +1,13 @@
 """Small managed files (hosts, resolv.conf), and the knowledge whether somebody else has edited them.
 
-Digests of what we wrote are kept in the run directory. A file that has none of them was edited, and is left alone from
-then on, as libnetwork does with resolv.conf. The digest of a new content is noted before it is written and beside that
-of the old one, so a crash between the two leaves a file that is still known as ours.
+A file that somebody edited is left alone from then on, as libnetwork does with resolv.conf. To tell, a file of ours
+carries a seal: the nanoseconds of its time of modification are made from its content. An edit gives it the clock's.
+The seal is set before the file gets its name, so a crash leaves the old file or the new one, both sealed. That costs
+one system call where a note beside the file would cost a file.
+
+A file that is written in place (it may be bind-mounted) cannot be sealed and written at once. Of these, digests of what
+we wrote are kept in the run directory; the one of a new content is noted before it is written and beside that of the
+old one, so a crash between the two leaves a file that is still known as ours.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from netweft_common import errors
@@ -20,13 +26,14 @@ from netweft_common import errors
 from netweft_agent.domain import resources
 
 _LIMIT_BYTES = 4 << 20
+_SECOND_NS = 1_000_000_000
 
 
 class Files:
     """The managed files of this host.
 
     Args:
-        run_dir: Directory of the agent; its part `files` holds a note of digests for each managed file.
+        run_dir: Directory of the agent; its part `files` holds a note of digests for each file written in place.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -46,16 +53,16 @@ class Files:
         path, content = Path(file.path), file.content.encode()
         with _translated(f"install -m 644 /dev/stdin {path}", path):
             there = _read(path)
-            if self._edited(path, there):
+            if self._edited(file, there):
+                return
+            if not file.in_place:
+                if there is None or there.content != content or not there.sealed:
+                    _replace(path, content)
                 return
             noted = self._noted(path)[:1] if there is not None else []
             _replace(self._note(path), "\n".join([_digest(content), *noted]).encode())
-            if there == content:
-                return
-            if file.in_place:
+            if there is None or there.content != content:
                 _rewrite(path, content)
-            else:
-                _replace(path, content)
 
     def remove(self, file: resources.File) -> None:
         """Remove the file; one that was given to us, or was edited, only from our memory. Idempotent.
@@ -65,11 +72,12 @@ class Files:
         """
         path = Path(file.path)
         with _translated(f"rm -f {path}", path):
-            if not file.in_place and not self._edited(path, _read(path)):
+            if file.in_place:
+                self._note(path).unlink(missing_ok=True)
+                self._prune(self._notes)
+            elif not self._edited(file, _read(path)):
                 path.unlink(missing_ok=True)
                 self._prune(path.parent)
-            self._note(path).unlink(missing_ok=True)
-            self._prune(self._notes)
 
     def read(self, file: resources.File) -> resources.File | None:
         """Return the file as it is, its content None when somebody edited it; None when it is not there.
@@ -82,19 +90,25 @@ class Files:
             there = _read(path)
             if there is None:
                 return None
-            content = None if self._edited(path, there) else there.decode(errors="replace")
+            content = None if self._edited(file, there) else there.content.decode(errors="replace")
         return resources.File(ns=file.ns, path=file.path, content=content, in_place=file.in_place)
 
-    def _edited(self, path: Path, there: bytes | None) -> bool:
-        noted = self._noted(path)
-        return bool(noted) and there is not None and _digest(there) not in noted
+    def _edited(self, file: resources.File, there: _Content | None) -> bool:
+        """Return whether somebody else wrote what is there, after we had written something."""
+        if there is None:
+            return False
+        if file.in_place:
+            noted = self._noted(Path(file.path))
+            return bool(noted) and _digest(there.content) not in noted
+        # Below the run directory everything began as ours; elsewhere a file without a seal was there before us.
+        return not there.sealed and self._run_dir in Path(file.path).parents
 
     def _note(self, path: Path) -> Path:
         return self._notes / hashlib.sha256(bytes(path)).hexdigest()[:32]
 
     def _noted(self, path: Path) -> list[str]:
         note = _read(self._note(path))
-        return note.decode(errors="replace").split() if note else []
+        return note.content.decode(errors="replace").split() if note else []
 
     def _prune(self, directory: Path) -> None:
         """Remove the directories of ours that have become empty."""
@@ -118,13 +132,29 @@ def _translated(op: str, path: Path) -> Iterator[None]:
         raise errors.KernelError(op, str(path), error.errno or errno.EIO) from error
 
 
-def _read(path: Path) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is in a file, and whether it carries our seal."""
+
+    content: bytes
+    sealed: bool
+
+
+def _seal(content: bytes) -> int:
+    """Return the nanoseconds that say `content` is ours; never 0, which tools write that know seconds only."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % 999_999_999 + 1
+
+
+def _read(path: Path) -> _Content | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with open(fd, "rb") as file:  # noqa: PTH123  # a descriptor, not a path
-        return file.read(_LIMIT_BYTES)
+    try:
+        content = os.read(fd, _LIMIT_BYTES)
+        return _Content(content, os.fstat(fd).st_mtime_ns % _SECOND_NS == _seal(content))
+    finally:
+        os.close(fd)
 
 
 def _rewrite(path: Path, content: bytes) -> None:
@@ -136,13 +166,23 @@ def _rewrite(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    # The writer is alone, so the temporary name may be fixed; what a crash left of it is written over.
+    temporary = f"{path.parent}/.{path.name[:100]}.netweft"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with open(fd, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
-            os.fchmod(fd, 0o644)
-            file.write(content)
-        Path(temporary).replace(path)
+        fd = os.open(temporary, flags, 0o644)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(temporary, flags, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        if os.write(fd, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # the same answer as write's own
+        now_ns = time.time_ns()
+        os.utime(fd, ns=(now_ns, now_ns - now_ns % _SECOND_NS + _seal(content)))
+        os.rename(temporary, path)  # noqa: PTH104  # Path objects cost as much as the call
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        os.unlink(temporary)  # noqa: PTH108  # as above
         raise
+    finally:
+        os.close(fd)
