@@ -150,6 +150,13 @@ class Rig:
         self._task = asyncio.create_task(self.engine.run())
         return self
 
+    def has_ended(self) -> bool:
+        """Return whether the engine's task has died; takes its exception."""
+        ended = self._task is not None and self._task.done()
+        if ended and self._task is not None:
+            self._task.exception()
+        return ended
+
     async def stop(self) -> None:
         """End the engine's task, as a crash would between two jobs."""
         if self._task is not None:
@@ -187,6 +194,20 @@ class Rig:
         renderer = Renderer(self._drivers, self._facts, RESOLV_CONF)
         wishes = renderer.render(self.engine.store, renderer.everything(self.engine.store))
         return {key: one for wanted in wishes.by_owner.values() for key, one in wanted.items()}
+
+    def rendered_and_granted(self) -> dict[Key, Resource]:
+        """Render what the store says, without settings, and without owners that contradict those who were first."""
+        refused = self.engine._unrendered  # tests may look inside
+        renderer = Renderer(self._drivers, self._facts, RESOLV_CONF)
+        wishes = renderer.render(self.engine.store, renderer.everything(self.engine.store))
+        return lasting(
+            {
+                key: one
+                for owner, wanted in wishes.by_owner.items()
+                if owner not in refused
+                for key, one in wanted.items()
+            }
+        )
 
     def count(self) -> int:
         """Return how many steps the kernel has executed."""

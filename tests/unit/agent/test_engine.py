@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from netweft_agent.domain.objects import Kind, Ref
-from netweft_agent.domain.resources import HOST
+from netweft_agent.domain.resources import HOST, Link
 from netweft_agent.engine.journal import Position
 from netweft_agent.kernel.fake import FakeKernel
 from netweft_common.errors import NotFound, Unavailable
@@ -936,3 +936,42 @@ async def test_the_repair_loop_outlives_a_kernel_that_does_not_answer(rig, monke
 
     assert not loop.done()
     loop.cancel()
+
+
+@pytest.mark.parametrize("driver", ["bridge", "overlay"])
+async def test_a_death_at_any_step_of_an_attach_is_cleaned_up_by_the_next_process(tmp_path, driver):
+    (tmp_path / "dry").mkdir()
+    steps = await _steps_of_an_attach(driver)(tmp_path / "dry")
+
+    for place in range(steps):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        rig = Rig(folder)
+        await rig.start()
+        await rig.put(1, network(2), sandbox(102), endpoint(1002, 2, 102))
+        before = {key: one for key, one in lasting(rig.kernel.state).items() if key[0] != "file"}
+        rig.kernel.crash_after(place)
+        call = asyncio.ensure_future(rig.put(2, network(driver=driver), sandbox(), endpoint()))
+        await until(rig.has_ended)
+        call.cancel()
+        rig.journal.close()
+
+        async with Rig(folder, kernel=rig.kernel) as again:
+            left = {key: one for key, one in lasting(rig.kernel.state).items() if key[0] != "file"}
+            assert before == left, f"after step {place}"
+            statuses = await again.put(2, network(driver=driver), sandbox(), endpoint())
+            assert ["", "", ""] == errors_of(statuses)
+            assert again.rendered() == rig.kernel.state
+
+
+async def test_a_removal_that_the_kernel_refuses_keeps_no_other_from_being_done_at_a_restart(rig):
+    await rig.put(1, network(), sandbox(101), sandbox(102), endpoint(1001, 1, 101), endpoint(1002, 1, 102))
+    await rig.gone(2, endpoint(1001, 1, 101), endpoint(1002, 1, 102))
+    extra = [("link", HOST, "nwv-a"), ("link", HOST, "nwv-b"), ("link", HOST, "nwv-c")]
+    for key in extra:
+        rig.kernel.state[key] = Link(ns=HOST, name=key[2], kind="bridge")
+    rig.kernel.fail_at = lambda step: refused(step) if step.resource.key == extra[0] else None
+
+    await rig.restart()
+
+    assert {extra[0]} == set(extra) & rig.kernel.state.keys()

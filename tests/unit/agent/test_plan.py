@@ -48,8 +48,8 @@ CASES = {
     "all is made in the order of needs, policy before links": (
         (),
         WHOLE,
-        "+netns +sysctl +file +nft-table +nft-set +nft-element "
-        "+link:br0 +link:nwv-1 +link:lo +link:eth0 +address +route",
+        """+netns +sysctl +file +nft-table +nft-set +nft-element
+        +link:br0 +link:nwv-1 +link:lo +link:eth0 +address +route""",
     ),
     "all goes the other way, firewall after links, namespaces last": (
         WHOLE,

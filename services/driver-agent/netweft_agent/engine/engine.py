@@ -664,14 +664,13 @@ class Engine:
         spaces = None if namespaces is None else {*namespaces, *rendered}
         for _ in range(REPAIR_ROUNDS):
             wanted = {key: one for key, one in self.desired.resources.items() if spaces is None or key[1] in spaces}
-            found = await self._kernel.observe(wanted, spaces)
-            present = {key: one for key, one in found.resources.items() if self._authoritative or key in wanted}
+            present = await self._observe(wanted, spaces)
             self.known = {
                 **({} if spaces is None else {k: v for k, v in self.known.items() if k[1] not in spaces}),
                 **present,
             }
             self._leftovers = {key: owner for key, owner in self._leftovers.items() if key in self.known}
-            owners = {key: self.desired.owner(key) for key in wanted}
+            owners = {key: self._owner(key) for key in (*present, *wanted)}
             steps = plan(wanted, present, owners)
             if not steps:
                 break
@@ -690,6 +689,25 @@ class Engine:
         if self._behind:
             self._reach(None)
         return tuple(done)
+
+    async def _observe(self, wanted: Mapping[Key, Resource], spaces: Collection[Ns] | None) -> dict[Key, Resource]:
+        """Return what is wanted or to be removed and is there."""
+        lingering = {
+            key: self.known[key]
+            for key in self._leftovers
+            if key in self.known and key not in wanted and (spaces is None or key[1] in spaces)
+        }
+        # Files and settings carry no mark: a look finds those only that it is asked for.
+        found = await self._kernel.observe({**wanted, **lingering}, spaces)
+        return {
+            key: one
+            for key, one in found.resources.items()
+            if key in wanted or ((self._authoritative or key in lingering) and key not in found.foreign)
+        }
+
+    def _owner(self, key: Key) -> str:
+        """Return who a key belongs to; what nobody wants is an owner of its own, so that it fails alone."""
+        return self.desired.owner(key, self._leftovers.get(key) or "host/" + "/".join(part for part in key if part))
 
     def _render_again(self) -> set[Ns]:
         """Give owners that could not be rendered another chance; return the namespaces that this concerns."""
@@ -742,9 +760,9 @@ def _is_needed(change: Change) -> bool:
 
 
 def _ref(owner: str) -> Ref:
-    """Read an owner as the object that it is; the host itself is none, and is never held."""
+    """Read an owner as the object that it is; the host is none, and gives a name that nothing has."""
     kind, _, identifier = owner.partition("/")
-    return Ref(kind=Kind(kind), id=identifier) if identifier else Ref(kind=Kind.NETWORK, id="")
+    return Ref(kind=Kind(kind), id=identifier) if kind in set(Kind) else Ref(kind=Kind.NETWORK, id="")
 
 
 def _other_ends(steps: Iterable[Operation]) -> set[Ns]:
