@@ -1,4 +1,7 @@
-"""What the engine asks of a kernel. `LinuxKernel` (kernel/linux.py) is the real one, `FakeKernel` (kernel/fake.py) its double."""
+"""What the engine asks of a kernel.
+
+`LinuxKernel` (kernel/linux.py) is the real one, `FakeKernel` (kernel/fake.py) its double.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from netweft_common.errors import NetweftError
+
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Ns, Resource
-from netweft_common.errors import NetweftError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
