@@ -1,0 +1,269 @@
+"""Every driver as golden text: what it renders, and the plans of attaching and detaching one endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from netweft_agent.domain import sandbox as sandbox_domain
+from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox
+from netweft_agent.domain.plan import plan
+from netweft_agent.domain.state import HostState
+from netweft_agent.drivers.base import Attachment
+from netweft_common.errors import FailedPrecondition, NetweftError
+
+from tests.support import golden
+from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, sandbox, subnets
+
+DUAL = {"subnets": subnets("10.1.0.0/24", "fd00:1::/64"), "enable_ipv6": True}
+DUAL_ADDRESSES = (ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64"))
+
+
+@dataclass(frozen=True)
+class Case:
+    network: Network
+    endpoints: tuple[Endpoint, ...] = (endpoint(),)
+    peers: tuple[Peer, ...] = ()
+    box: Sandbox = field(default_factory=lambda: sandbox(hostname="web"))
+    vtep: str = FACTS.vtep
+
+    @property
+    def facts(self):
+        return replace(FACTS, vtep=self.vtep)
+
+    def render(self, endpoints=None, peers=None):
+        attachments = [Attachment(endpoint=one, sandbox=self.box) for one in self.endpoints]
+        return DRIVERS[self.network.driver].render(
+            self.network,
+            attachments if endpoints is None else endpoints,
+            self.peers if peers is None else peers,
+            self.facts,
+        )
+
+
+def bridge(**options):
+    return network(options={key.replace("__", "."): value for key, value in options.items()})
+
+
+def overlay(**fields):
+    return network(driver="overlay", **fields)
+
+
+CASES = {
+    "bridge": Case(bridge()),
+    "bridge-internal": Case(network(internal=True)),
+    "bridge-icc-off": Case(bridge(com__docker__network__bridge__enable_icc="false")),
+    "bridge-masquerade-off": Case(bridge(masquerade="false")),
+    "bridge-mtu": Case(bridge(mtu="1400")),
+    "bridge-name": Case(bridge(com__docker__network__bridge__name="br-web")),
+    "bridge-dual-stack": Case(network(**DUAL), (endpoint(addresses=DUAL_ADDRESSES),)),
+    "bridge-ipv6-only": Case(
+        network(subnets=subnets("fd00:1::/64"), enable_ipv4=False, enable_ipv6=True),
+        (endpoint(addresses=DUAL_ADDRESSES[1:]),),
+    ),
+    "bridge-no-gateway": Case(network(subnets=subnets("-10.1.0.0/24"))),
+    "bridge-two-endpoints": Case(bridge(), (endpoint(mac="02:42:0a:00:00:02"), endpoint(1002, interface_name="eth1"))),
+    "bridge-given-namespace": Case(bridge(), box=sandbox(source="/run/netns/c1", hosts_path="/var/lib/c1/hosts")),
+    "overlay": Case(overlay()),
+    "overlay-peers": Case(overlay(), peers=(peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))),
+    "overlay-peers-ipv6-underlay": Case(overlay(), peers=(peer(5001, vtep="2001:db8::2"),), vtep="2001:db8::1"),
+    "overlay-dual-stack": Case(
+        overlay(**DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES),),
+        (peer(addresses=(ip_interface("10.1.0.9/24"), ip_interface("fd00:1::9/64"))),),
+    ),
+    "overlay-internal": Case(overlay(internal=True)),
+    "overlay-mtu": Case(overlay(options={"mtu": "1300"})),
+    "overlay-port": Case(overlay(options={"vxlan_port": "8472"})),
+    "host": Case(network(driver="host", subnets=()), (endpoint(addresses=()),), box=sandbox(source="host")),
+    "null": Case(network(driver="null", subnets=()), (endpoint(addresses=()),)),
+}
+
+
+def lines(state: HostState) -> str:
+    """Print a render: owner | namespace | command, sorted; those that need no command show their key."""
+    found = [
+        f"{owner} | {one.ns or 'host'} | {one.add_command() or '(' + ' '.join(one.key) + ')'}"
+        for owner, wanted in state.by_owner.items()
+        for one in wanted.values()
+    ]
+    return "\n".join(sorted(_short(line) for line in found)) + "\n"
+
+
+def _short(line: str) -> str:
+    """Write ids as their kinds, so that a golden can be read."""
+    numbers = (1, 2, 101, 1001, 1002, 5001, 5002, 5003)
+    for number in numbers:
+        line = line.replace(oid(number), f"<{number}>")
+    for number in numbers:
+        line = line.replace(oid(number)[:11], f"<{number}>")
+    return line
+
+
+def whole(case: Case, *, attached: bool):
+    """Render network and sandbox, with the case's endpoints or none."""
+    endpoints = case.endpoints if attached else ()
+    driver = DRIVERS[case.network.driver]
+    members = [
+        sandbox_domain.Member(
+            endpoint=one,
+            network_name=case.network.name,
+            internal=case.network.internal,
+            gateways={
+                version: gateway
+                for version in (4, 6)
+                if (gateway := driver.gateway(case.network, one, version)) is not None
+            },
+        )
+        for one in endpoints
+    ]
+    state = case.render() if attached else HostState()
+    state.add(f"sandbox/{case.box.id}", *sandbox_domain.render(case.box, members, case.facts, RESOLV_CONF))
+    return state
+
+
+def steps(desired: HostState, present: HostState) -> str:
+    """Print a plan, a step a line, in order."""
+    owners = present.owners() | desired.owners()
+    found = [
+        f"{step.owner} | {step.resource.ns or 'host'} | {step.command() or '(' + ' '.join(step.resource.key) + ')'}"
+        for step in plan(desired.resources(), present.resources(), owners)
+    ]
+    return "".join(_short(line) + "\n" for line in found)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_driver_renders_what_its_golden_says(name):
+    golden.check(f"drivers/{name}", lines(CASES[name].render()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attaching_and_detaching_do_what_the_golden_says_in_that_order(name):
+    with_it, without = whole(CASES[name], attached=True), whole(CASES[name], attached=False)
+
+    text = f"# attach\n{steps(with_it, without)}\n# detach\n{steps(without, with_it)}"
+
+    golden.check(f"plans/{name}", text)
+
+
+@pytest.mark.parametrize("folder", ["drivers", "plans"])
+def test_every_golden_belongs_to_a_case(folder):
+    assert golden.unasked(folder, set(CASES)) == set()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_render_of_all_is_the_union_of_the_renders_of_each(name):
+    case = CASES[name]
+    parts = [case.render(endpoints=[], peers=[])]
+    parts += [case.render(endpoints=[Attachment(endpoint=one, sandbox=case.box)], peers=[]) for one in case.endpoints]
+    parts += [case.render(endpoints=[], peers=[one]) for one in case.peers]
+
+    union = HostState()
+    for part in parts:
+        for owner, wanted in part.by_owner.items():
+            union.add(owner, *wanted.values())
+
+    assert union.by_owner == case.render().by_owner
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["bridge", "overlay"]),
+    st.lists(st.integers(1, 240), unique=True, max_size=5),
+    st.lists(st.integers(1, 240), unique=True, max_size=5),
+)
+def test_a_render_is_additive_whatever_the_endpoints_and_peers(driver, endpoints, peers):
+    net, box = network(driver=driver), sandbox()
+    attachments = [
+        Attachment(endpoint=endpoint(1000 + one, interface_name=f"eth{one}"), sandbox=box) for one in endpoints
+    ]
+    known = [peer(5000 + one) for one in peers]
+
+    parts = [DRIVERS[driver].render(net, [one], [], FACTS) for one in attachments]
+    parts += [DRIVERS[driver].render(net, [], [one], FACTS) for one in known]
+    parts.append(DRIVERS[driver].render(net, [], [], FACTS))
+
+    merged = {key: one for part in parts for key, one in part.resources().items()}
+    assert merged == DRIVERS[driver].render(net, attachments, known, FACTS).resources()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_resource_has_all_it_needs_in_the_render_of_network_and_sandbox(name):
+    state = whole(CASES[name], attached=True).resources()
+
+    missing = {need for one in state.values() for need in one.needs() if need not in state}
+
+    assert missing <= {("netns", "")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_of_links_fit_the_kernel(name):
+    links = [one for one in CASES[name].render() if one.key[0] == "link"]
+
+    assert [one.name for one in links if len(one.name.encode()) > 15] == []
+
+
+REFUSALS = {
+    "bridge in the host's namespace": (bridge(), sandbox(source="host"), FACTS, "HOST_SANDBOX"),
+    "overlay in the host's namespace": (overlay(), sandbox(source="host"), FACTS, "HOST_SANDBOX"),
+    "overlay without a tunnel address": (overlay(), sandbox(), replace(FACTS, vtep=""), "NO_VTEP"),
+    "overlay without its numbers": (overlay(claims={}), sandbox(), FACTS, "NO_CLAIM"),
+    "overlay without a transit number": (overlay(claims={"vni": 5000}), sandbox(), FACTS, "NO_CLAIM"),
+    "host in a namespace of its own": (network(driver="host"), sandbox(), FACTS, "NOT_HOST_SANDBOX"),
+    "null in the host's namespace": (network(driver="null"), sandbox(source="host"), FACTS, "HOST_SANDBOX"),
+}
+
+
+@pytest.mark.parametrize(("net", "box", "facts", "reason"), REFUSALS.values(), ids=REFUSALS)
+def test_a_driver_refuses_what_it_cannot_render_before_anything_is_touched(net, box, facts, reason):
+    attachment = Attachment(endpoint=endpoint(), sandbox=box)
+
+    with pytest.raises(FailedPrecondition) as caught:
+        DRIVERS[net.driver].check(net, attachment, facts)
+
+    assert reason == caught.value.reason
+    assert len(caught.value.message) > 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_driver_accepts_it_can_render(name):
+    case = CASES[name]
+    for one in case.endpoints:
+        try:
+            DRIVERS[case.network.driver].check(case.network, Attachment(endpoint=one, sandbox=case.box), case.facts)
+        except NetweftError as error:  # pragma: no cover
+            pytest.fail(str(error))
+
+    assert isinstance(case.render(), HostState)
+
+
+GATEWAYS = {
+    "of the subnet that holds the address": (network(), endpoint(), 4, "10.1.0.1/24"),
+    "none for a version without an address": (network(**DUAL), endpoint(), 6, None),
+    "each version has its own": (network(**DUAL), endpoint(addresses=DUAL_ADDRESSES), 6, "fd00:1::1/64"),
+    "none in an internal network": (network(internal=True), endpoint(), 4, None),
+    "none where the subnet has none": (network(subnets=subnets("-10.1.0.0/24")), endpoint(), 4, None),
+    "the second subnet's": (
+        network(subnets=subnets("10.9.0.0/24", "10.1.0.0/24")),
+        endpoint(),
+        4,
+        "10.1.0.1/24",
+    ),
+    "none for an address outside": (network(subnets=subnets("10.9.0.0/24")), endpoint(), 4, None),
+}
+
+
+@pytest.mark.parametrize("driver", ["bridge", "overlay"])
+@pytest.mark.parametrize(("net", "one", "version", "expected"), GATEWAYS.values(), ids=GATEWAYS)
+def test_gateway_offered(driver, net, one, version, expected):
+    offered = DRIVERS[driver].gateway(net, one, version)
+
+    assert expected == (None if offered is None else str(offered))
+
+
+@pytest.mark.parametrize("driver", ["host", "null"])
+def test_host_and_null_offer_no_gateway(driver):
+    assert DRIVERS[driver].gateway(network(driver=driver), endpoint(), 4) is None
