@@ -7,6 +7,7 @@ endpoint costs the rendering of one endpoint. It is found by its entry point in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib.metadata import entry_points
@@ -115,18 +116,22 @@ def option(
 
 T = TypeVar("T")
 
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
 
 def parse(kind: type[T], given: Mapping[str, str], *, driver: str) -> T:
     """Read a driver's options from text.
 
     Raises:
-        InvalidArgument: An unknown key (the message lists the known ones), or a value of another type.
+        InvalidArgument: An unknown key (the message lists the known ones), two keys of one option, or a value of
+            another type.
     """
     declared: dict[str, Field[Any]] = {}
     for one in fields(kind):  # type: ignore[arg-type]  # `kind` is a dataclass, which typing cannot say
         for key in (one.name, *one.metadata.get("aliases", ())):
             declared[key] = one
     values: dict[str, object] = {}
+    keys: dict[str, str] = {}
     for key, text in given.items():
         if key not in declared:
             known = ", ".join(sorted(one.name for one in fields(kind)))  # type: ignore[arg-type]
@@ -135,7 +140,15 @@ def parse(kind: type[T], given: Mapping[str, str], *, driver: str) -> T:
                 f"driver {driver} has no option {key!r}; it takes: {known or 'none'}",
                 field=f"options[{key}]",
             )
-        values[declared[key].name] = _value(declared[key], key, text, driver)
+        name = declared[key].name
+        if name in values:
+            raise InvalidArgument(
+                "OPTION_TWICE",
+                f"options {keys[name]} and {key} of driver {driver} are the same option; give one of them",
+                field=f"options[{key}]",
+            )
+        keys[name] = key
+        values[name] = _value(declared[key], key, text, driver)
     return kind(**values)
 
 
@@ -149,14 +162,16 @@ def _value(one: Field[Any], key: str, text: str, driver: str) -> object:
         expected = "true or false"
     elif isinstance(one.default, int):
         low, high = one.metadata["minimum"], one.metadata["maximum"]
-        if text.lstrip("-").isdigit() and (low == high or low <= int(text) <= high):
+        if _NUMBER.fullmatch(text) and (low == high or low <= int(text) <= high):
             return int(text)
         expected = "a whole number" + (f" from {low} to {high}" if low != high else "")
     else:
-        choices = one.metadata["choices"]
-        if not choices or text in choices:
+        choices, pattern = one.metadata["choices"], one.metadata["pattern"]
+        if text == one.default or (
+            (not choices or text in choices) and (not pattern or re.fullmatch(pattern, text) is not None)
+        ):
             return text
-        expected = "one of " + ", ".join(choices)
+        expected = "one of " + ", ".join(choices) if choices else f"of the form {pattern}"
     raise InvalidArgument(
         "BAD_OPTION", f"option {key} of driver {driver} is {text!r}; it must be {expected}", field=f"options[{key}]"
     )
@@ -188,11 +203,19 @@ def load() -> dict[str, Driver]:
     """Find all installed drivers by their entry points, by name.
 
     Raises:
-        FailedPrecondition: Two distributions offer the same name.
+        FailedPrecondition: Two distributions offer the same name, or a driver cannot be loaded.
     """
     found: dict[str, Driver] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda one: (one.name, one.value)):
-        driver: Driver = entry.load()()
+        try:
+            driver: Driver = entry.load()()
+        except Exception as error:
+            raise FailedPrecondition(
+                "DRIVER_BROKEN",
+                f"network driver {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}; "
+                "mend or remove the distribution that offers it",
+                driver=entry.name,
+            ) from error
         if driver.name in found and type(found[driver.name]) is not type(driver):
             raise FailedPrecondition(
                 "DRIVER_TWICE", f"two installed distributions offer a network driver {driver.name!r}; remove one"

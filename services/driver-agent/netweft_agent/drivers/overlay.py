@@ -91,7 +91,7 @@ class OverlayDriver:
         """Refuse a host without a tunnel address, and the host's own namespace.
 
         Raises:
-            FailedPrecondition: Either of them.
+            FailedPrecondition: Either of them, or the network lacks one of its numbers.
         """
         base.refuse_host_sandbox(self.name, attachment)
         if not facts.vtep:
@@ -102,6 +102,16 @@ class OverlayDriver:
                 network=network.name,
                 host_id=facts.host_id,
             )
+        for claim in self.claims:
+            needed = claim.name != "transit" or _leads_out(network)
+            if needed and not 0 < network.claims.get(claim.name, 0) <= claim.maximum:
+                raise FailedPrecondition(
+                    "NO_CLAIM",
+                    f"network {network.name} was given no {claim.name} from 1 to {claim.maximum} by the controller; "
+                    "create the network again",
+                    network=network.name,
+                    claim=claim.name,
+                )
 
     def render(
         self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
@@ -149,10 +159,14 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
         wanted += [
             Address(ns=ns, link=BRIDGE, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
         ]
-        if network.enable_ipv4:
-            wanted += _way_out(network, ns, mtu)
+    if _leads_out(network):
+        wanted += _way_out(network, ns, mtu)
     wanted += firewall.tunnel(options.vxlan_port, vni)
     return wanted
+
+
+def _leads_out(network: Network) -> bool:
+    return network.enable_ipv4 and not network.internal
 
 
 def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
