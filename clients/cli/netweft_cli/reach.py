@@ -66,11 +66,13 @@ def reach_all(pairs: Iterable[Pair], *, timeout_s: float = DEFAULT_TIMEOUT_S) ->
     """
     asked = list(dict.fromkeys(pairs))
     answers: dict[Pair, float | None] = dict.fromkeys(asked)
+    sent: dict[_Key, tuple[Pair, float]] = {}
     with _Echoes() as echoes:
         ends = time.monotonic() + timeout_s
         while (now := time.monotonic()) < ends and (missing := [pair for pair in asked if answers[pair] is None]):
-            sent = {echoes.send(pair): (pair, time.monotonic()) for pair in missing}
-            for key in echoes.receive(min(now + RETRY_S, ends), expected=len(sent)):
+            sent |= {echoes.send(pair): (pair, time.monotonic()) for pair in missing}
+            for key in echoes.receive(min(now + RETRY_S, ends), expected=len(missing)):
+                # Echoes that waited for ARP are answered late, and all at once.
                 pair, sent_at = sent[key]
                 answers[pair] = time.monotonic() - sent_at
     return answers

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_answers_end_the_wait_at_once(wire):
 
     assert reach.reach(here, "192.0.2.2", timeout_s=30)
     assert time.monotonic() - before < 10
+
+
+def test_answers_to_earlier_questions_count_too(wire):
+    here, there = wire
+    # The first echoes wait for ARP, and are all answered together once somebody has the address.
+    address = ipaddress.ip_interface("192.0.2.3/24")
+    later = threading.Timer(3 * reach.RETRY_S, lambda: netns.call(there, lambda: rtnl.add_address("eth0", address)))
+    later.start()
+
+    reached = reach.reach(here, "192.0.2.3", timeout_s=30)
+
+    later.join()
+    assert reached
 
 
 def test_the_caller_stays_in_its_namespace(wire):
