@@ -134,9 +134,7 @@ def refused(state: State, statuses: Mapping[tuple[HostKind, str], Status]) -> tu
     sandboxes += [
         id_
         for id_ in sorted(made_for_them.difference(sandboxes))
-        if _is_creating(state, id_)
-        and not state.sandboxes[id_].value.kept
-        and not keeps_endpoints(state, id_, leaving)
+        if _is_creating(state, id_) and not state.sandboxes[id_].value.kept and not keeps_endpoints(state, id_, leaving)
     ]
     return endpoints, sandboxes
 

@@ -17,30 +17,28 @@ the process dies. Reads that build state (`load`) are not atomic; the log makes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import hashlib
 import importlib.resources
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import redis.asyncio
-import redis.asyncio.retry
-import redis.backoff
-import redis.exceptions
 from netweft_common import deadline, errors
 
 from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Kind
-from netweft_controller.store import codec, protocol
+from netweft_controller.store import codec, protocol, resp
 
 _KINDS = tuple(Kind)
 _KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS, start=1)}
-_LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError, TimeoutError)
 # What a server says while it cannot serve, and will serve later or elsewhere.
 _NOT_NOW = ("LOADING", "READONLY", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "OOM", "BUSY", "TRYAGAIN", "NOREPLICAS")
+
+
+class _NoScriptError(Exception):
+    """The server does not have the script."""
 
 
 class _Script:
@@ -58,7 +56,7 @@ class RedisStore:
     """A store on a Redis or Valkey server, 7.0 or later.
 
     Args:
-        url: redis://, rediss:// or unix:// as redis-py takes it; redis+cluster:// for a cluster.
+        url: redis://, rediss:// or unix://; of a cluster any node.
         prefix: Hash tag of all keys; controllers with the same prefix are one cluster.
         log_length: Entries that the change log keeps, about.
         request_ttl: How long requests are remembered.
@@ -74,22 +72,9 @@ class RedisStore:
         request_ttl: dt.timedelta = dt.timedelta(hours=24),
         timeout_s: float = 5.0,
     ) -> None:
-        # No retries below us: a commit whose answer was lost must not be sent again as if it had not been done.
-        retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)
-        self._client: Any
-        self._waiter: Any
-        if url.startswith("redis+cluster://"):
-            self._client = redis.asyncio.RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), retry=retry)
-            self._waiter = self._client
-        else:
-            self._client = redis.asyncio.Redis.from_url(
-                url, retry=retry, socket_connect_timeout=timeout_s, health_check_interval=0
-            )
-            # Its own connection: the tail blocks in XREAD.
-            self._waiter = redis.asyncio.Redis.from_url(
-                url, retry=retry, socket_connect_timeout=timeout_s, health_check_interval=0
-            )
-        self._url = url
+        self._client = resp.Client(url, connect_timeout_s=timeout_s)
+        # Its own connection: the tail blocks in XREAD.
+        self._waiter = resp.Client(url, connect_timeout_s=timeout_s)
         self._log_length = log_length
         self._request_ttl_ms = round(request_ttl.total_seconds() * 1000)
         self._timeout_s = timeout_s
@@ -158,27 +143,25 @@ class RedisStore:
         for kind, key in self._hashes.items():
             # A scan may give an object twice, in two versions: the later one counts.
             found: dict[bytes, commits.AnyRecord] = {}
-            cursor = 0
+            cursor: bytes = b"0"
             while True:
-                async with self._bounded("HSCAN"):
-                    cursor, part = await self._client.hscan(key, cursor, count=1000)
-                for id_, data in part.items():
+                cursor, part = await self._call("HSCAN", key, cursor, "COUNT", 1000)
+                for id_, data in zip(part[::2], part[1::2], strict=True):
                     record = codec.decode_stored(kind, data)
                     if id_ not in found or found[id_].revision < record.revision:
                         found[id_] = record
-                if cursor == 0:
+                if cursor == b"0":
                     break
             records += found.values()
         return protocol.Loaded(store_id=identity.store_id, revision=identity.revision, records=records)
 
     async def read_log(self, after: int, limit: int) -> Sequence[commits.Entry]:
         """Read up to `limit` entries after a revision."""
-        async with self._bounded("XRANGE"):
-            raw = await self._client.xrange(self._log, min=f"{after + 1}-0", count=limit)
+        command = ("XRANGE", self._log, f"{after + 1}-0", "+", "COUNT", limit)
+        raw = await self._call(*command)
         if not raw and (await self._identity(self._client)).revision > after:
             # Trimmed away, or written since we looked: look once more before saying so.
-            async with self._bounded("XRANGE"):
-                raw = await self._client.xrange(self._log, min=f"{after + 1}-0", count=limit)
+            raw = await self._call(*command)
             if not raw:
                 raise _compacted(after)
         return _entries(raw, after, after)
@@ -186,9 +169,13 @@ class RedisStore:
     async def tail(self, after: Callable[[], int], wait_s: float) -> Sequence[commits.Entry]:
         """Wait for entries after a revision."""
         start = after()
+        wait_ms = max(1, round(wait_s * 1000))
         # The server answers within wait_s; the margin is for a server that does not answer at all.
-        async with self._bounded("XREAD", wait_s + self._timeout_s):
-            raw = await self._waiter.xread({self._log: f"{start}-0"}, count=1000, block=max(1, round(wait_s * 1000)))
+        raw = await self._call(
+            *("XREAD", "COUNT", 1000, "BLOCK", wait_ms, "STREAMS", self._log, f"{start}-0"),
+            client=self._waiter,
+            timeout_s=wait_s + self._timeout_s,
+        )
         if not raw:
             identity = await self._identity(self._waiter)
             if identity.revision < start:
@@ -196,27 +183,22 @@ class RedisStore:
                     f"the store is at revision {identity.revision}, and was at {start}: it was restored from a copy"
                 )
             return []
-        # RESP2 answers a list of pairs, RESP3 a mapping.
-        batches = next(iter(raw.values())) if isinstance(raw, dict) else raw[0][1]
-        if batches and isinstance(batches[0], list):
-            batches = batches[0]
-        return _entries(batches, start, after())
+        return _entries(raw[0][1], start, after())
 
     async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
-        async with self._bounded("GET"):
-            data = await self._client.get(self._request + request_id)
+        data = await self._call("GET", self._request + request_id)
         return None if data is None else codec.decode_request(request_id, data)
 
     async def find_claims(self, prefix: str) -> Mapping[str, str]:
         """Return the claims whose name starts so, with their owners."""
         found: dict[str, str] = {}
-        cursor = 0
+        cursor: bytes = b"0"
         while True:
-            async with self._bounded("HSCAN"):
-                cursor, part = await self._client.hscan(self._claims, cursor, match=f"{prefix}*", count=10_000)
-            found.update((claim.decode(), owner.decode()) for claim, owner in part.items())
-            if cursor == 0:
+            cursor, part = await self._call("HSCAN", self._claims, cursor, "MATCH", f"{prefix}*", "COUNT", 10_000)
+            pairs = zip(part[::2], part[1::2], strict=True)
+            found.update((claim.decode(), owner.decode()) for claim, owner in pairs)
+            if cursor == b"0":
                 return found
 
     async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
@@ -227,18 +209,15 @@ class RedisStore:
 
     async def forget_heartbeat(self, host_id: str) -> None:
         """Drop a host's heartbeat."""
-        async with self._bounded("HDEL"):
-            await self._client.hdel(self._heartbeats, host_id)
+        await self._call("HDEL", self._heartbeats, host_id)
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.aclose()
-        if self._waiter is not self._client:
-            await self._waiter.aclose()
+        await self._client.close()
+        await self._waiter.close()
 
-    async def _identity(self, client: Any) -> protocol.Identity:
-        async with self._bounded("HMGET"):
-            store_id, revision = await client.hmget(self._meta, ("store_id", "revision"))
+    async def _identity(self, client: resp.Client) -> protocol.Identity:
+        store_id, revision = await self._call("HMGET", self._meta, "store_id", "revision", client=client)
         if store_id is None or store_id.decode() != self._store_id:
             raise protocol.StoreReplacedError(
                 f"the store {store_id.decode() if store_id else '(empty)'} is not {self._store_id} that was opened"
@@ -246,29 +225,32 @@ class RedisStore:
         return protocol.Identity(store_id=self._store_id, revision=int(revision or 0))
 
     async def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        async with self._bounded("EVALSHA"):
-            try:
-                return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
-            except redis.exceptions.NoScriptError:
-                # The server was restarted, or is another one: a script is not data, it is not kept.
-                return await self._client.eval(script.text, len(keys), *keys, *arguments)
+        try:
+            return await self._call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except _NoScriptError:
+            # The server was restarted, or is another one: a script is not data, it is not kept.
+            return await self._call("EVAL", script.text, len(keys), *keys, *arguments)
 
-    @contextlib.asynccontextmanager
-    async def _bounded(self, command: str, timeout_s: float | None = None) -> AsyncIterator[None]:
+    async def _call(self, *command: Any, client: resp.Client | None = None, timeout_s: float | None = None) -> Any:
+        used = client or self._client
         limit_s = deadline.remaining_s(self._timeout_s) if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                yield
-        except _LOST as error:
-            raise errors.Unavailable(
-                "STORE_UNREACHABLE",
-                f"the store does not answer {command} ({error or type(error).__name__}); check the Redis server, "
-                "and ask again with the same request id",
-            ) from error
-        except redis.exceptions.ResponseError as error:
-            if str(error).startswith(_NOT_NOW) or any(f" {word}" in str(error) for word in _NOT_NOW):
-                raise errors.Unavailable("STORE_NOT_READY", f"the store cannot serve now: {error}") from error
-            raise
+                return await used.execute(*command)
+        except TimeoutError as error:
+            if limit_s >= self._timeout_s:
+                # Not the caller's impatience: the server, or the way to it, is dead.
+                used.abort()
+            raise _unreachable(command[0], f"no answer in {limit_s:.1f} s") from error
+        except resp.LostError as error:
+            raise _unreachable(command[0], str(error)) from error
+        except resp.ReplyError as error:
+            text = str(error)
+            if text.startswith("NOSCRIPT"):
+                raise _NoScriptError from error
+            if text.startswith(_NOT_NOW) or any(f" {word}" in text for word in _NOT_NOW):
+                raise errors.Unavailable("STORE_NOT_READY", f"the store cannot serve now: {text}") from error
+            raise errors.Internal("STORE_REFUSED", f"the store refused {command[0]}: {text}") from error
 
     def _outcome(self, change: commits.Commit, answer: Any) -> commits.Outcome:
         word = answer[0]
@@ -287,10 +269,18 @@ class RedisStore:
         )
 
 
+def _unreachable(command: str, why: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        "STORE_UNREACHABLE",
+        f"the store does not answer {command} ({why}); check the Redis server, and ask again with the same request id",
+    )
+
+
 def _entries(raw: Sequence[Any], start: int, seen: int) -> list[commits.Entry]:
     entries: list[commits.Entry] = []
     expected = start + 1
-    for id_, fields in raw:
+    for id_, flat in raw:
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
         revision = int(id_.partition(b"-")[0])
         if revision != expected:
             raise _compacted(start)

@@ -19,6 +19,8 @@ from netweft_controller.sync.replica import Replica
 CHUNK = 1000
 NOTES_MAX = 262_144
 BOOKMARK_S = 15.0
+COALESCE_S = 0.01
+"""How long changes gather before they are sent: what a call applies directly does not wait for this."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,7 @@ class HostWatches:
         try:
             async with asyncio.timeout(BOOKMARK_S):
                 await watch.wake.wait()
+            await asyncio.sleep(COALESCE_S)
         except TimeoutError:
             state = self._replica.state
             self._require(host_id)

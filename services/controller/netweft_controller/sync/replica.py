@@ -21,6 +21,7 @@ from netweft_controller.store.protocol import Store, StoreReplacedError
 
 _log = logs.get()
 _TAIL_WAIT_S = 1.0
+_TAIL_REST_S = 0.005
 _LOG_PAGE = 1000
 _RECENT_ENTRIES = 2048
 _DECISIONS = 10
@@ -244,6 +245,8 @@ class Replica:
         while not self._stale:
             for entry in await self.store.tail(lambda: self.state.revision, _TAIL_WAIT_S):
                 self.offer(entry)
+            # What this replica commits is in its state already: rest, rather than read back each of its own commits.
+            await asyncio.sleep(_TAIL_REST_S)
 
     async def _check_identity(self) -> None:
         """After an outage: the server that answers now may be another one, with a log that looks continuous."""
