@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import grpc
 import pytest
 from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2 as common_host_pb2
@@ -69,6 +70,9 @@ HOST = common_host_pb2.DriverInfo(name="host", scope=common_network_pb2.SCOPE_LO
 
 
 logs.configure(level="warning")
+# grpc.aio ends its poller when the last server or channel of the process goes, and that thread may then still write to
+# a descriptor that is somebody else's by now (seen: a byte in the store's connection). One reference keeps it.
+grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session")

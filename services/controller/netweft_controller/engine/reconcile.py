@@ -91,6 +91,7 @@ class Reconciler:
         self._monotonic = monotonic
         self._seen: Mapping[Sight, float] = {}
         self._orphans: dict[tuple[str, ...], float] = {}
+        self._tombs: dict[str, str] = {}
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -182,6 +183,8 @@ class Reconciler:
             for one in due:
                 returned += await self._return_lease(one)
         self._orphans = seen
+        # A tomb protects for so long after it was made: what is found later gets its own.
+        self._tombs.clear()
         await self._drop_tombs()
         return returned
 
@@ -210,7 +213,9 @@ class Reconciler:
 
     async def _bury(self, kind: Kind, owner_id: str, is_recorded: Callable[[State], bool]) -> bool:
         """Make sure that no record of this owner comes while its orphan is returned; False: there is one."""
-        tomb = (tomb_claim(owner_id), f"{_TOMB_OWNER}{round(time.time())}")
+        claim = tomb_claim(owner_id)
+        # One owner may have several orphans.
+        tomb = (claim, self._tombs.get(claim) or f"{_TOMB_OWNER}{round(time.time())}")
 
         def decision(state: State) -> commits.Commit | None:
             if is_recorded(state):
@@ -220,10 +225,13 @@ class Reconciler:
             return commits.Commit(guards=(guard,), take=(tomb,))
 
         try:
-            return await self._replica.decide(decision) is not None
+            buried = await self._replica.decide(decision) is not None
         except errors.Conflict:
-            # Another reconciler is at it.
+            # Another reconciler is at it, or was a short while ago.
             return False
+        if buried:
+            self._tombs[claim] = tomb[1]
+        return buried
 
     async def _drop_tombs(self) -> None:
         now_s = time.time()
