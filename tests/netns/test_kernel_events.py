@@ -40,6 +40,11 @@ class Ear:
         while not self._host.kernel._monitor._sockets:  # noqa: ASYNC110  # no event tells of a listener
             await asyncio.sleep(0)
 
+    async def at_rest(self) -> None:
+        """Wait until what the writer caused has been read: what comes then is somebody else's for certain."""
+        while self._host.kernel._monitor._unread:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0)
+
     async def heard(self) -> set[str]:
         """Return what was heard up to a change that is made now, in a namespace that nothing else is done in."""
         self._host.exec("nft", "add", "table", "inet", "netweft", ns="sandbox/s9")
@@ -98,6 +103,7 @@ TAMPERING = {
 async def test_tampering_is_told_and_its_repair_is_not(host: Host, ear: Ear, ns, command, told):
     desired = state([*EVERYTHING, *sandbox(9)])
     await host.execute(plan(desired, {}, {}))
+    await ear.at_rest()
 
     host.exec(*command.replace("sandbox-s2", host.kernel.netns_path("sandbox/s2")).split(), ns=ns)
     heard = await ear.heard()
