@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from netweft_common import errors, listen
 
@@ -56,19 +56,31 @@ class HostEngine:
         # Hosts that have told us everything once, and of which store's objects.
         self._heard_in_full: dict[str, str] = {}
 
-    async def register(self, host: Host) -> Record[Host]:
+    async def register(self, host: Host, *, authorise: Callable[[Host], None] = lambda _: None) -> Record[Host]:
         """Record a host. Idempotent.
+
+        Args:
+            host: As its agent describes it.
+            authorise: Raises where the caller may not change the host that is recorded under this id.
 
         Raises:
             InvalidArgument: A field is wrong.
             FailedPrecondition: Another host has the name.
+            PermissionDenied: Not authorised.
         """
         hosts.check(host)
         try:
             listen.parse(host.agent_target)
         except errors.InvalidArgument as error:
             raise fields.invalid("host.agent_target", error.message, "TARGET_MALFORMED") from error
-        await self._replica.decide(lambda state: hosts.register(state, host))
+
+        def decision(state: State) -> commits.Commit | None:
+            held = state.hosts.get(host.id)
+            if held is not None:
+                authorise(held.value)
+            return hosts.register(state, host)
+
+        await self._replica.decide(decision)
         self._liveness.beat(host.id)
         state = self._replica.state
         await self._agents.retain({record.value.agent_target for record in state.hosts.values()})

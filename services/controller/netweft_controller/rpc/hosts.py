@@ -52,7 +52,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         del context
         host = wire.host_from(request.host)
         identity.require_self(host.id, host.name)
-        record = await self._hosts.register(host)
+        # By its own name alone an agent could take over another host's id.
+        record = await self._hosts.register(host, authorise=lambda held: identity.require_self(held.id, held.name))
         return host_pb2.RegisterHostResponse(
             host=self._message(record), report_interval_seconds=self._report_interval_s
         )
