@@ -17,6 +17,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
     def __init__(self):
         self.pools = {}
         self.leases = defaultdict(dict)
+        self.by_owner = {}
         self.epoch = 0
         self.fail = {}
         self.calls = defaultdict(int)
@@ -81,14 +82,18 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         if pool is None:
             return self._error(errors.NotFound("POOL_NOT_FOUND", "no such pool"))
         held = self.leases[item.pool_id]
-        for lease in held.values():
-            if lease.owner.key == item.owner.key and (not item.address or lease.address.startswith(item.address + "/")):
-                return ipam_pb2.AddressResult(lease=lease)
+        lease = held.get(self.by_owner.get((item.pool_id, item.owner.key)))
+        if lease and lease.owner.key == item.owner.key and item.address in ("", lease.address.partition("/")[0]):
+            return ipam_pb2.AddressResult(lease=lease)
         if item.address in held:
             return self._error(errors.FailedPrecondition("ADDRESS_IN_USE", f"{item.address} is leased"))
         subnet = ipaddress.ip_network(pool.subnet)
-        hosts = ipaddress.ip_network(pool.ip_range).hosts() if pool.ip_range else subnet.hosts()
-        address = item.address or next((str(ip) for ip in hosts if str(ip) not in held), "")
+        given = ipaddress.ip_network(pool.ip_range or pool.subnet)
+        # Held addresses and the network's own take at most so many places from the start.
+        places = range(min(given.num_addresses, len(held) + 2))
+        reserved = {subnet.network_address, subnet.broadcast_address}
+        free = (str(given[n]) for n in places if given[n] not in reserved and str(given[n]) not in held)
+        address = item.address or next(free, "")
         if not address:
             return self._error(errors.Exhausted("POOL_EXHAUSTED", "no address is left"))
         self.epoch += 1
@@ -97,6 +102,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         )
         lease.create_time.FromSeconds(self.now_s)
         held[address] = lease
+        self.by_owner[item.pool_id, item.owner.key] = address
         return ipam_pb2.AddressResult(lease=lease)
 
     async def ReleaseAddresses(self, request, context):
