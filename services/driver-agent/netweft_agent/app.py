@@ -10,7 +10,6 @@ import uuid
 from importlib.metadata import version
 from pathlib import Path
 
-import prometheus_client
 from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
 from netweft_common import client, errors, lifecycle, logs, metrics, server, settings, tls
