@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,11 +93,11 @@ def test_help_needs_neither_grpc_nor_rich_nor_yaml():
 
 def test_help_is_there_at_once():
     def seconds() -> float:
-        before = time.monotonic()
-        subprocess.run([NETWEFT, "--help"], check=True, capture_output=True)
-        return time.monotonic() - before
+        child = subprocess.Popen([NETWEFT, "--help"], stdout=subprocess.DEVNULL)
+        _, child.returncode, used = os.wait4(child.pid, 0)
+        return used.ru_utime + used.ru_stime
 
-    # The best of some: the machine may be busy with other tests.
+    # Processor time, the best of some: the machine may be busy with other tests.
     assert min(seconds() for _ in range(5)) < 0.3
 
 
