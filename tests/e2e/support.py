@@ -1,0 +1,231 @@
+"""Stacks of real processes for end-to-end tests, and what is true of a whole cluster when nothing is half-made."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import netweft_client
+import pytest
+from netweft_cli import layout, netns, rtnl, stack
+
+T = TypeVar("T")
+
+SETTLE_S = 30.0
+"""Longest wait for a cluster to come to rest; a machine that does other things too is slow."""
+
+QUICK: Mapping[str, str] = {
+    "NETWEFT_CONTROLLER_RECONCILE_INTERVAL": "200ms",
+    "NETWEFT_CONTROLLER_SETTLE_AFTER": "1s",
+    "NETWEFT_CONTROLLER_ORPHAN_GRACE": "3s",
+    "NETWEFT_CONTROLLER_REPORT_INTERVAL": "1s",
+    "NETWEFT_CONTROLLER_HOST_GRACE": "10s",
+}
+"""Settings with which the reconciler takes seconds for what it gives minutes otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """A running stack.
+
+    Args:
+        stack: Its processes.
+        environ: Settings of the services, for each start.
+    """
+
+    stack: stack.Stack
+    environ: Mapping[str, str]
+
+    @property
+    def layout(self) -> layout.Layout:
+        return self.stack.layout
+
+    def client(self, *, timeout_s: float = 30.0, retry_for_s: float | None = None) -> netweft_client.Client:
+        """Return a client; without retries where `retry_for_s` is 0."""
+        plan = self.layout
+        return netweft_client.Client(
+            plan.controller, ipam_target=plan.ipam, timeout_s=timeout_s, retry_for_s=retry_for_s
+        )
+
+    def host(self, name: str) -> Path:
+        """Return the namespace that plays a host."""
+        found = self.layout.netns(next(host for host in self.layout.hosts if host.name == name))
+        assert found is not None
+        return found
+
+    def agent_dir(self, name: str) -> Path:
+        """Return the run directory of a host's agent."""
+        return self.layout.host_dir(next(host for host in self.layout.hosts if host.name == name)) / "run"
+
+    def kill(self, name: str) -> None:
+        """Kill a process with SIGKILL; it is gone when this returns."""
+        process = self.stack.processes.find(name)
+        assert process is not None, f"{name} does not run"
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    def terminate(self, name: str) -> None:
+        """End a process with SIGTERM, and see to it that it ends by itself."""
+        assert self.stack.processes.stop(name, grace_s=20), f"{name} had to be killed"
+
+    def start(self, name: str) -> None:
+        """Start a process that was ended; it serves when this returns."""
+        with self._settings():
+            self.stack.start(name)
+
+    def up(self) -> None:
+        """Start all, and wait until the hosts are there."""
+        with self._settings():
+            self.stack.up()
+        self.stack.wait_for_hosts()
+
+    def log(self, name: str) -> str:
+        """Return what a process has said since the stack was made."""
+        return self.stack.processes.log_path(name).read_text(errors="replace")
+
+    @contextlib.contextmanager
+    def _settings(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environ.items():
+                patch.setenv(name, value)
+            yield
+
+
+@contextlib.contextmanager
+def running(*names: str, environ: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """Run a stack with these hosts, remove it whatever happens, and see to it that nothing of it is left."""
+    # A unix socket's path is short: pytest's own directories may be too long.
+    folder = Path(tempfile.mkdtemp(prefix="nw-"))
+    cluster = Cluster(stack.Stack(layout.plan(folder / "run", names=names)), environ or {})
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        left = cluster.stack.down()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert () == left.lines
+
+
+def wait_until(look: Callable[[], T], done: Callable[[T], bool], *, timeout_s: float = SETTLE_S) -> T:
+    """Look until it is as wanted, or the time is over, and return what was seen last."""
+    ends_at = time.monotonic() + timeout_s
+    while not done(seen := look()) and time.monotonic() < ends_at:
+        time.sleep(0.05)
+    return seen
+
+
+# The truth about a cluster
+
+
+def problems(cluster: Cluster) -> list[str]:
+    """Return everything that is half-made, left over or lost; what serves nobody is a problem too."""
+    with cluster.client() as client:
+        found = _Cluster(client)
+        return [
+            *found.unsettled(),
+            *found.wrong_pools(),
+            *found.wrong_leases(),
+            *(line for host in found.hosts for line in _wrong_on_host(cluster, client, found, host)),
+        ]
+
+
+def settled(cluster: Cluster, *, timeout_s: float = SETTLE_S) -> list[str]:
+    """Return the problems that a cluster still has when it has had time to get rid of them."""
+    return wait_until(lambda: problems(cluster), lambda lines: not lines, timeout_s=timeout_s)
+
+
+class _Cluster:
+    """All records and leases as they are now."""
+
+    def __init__(self, client: netweft_client.Client) -> None:
+        self.networks = {one.id: one for one in client.list_networks(page_size=1000)}
+        self.endpoints = {one.id: one for one in client.list_endpoints(page_size=1000)}
+        self.sandboxes = {one.id: one for one in client.list_sandboxes(page_size=1000)}
+        self.hosts = list(client.list_hosts())
+        self.pools = [pool.id for pool in client.list_pools()]
+        self.leases = [lease for pool in self.pools for lease in client.list_leases(pool, page_size=1000)]
+
+    def unsettled(self) -> Iterator[str]:
+        for network in self.networks.values():
+            if network.state is not netweft_client.NetworkState.READY:
+                yield f"network {network.name} is {network.state}"
+        for endpoint in self.endpoints.values():
+            if endpoint.state is not netweft_client.EndpointState.JOINED or endpoint.status_message:
+                yield f"endpoint {endpoint.name} is {endpoint.state} {endpoint.status_message}"
+            if endpoint.sandbox_id not in self.sandboxes:
+                yield f"endpoint {endpoint.name} is in sandbox {endpoint.sandbox_id or '-'}, which does not exist"
+        for sandbox in self.sandboxes.values():
+            if sandbox.state is not netweft_client.SandboxState.READY or sandbox.status_message:
+                yield f"sandbox {sandbox.container_id} is {sandbox.state} {sandbox.status_message}"
+
+    def wrong_pools(self) -> Iterator[str]:
+        wanted = {subnet.pool_id for network in self.networks.values() for subnet in network.subnets}
+        yield from _difference("pool", wanted, set(self.pools))
+
+    def wrong_leases(self) -> Iterator[str]:
+        wanted = [(str(address), endpoint.id) for endpoint in self.endpoints.values() for address in endpoint.addresses]
+        for network in self.networks.values():
+            wanted += [
+                (f"{subnet.gateway}/{subnet.subnet.prefixlen}", f"gateway/{network.id}")
+                for subnet in network.subnets
+                if subnet.gateway is not None and subnet.subnet is not None
+            ]
+        held = [(str(lease.address), lease.owner.key) for lease in self.leases]
+        if len(held) != len(set(held)):
+            yield f"leases are listed twice: {sorted(held)}"
+        yield from _difference("lease", set(wanted), set(held))
+
+
+def _wrong_on_host(
+    cluster: Cluster, client: netweft_client.Client, found: _Cluster, host: netweft_client.Host
+) -> Iterator[str]:
+    seen = client.observe(host.agent_target)
+    yield from (f"drift on {host.name}: {step.command}" for step in seen.drift)
+    yield from (f"{host.name} has {one.object.kind} {one.object.id}: {one.error}" for one in seen.statuses if one.error)
+    here = [endpoint for endpoint in found.endpoints.values() if endpoint.host_id == host.id]
+    wanted = {f"nwv-{endpoint.id[:11]}" for endpoint in here}
+    yield from _difference(
+        f"link on {host.name}", wanted, {name for name in links(cluster, host.name) if "nwv-" in name}
+    )
+    made = netweft_client.NewNamespace
+    sandboxes = [one for one in found.sandboxes.values() if one.host_id == host.id]
+    owned = {f"sandbox-{one.id}" for one in sandboxes if isinstance(one.namespace, made)}
+    overlays = {f"network-{one.network_id}" for one in here if found.networks[one.network_id].driver == "overlay"}
+    yield from _difference(f"namespace on {host.name}", owned | overlays, namespaces(cluster, host.name))
+    for sandbox in sandboxes:
+        inside = {one.interface_name for one in here if one.sandbox_id == sandbox.id} | {"lo"}
+        there = {link.name for link in netns.call(Path(sandbox.netns_path), rtnl.links)}
+        yield from _difference(f"link in sandbox {sandbox.container_id}", inside, there)
+
+
+def _difference(what: str, wanted: set[T], there: set[T]) -> Iterator[str]:
+    yield from (f"{what} {one} is missing" for one in sorted(map(str, wanted - there)))
+    yield from (f"{what} {one} is too many" for one in sorted(map(str, there - wanted)))
+
+
+def links(cluster: Cluster, host: str) -> set[str]:
+    """Return the names of all links in a host's namespace and in those of its networks."""
+    spaces = [
+        cluster.host(host),
+        *(path for path in netns_paths(cluster, host) if path.name.startswith("network-")),
+    ]
+    return {link.name for space in spaces for link in netns.call(space, rtnl.links)}
+
+
+def namespaces(cluster: Cluster, host: str) -> set[str]:
+    """Return the names of the namespaces that an agent has made, `sandbox-<id>` and `network-<id>`."""
+    return {path.name for path in netns_paths(cluster, host)}
+
+
+def netns_paths(cluster: Cluster, host: str) -> Sequence[Path]:
+    """Return the files of the namespaces that an agent has made."""
+    folder = cluster.agent_dir(host) / "netns"
+    return sorted(folder.iterdir()) if folder.exists() else []
