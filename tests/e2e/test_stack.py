@@ -283,6 +283,33 @@ def test_down_leaves_nothing_even_of_a_stack_in_use():
         netweft("status", code=3)
 
 
+def test_on_the_machines_own_network_down_removes_what_is_ours_and_nothing_else(tmp_path):
+    machine = tmp_path / "machine"
+    netns.create(machine)
+    netns.call(machine, lambda: rtnl.add_bridge("theirs"))
+    shell = Shell(Path(tempfile.mkdtemp(prefix="nw-")) / "run")
+
+    def run(*arguments: str) -> int:
+        return netns.call(machine, lambda: shell.process(*arguments)).wait(60)
+
+    def links() -> set[str]:
+        return {link.name for link in netns.call(machine, rtnl.links)}
+
+    try:
+        assert run("up", "--host-network") == 0
+        shell("network", "create", "blue")
+        shell("attach", "blue", "c1")
+        during = links()
+    finally:
+        assert run("down") == 0
+        shutil.rmtree(shell.run_dir.parent)
+
+    assert {name[:4] for name in during} == {"lo", "thei", "nwb-", "nwv-"}
+    assert links() == {"lo", "theirs"}
+    assert netns.call(machine, rtnl.tables) == []
+    netns.remove(machine)
+
+
 def test_a_stack_of_another_shape_in_the_same_place_is_refused(netweft):
     assert "netweft down" in netweft("up", "--hosts", "2", code=5)
 
