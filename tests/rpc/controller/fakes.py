@@ -131,7 +131,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
 
 
 class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
-    """A kernel of dictionaries, fed as agents are; `refuse` maps the name of an endpoint, or a container, to an error."""
+    """A kernel of dictionaries, fed as agents are; `refuse` maps names of endpoints and containers to errors."""
 
     def __init__(self):
         self.objects = {}

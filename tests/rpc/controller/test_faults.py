@@ -1,4 +1,4 @@
-"""What a crash, a refusal or a silence at each step of a saga leaves behind: nothing, once the reconciler has passed."""
+"""What a crash, a refusal or a silence at each step of a saga leaves behind: nothing, after the reconciler."""
 
 from __future__ import annotations
 

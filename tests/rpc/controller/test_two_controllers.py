@@ -20,7 +20,7 @@ async def faces(world, face):
 def everything(face):
     state = face.state
     return {
-        kind: {id_: record for id_, record in table.items()}
+        kind: dict(table)
         for kind, table in (
             ("networks", state.networks),
             ("endpoints", state.endpoints),
@@ -123,7 +123,7 @@ async def test_of_two_networks_with_one_name_exactly_one_is_made(world, faces):
 
 
 async def test_overlays_made_at_once_get_different_numbers(faces):
-    one, two = faces
+    one, _ = faces
 
     networks = await asyncio.gather(*(faces[n % 2].network(f"o{n}", driver="overlay") for n in range(4)))
 

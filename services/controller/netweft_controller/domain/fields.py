@@ -28,6 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}")
+# Links and folders that the kernel has in every namespace (net/ipv4/devinet.c).
+_INTERFACES_OF_ALL = frozenset({"", ".", "..", "lo", "all", "default"})
 _DNS_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 
@@ -137,11 +139,14 @@ def interface_name(value: str, field: str) -> str:
     """Check a name as the kernel does (dev_valid_name in net/core/dev.c), and refuse what sysctl would misread."""
     if len(value.encode()) > IFNAME_MAX_BYTES:
         raise invalid(field, f"{_show(value)} has more than {IFNAME_MAX_BYTES} bytes", "INTERFACE_NAME_TOO_LONG")
-    bad = value in ("", ".", "..") or any(char in "/:%" or char.isspace() or not char.isprintable() for char in value)
+    bad = value in _INTERFACES_OF_ALL or any(
+        char in "/:%" or char.isspace() or not char.isprintable() for char in value
+    )
     if bad:
         raise invalid(
             field,
-            f"{_show(value)} is no interface name: no '/', ':', '%', space or control characters, not '.' or '..'",
+            f"{_show(value)} is no interface name: no '/', ':', '%', space or control characters, and none of"
+            " '.', '..', 'lo', 'all' and 'default'",
             "INTERFACE_NAME_MALFORMED",
         )
     return value

@@ -24,6 +24,7 @@ def mark(
     *,
     delete: bool | None = True,
     once: commits.Request | None = None,
+    after: commits.Request | None = None,
 ) -> commits.Commit | None:
     """Return the commit that records what is to go; None when there is nothing to record.
 
@@ -33,6 +34,7 @@ def mark(
         sandbox_ids: Sandboxes to delete; one that keeps an endpoint is skipped.
         delete: False: the endpoints only leave their sandboxes; None: those that are kept (`Endpoint.kept`) do.
         once: The request, if it is to be remembered.
+        after: What is remembered of that request until now.
     """
     builder = commits.Builder()
     leaving: set[str] = set()
@@ -57,7 +59,7 @@ def mark(
         builder.update(sandbox, dataclasses.replace(sandbox.value, state=SandboxState.DELETING))
     if not builder.writes and once is None:
         return None
-    return builder.build(once)
+    return builder.build(once, after if once is not None else None)
 
 
 def keeps_endpoints(state: State, sandbox_id: str, leaving: Collection[str] = ()) -> bool:

@@ -1,6 +1,7 @@
 """What the controller does for endpoints: attach, create, join, leave, detach, plan.
 
-The saga of an attach is in `engine.attach`. Once begun, a saga runs to its end, also when its caller has gone.
+The sagas of attach and detach are in `engine.attach` and `engine.detach`. Once begun, a saga runs to its end, also
+when its caller has gone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from netweft_common import errors, logs
 
 from netweft_controller.clients.agents import Agents, Step
 from netweft_controller.clients.ipam import Ipam
-from netweft_controller.domain import commits, endpoints, fields, names, prediction, removal
+from netweft_controller.domain import commits, endpoints, fields, names, prediction
 from netweft_controller.domain.endpoints import Placer
 from netweft_controller.domain.objects import Endpoint, EndpointState, Record
 from netweft_controller.domain.specs import AttachItem, EndpointSpec, EndpointWord, SandboxRef
 from netweft_controller.domain.state import State
 from netweft_controller.engine.attach import Attach
+from netweft_controller.engine.detach import Detach
 from netweft_controller.engine.joining import Attached, Joiner, Result
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
@@ -136,7 +138,7 @@ class EndpointEngine:
         (error,) = await self._work.once(
             request.key,
             request.fingerprint,
-            lambda: self._detach(request, [word], refuse_joined=not force, missing_is_ok=False),
+            lambda: self._detach(request, [word], refuse_joined=not force, missing_is_ok=False).run(),
             name="delete endpoint",
         )
         if error is not None:
@@ -152,7 +154,7 @@ class EndpointEngine:
         return await self._work.once(
             request.key,
             request.fingerprint,
-            lambda: self._detach(request, words, refuse_joined=False, missing_is_ok=True),
+            lambda: self._detach(request, words, refuse_joined=False, missing_is_ok=True).run(),
             name="detach",
         )
 
@@ -223,65 +225,17 @@ class EndpointEngine:
             raise errors.NotFound("ENDPOINT_NOT_FOUND", f"endpoint {endpoint_id} was deleted meanwhile")
         return left
 
-    async def _detach(
+    def _detach(
         self, request: Request, words: Sequence[EndpointWord], *, refuse_joined: bool, missing_is_ok: bool
-    ) -> list[errors.NetweftError | None]:
-        results: list[errors.NetweftError | None] = [None] * len(words)
-        chosen: dict[int, str] = {}
-        sandbox_ids: set[str] = set()
-
-        def decision(state: State) -> commits.Commit | None:
-            chosen.clear()
-            sandbox_ids.clear()
-            for index, word in enumerate(words):
-                path = f"items[{index}]." if missing_is_ok else ""
-                results[index] = None
-                try:
-                    record = names.get_endpoint(state, word.endpoint, word.network, f"{path}endpoint", f"{path}network")
-                    if refuse_joined and record.value.is_active:
-                        raise errors.FailedPrecondition(
-                            "ENDPOINT_JOINED",
-                            f"endpoint {record.value.name} is joined to sandbox {record.value.sandbox_id};"
-                            " let it leave first, or use force",
-                            endpoint=record.value.id,
-                        )
-                except errors.NotFound as error:
-                    results[index] = None if missing_is_ok else error
-                except errors.NetweftError as error:
-                    results[index] = error
-                else:
-                    chosen[index] = record.value.id
-                    if word.delete_sandbox and record.value.sandbox_id:
-                        sandbox_ids.add(record.value.sandbox_id)
-            if not chosen:
-                return None
-            items = tuple(Done(id=chosen[index], told=True) if index in chosen else None for index in range(len(words)))
-            once = request.remember(Outcome(items=items))
-            return removal.mark(state, chosen.values(), sandbox_ids, once=once)
-
-        outcome = await self._replica.decide(decision)
-        if outcome is None:
-            return await self._detached_before(request, results)
-        if isinstance(outcome, commits.Replayed) and outcome.request is not None:
-            done = request.recall(outcome.request).items
-            chosen = {index: item.id for index, item in enumerate(done) if item is not None}
-            results = [None] * len(words)
-        failures = await self._remover.finish(list(chosen.values()), sandbox_ids)
-        for index, endpoint_id in chosen.items():
-            results[index] = failures.get(endpoint_id)
-        return results
-
-    async def _detached_before(
-        self, request: Request, results: list[errors.NetweftError | None]
-    ) -> list[errors.NetweftError | None]:
-        """Nothing is there to take away: either this is a retry of what was done, or it never was."""
-        if all(error is None for error in results):
-            return results
-        known = await self._replica.store.find_request(request.key)
-        if known is None:
-            return results
-        done = request.recall(known).items
-        return [None if item is not None else error for item, error in zip(done, results, strict=True)]
+    ) -> Detach:
+        return Detach(
+            request,
+            words,
+            refuse_joined=refuse_joined,
+            missing_is_ok=missing_is_ok,
+            replica=self._replica,
+            remover=self._remover,
+        )
 
     async def _forget(self, request: Request) -> None:
         """What failed leaves nothing behind: a retry tries again."""

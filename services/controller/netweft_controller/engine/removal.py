@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from netweft_common import errors
 
@@ -12,6 +12,7 @@ from netweft_controller.clients.ipam import Ipam, releases_of
 from netweft_controller.domain import commits, removal
 from netweft_controller.domain.changes import Change, HostKind
 from netweft_controller.domain.objects import EndpointState, SandboxState
+from netweft_controller.domain.state import State
 from netweft_controller.sync.replica import Replica
 
 Failures = dict[str, errors.NetweftError]
@@ -72,38 +73,23 @@ class Remover:
         self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str], failures: Failures
     ) -> tuple[list[str], list[str]]:
         """Return the endpoints and sandboxes that no host has any more."""
-        state = self._replica.state
-        endpoints_here: list[str] = []
-        sandboxes_here: list[str] = []
+        left: dict[HostKind, list[str]] = {HostKind.ENDPOINT: [], HostKind.SANDBOX: []}
         by_host: dict[str, list[Change]] = {}
-        for id_ in dict.fromkeys(endpoint_ids):
-            record = state.endpoints.get(id_)
-            if record is None or record.value.state is not EndpointState.LEAVING:
-                continue
-            host_id = record.value.host_id
-            if host_id in state.hosts:
-                by_host.setdefault(host_id, []).append(Change(record.revision, HostKind.ENDPOINT, id_, None))
+        hosts = self._replica.state.hosts
+        for host_id, change in _marked(self._replica.state, endpoint_ids, sandbox_ids):
+            if host_id in hosts:
+                by_host.setdefault(host_id, []).append(change)
             else:
                 # In no sandbox, or on a host that was forgotten: nobody is left to ask.
-                endpoints_here.append(id_)
-        for id_ in dict.fromkeys(sandbox_ids):
-            sandbox = state.sandboxes.get(id_)
-            if sandbox is None or sandbox.value.state is not SandboxState.DELETING:
-                continue
-            if sandbox.value.host_id in state.hosts:
-                changes = by_host.setdefault(sandbox.value.host_id, [])
-                changes.append(Change(sandbox.revision, HostKind.SANDBOX, id_, None))
-            else:
-                sandboxes_here.append(id_)
-        if by_host:
-            answers = await asyncio.gather(*(self._leave(host_id, changes) for host_id, changes in by_host.items()))
-            for changes, answer in zip(by_host.values(), answers, strict=True):
-                for change, error in zip(changes, answer, strict=True):
-                    if error is not None:
-                        failures[change.id] = error
-                    else:
-                        (endpoints_here if change.kind is HostKind.ENDPOINT else sandboxes_here).append(change.id)
-        return endpoints_here, sandboxes_here
+                left[change.kind].append(change.id)
+        answers = await asyncio.gather(*(self._leave(host_id, changes) for host_id, changes in by_host.items()))
+        for changes, answer in zip(by_host.values(), answers, strict=True):
+            for change, error in zip(changes, answer, strict=True):
+                if error is None:
+                    left[change.kind].append(change.id)
+                else:
+                    failures[change.id] = error
+        return left[HostKind.ENDPOINT], left[HostKind.SANDBOX]
 
     async def _leave(self, host_id: str, changes: Sequence[Change]) -> list[errors.NetweftError | None]:
         state = self._replica.state
@@ -142,3 +128,15 @@ class Remover:
             failures.update(dict.fromkeys(ids, failure))
             return set()
         return ids
+
+
+def _marked(state: State, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str]) -> Iterator[tuple[str, Change]]:
+    """Yield what hosts are to be told of the marked ones, with the host; endpoints before their sandboxes."""
+    for id_ in dict.fromkeys(endpoint_ids):
+        endpoint = state.endpoints.get(id_)
+        if endpoint is not None and endpoint.value.state is EndpointState.LEAVING:
+            yield endpoint.value.host_id, Change(endpoint.revision, HostKind.ENDPOINT, id_, None)
+    for id_ in dict.fromkeys(sandbox_ids):
+        sandbox = state.sandboxes.get(id_)
+        if sandbox is not None and sandbox.value.state is SandboxState.DELETING:
+            yield sandbox.value.host_id, Change(sandbox.revision, HostKind.SANDBOX, id_, None)

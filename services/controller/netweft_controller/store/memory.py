@@ -57,30 +57,7 @@ class MemoryStore:
         refused = self._check(change, identity.revision)
         if refused is not None:
             return refused
-        now_ms = self._now_ms()
-        revision = identity.revision + (1 if change.writes else 0)
-        values = [codec.encode(write.value) for write in change.writes]
-        for claim, owner in change.drop:
-            if self._claims.get(claim) == owner:
-                del self._claims[claim]
-        self._claims.update(change.take)
-        for write, data in zip(change.writes, values, strict=True):
-            key = (write.kind, write.value.id)
-            before = self._objects.pop(key, None)
-            if write.action is not commits.Action.DELETED:
-                created_ms = now_ms if before is None else codec.decode_stored(write.kind, before).created_ms
-                self._objects[key] = codec.encode_stored(revision, created_ms, data)
-        for request in (*((change.once,) if change.once else ()), *change.remember):
-            self._requests[request.id] = codec.encode_request(request)
-        for request_id in change.forget:
-            self._requests.pop(request_id, None)
-        if change.writes:
-            self._log.append((revision, now_ms, codec.encode_log(change.writes, values)))
-            del self._log[: -self._log_length]
-            self._identity = dataclasses.replace(identity, revision=revision)
-            self._changed.set()
-            self._changed = asyncio.Event()
-        return commits.Committed(commits.Entry(revision, now_ms, change.writes))
+        return self._write(change, identity)
 
     async def load(self) -> protocol.Loaded:
         """Read all objects."""
@@ -153,3 +130,29 @@ class MemoryStore:
             if held_by is not None and held_by != owner and dropping.get(claim) != held_by:
                 return commits.Refused(revision, claim=claim, owner=held_by)
         return None
+
+    def _write(self, change: commits.Commit, identity: protocol.Identity) -> commits.Committed:
+        now_ms = self._now_ms()
+        revision = identity.revision + (1 if change.writes else 0)
+        values = [codec.encode(write.value) for write in change.writes]
+        for claim, owner in change.drop:
+            if self._claims.get(claim) == owner:
+                del self._claims[claim]
+        self._claims.update(change.take)
+        for write, data in zip(change.writes, values, strict=True):
+            key = (write.kind, write.value.id)
+            before = self._objects.pop(key, None)
+            if write.action is not commits.Action.DELETED:
+                created_ms = now_ms if before is None else codec.decode_stored(write.kind, before).created_ms
+                self._objects[key] = codec.encode_stored(revision, created_ms, data)
+        for request in (*((change.once,) if change.once else ()), *change.remember):
+            self._requests[request.id] = codec.encode_request(request)
+        for request_id in change.forget:
+            self._requests.pop(request_id, None)
+        if change.writes:
+            self._log.append((revision, now_ms, codec.encode_log(change.writes, values)))
+            del self._log[: -self._log_length]
+            self._identity = dataclasses.replace(identity, revision=revision)
+            self._changed.set()
+            self._changed = asyncio.Event()
+        return commits.Committed(commits.Entry(revision, now_ms, change.writes))
