@@ -267,6 +267,28 @@ async def test_a_second_delivery_of_a_refused_attach_is_not_tried_again(rig):
     assert ["KERNEL_EBUSY"] == errors_of(statuses)
 
 
+async def test_a_sandbox_that_was_refused_is_made_when_it_is_sent_again_as_it_is(rig):
+    rig.kernel.fail_at = FailAt(0)
+    first = await rig.put(2, network(), sandbox(), endpoint())
+    rig.kernel.fail_at = None
+
+    second = await rig.engine.apply([*put(2, network(), sandbox()), *put(3, endpoint(1002))])
+
+    assert ["KERNEL_EBUSY", "KERNEL_EBUSY"] == errors_of(first)[1:]
+    assert ["", "", ""] == errors_of(second)
+    assert rig.rendered() == rig.kernel.state
+
+
+async def test_a_network_is_well_when_its_first_endpoint_was_refused_over_it(rig):
+    await rig.put(1, network(), sandbox())
+    rig.kernel.fail_at = lambda step: refused(step) if step.owner == f"network/{oid(1)}" else None
+
+    statuses = await rig.put(2, endpoint())
+
+    assert ["KERNEL_EBUSY"] == errors_of(statuses)
+    assert rig.engine.statuses[network().ref].error is None
+
+
 async def test_an_endpoint_that_came_before_its_network_is_taken_when_it_is_sent_again(rig):
     early = await rig.put(2, sandbox(), endpoint())
     await rig.put(1, network())

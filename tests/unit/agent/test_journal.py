@@ -14,7 +14,7 @@ from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, Ref, San
 from netweft_agent.engine import journal as module
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.store import Change
-from netweft_common.errors import FailedPrecondition, Unavailable
+from netweft_common.errors import Exhausted, FailedPrecondition
 
 from tests.support.agent import endpoint, gone, network, oid, put, sandbox
 
@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_later_writes_work(path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "write", write)
-        with pytest.raises(Unavailable, match="cannot write its journal") as caught:
+        with pytest.raises(Exhausted, match="cannot write its journal") as caught:
             journal.append(put(2, sandbox()), Position(store_id="s", revision=2))
     after = path.read_bytes()
     journal.append(put(3, endpoint()))
@@ -250,10 +250,10 @@ def test_what_the_kernel_cuts_short_leaves_the_file_as_it_was(path, limited):
     while True:
         try:
             journal.append(put(1, sandbox(100 + kept, hostname="h" * 100)))
-        except Unavailable:
+        except Exhausted:
             break
         kept += 1
-    with pytest.raises(Unavailable):
+    with pytest.raises(Exhausted):
         journal.compact([sandbox(100 + one, hostname="h" * 200) for one in range(kept)], Position())
     journal.close()
 
@@ -304,7 +304,7 @@ def test_compaction_is_wanted_when_most_is_stale_and_not_again_at_once_after_a_r
         journal.append(put(1, sandbox()))
     monkeypatch.setattr(module.os, "fsync", full)
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(Exhausted):
         journal.compact([sandbox()], Position())
 
     assert not journal.wants_compaction()

@@ -127,7 +127,7 @@ class OverlayDriver:
                 attachment.owner,
                 *bridge.veth(attachment, ns=ns, master=BRIDGE, mtu=mtu, port=Port(), ipv6=network.enable_ipv6),
             )
-        for peer in peers:
+        for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
             state.add(f"peer/{peer.id}", *_peer(peer, ns))
         return state
 

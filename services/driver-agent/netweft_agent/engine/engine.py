@@ -387,10 +387,6 @@ class Engine:
             concerned = {**concerned, **self._adopt(this.scope)[0]}
         errors = {**await self._perform(concerned), **refused}
         failed = _failed(this, errors)
-        for owner, error in errors.items():
-            ref = _ref(owner)
-            if ref in self.store.objects and ref not in this.changes:
-                self._note(ref, error)  # it could not follow a change of its network or sandbox
         undone = self._dispensable(this, failed)
         try:
             self._journal.append([*this.silent, *(one for ref, one in this.changes.items() if ref not in undone)])
@@ -404,14 +400,18 @@ class Engine:
             await self._take_back(this, undone)
         for ref, change in this.changes.items():
             self._settle(change, failed.get(ref))
+        for owner, cause in errors.items():
+            ref = _ref(owner)
+            if ref in self.store.objects and ref not in this.changes and not self._is_whole(owner):
+                self._note(ref, cause)  # it could not follow a change of its network or sandbox
 
     def _is_news(self, change: Change) -> bool:
         """Return whether the change is newer than what is held, or than what was refused."""
         refused = self.statuses.get(change.ref)
         if refused is not None and refused.error is not None and change.ref not in self.store.objects:
-            # A removal, and what the kernel was not even asked for, is worth another try at the same revision. Of a
-            # refused attach the change log's own delivery must not make a second one, which nobody waits for.
-            again = change.put is None or change.ref in self._untried
+            # Of a refused attach the change log's own delivery must not make a second one, which nobody waits for.
+            # All else, and an endpoint that the kernel was not even asked for, is worth another try as it is.
+            again = not isinstance(change.put, Endpoint) or change.ref in self._untried
             return change.revision > refused.revision or (again and change.revision == refused.revision)
         return self.store.is_news(change)
 
@@ -745,10 +745,12 @@ class Engine:
         owner = str(ref)
         if owner in self._unrendered:
             return self._unrendered[owner]
+        return None if self._is_whole(owner) else self._failure(ref)
+
+    def _is_whole(self, owner: str) -> bool:
+        """Return whether the kernel is known to have all that an owner wants."""
         wanted = self.desired.by_owner.get(owner, {})
-        if all(key in self.known and one.matches(self.known[key]) for key, one in wanted.items()):
-            return None
-        return self._failure(ref)
+        return all(key in self.known and one.matches(self.known[key]) for key, one in wanted.items())
 
     def _lingers(self, ref: Ref) -> bool:
         return str(ref) in self._leftovers.values()

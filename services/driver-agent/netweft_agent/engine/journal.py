@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from netweft_common.errors import FailedPrecondition, Unavailable
+from netweft_common.errors import Exhausted, FailedPrecondition
 
 from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox, Subnet
 from netweft_agent.engine.store import Change
@@ -79,7 +79,7 @@ class Journal:
                 ) from error
         try:
             self.compact(objects.values(), position)
-        except Unavailable:
+        except Exhausted:
             # A full disk must not keep the agent from its work; a torn end must not meet the next line.
             self._open()
             os.ftruncate(self._fd, len(whole))
@@ -90,7 +90,7 @@ class Journal:
         """Add changes and, where given, the new position.
 
         Raises:
-            Unavailable: The disk does not take them; nothing was added.
+            Exhausted: The disk does not take them; nothing was added.
         """
         lines = [_line(change) for change in changes]
         if position is not None:
@@ -116,7 +116,7 @@ class Journal:
         """Rewrite the file with just these objects, by rename, so that a crash leaves the old or the new one.
 
         Raises:
-            Unavailable: The disk does not take it; the file is as it was.
+            Exhausted: The disk does not take it; the file is as it was.
         """
         lines = [msgspec.json.encode({"journal": VERSION}) + b"\n", _position_line(position)]
         lines += [_line(Change(ref=item.ref, revision=item.revision, put=item)) for item in objects]
@@ -141,8 +141,8 @@ class Journal:
         self.close()
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _full(self, error: OSError) -> Unavailable:
-        return Unavailable(
+    def _full(self, error: OSError) -> Exhausted:
+        return Exhausted(
             "JOURNAL_FULL",
             f"the agent cannot write its journal {self._path}: {error.strerror}; free space on that disk",
             path=str(self._path),

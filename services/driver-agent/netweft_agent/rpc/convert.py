@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
-from ipaddress import ip_interface, ip_network
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, TypeVar
 
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, plan_pb2, sandbox_pb2
@@ -24,10 +24,19 @@ from netweft_agent.engine.engine import Status
 from netweft_agent.engine.store import Change
 
 MAX_CHANGES = 4096
+MAX_LISTED = 256
+"""Addresses, servers and the like that one object may list."""
+MAX_TEXT = 1024
+"""Characters of one value that goes into a file or a path."""
+
+T = TypeVar("T")
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _INTERFACE = re.compile(r"[^\s/:%\x00-\x1f\x7f]{1,15}")
+
+_RESERVED = frozenset({".", "..", "lo", "all", "default"})
+"""No name of an interface: links and folders that the kernel has in every namespace (net/ipv4/devinet.c)."""
 
 _KINDS = {
     agent_pb2.OBJECT_KIND_NETWORK: Kind.NETWORK,
@@ -96,7 +105,7 @@ def network(message: network_pb2.Network, field: str) -> Network:
         id=_id(message.id, f"{field}.id"),
         name=message.name,
         driver=message.driver,
-        subnets=tuple(_subnet(one, f"{field}.subnets[{at}]") for at, one in enumerate(message.subnets)),
+        subnets=tuple(_subnet(one, where) for one, where in _listed(message.subnets, f"{field}.subnets")),
         options=dict(message.options),
         claims=dict(message.claims),
         internal=message.internal,
@@ -114,12 +123,12 @@ def sandbox(message: sandbox_pb2.Sandbox, field: str) -> Sandbox:
         source=_source(message.namespace, f"{field}.namespace"),
         hostname=_words(message.hostname, f"{field}.hostname"),
         domainname=_words(message.domainname, f"{field}.domainname"),
-        dns_servers=tuple(_words(one, f"{field}.dns.servers") for one in message.dns.servers),
-        dns_search=tuple(_words(one, f"{field}.dns.search") for one in message.dns.search),
-        dns_options=tuple(_words(one, f"{field}.dns.options") for one in message.dns.options),
+        dns_servers=tuple(_ip(one, where) for one, where in _listed(message.dns.servers, f"{field}.dns.servers")),
+        dns_search=tuple(_words(one, where) for one, where in _listed(message.dns.search, f"{field}.dns.search")),
+        dns_options=tuple(_words(one, where) for one, where in _listed(message.dns.options, f"{field}.dns.options")),
         extra_hosts=tuple(
-            (_words(one.name, f"{field}.extra_hosts"), _words(one.address, f"{field}.extra_hosts"))
-            for one in message.extra_hosts
+            (_words(one.name, f"{where}.name"), _ip(one.address, f"{where}.address"))
+            for one, where in _listed(message.extra_hosts, f"{field}.extra_hosts")
         ),
         hosts_path=_path(message.hosts_path, f"{field}.hosts_path"),
         resolv_conf_path=_path(message.resolv_conf_path, f"{field}.resolv_conf_path"),
@@ -219,7 +228,11 @@ def _subnet(message: network_pb2.Subnet, field: str) -> Subnet:
     try:
         subnet = ip_network(message.subnet)
     except ValueError as error:
-        raise InvalidArgument("BAD_SUBNET", f"{field}.subnet: {error}", field=f"{field}.subnet") from error
+        raise InvalidArgument(
+            "BAD_SUBNET",
+            f"{field}.subnet is {message.subnet[:64]!r}; it must be a prefix without host bits, as in 10.0.0.0/16",
+            field=f"{field}.subnet",
+        ) from error
     gateway = None
     if message.gateway:
         gateway = _address(f"{message.gateway.split('/')[0]}/{subnet.prefixlen}", f"{field}.gateway")
@@ -237,7 +250,7 @@ def _id(text: str, field: str) -> str:
 
 
 def _mac(text: str, field: str) -> str:
-    if text and not _MAC.fullmatch(text.lower()):
+    if text and (not _MAC.fullmatch(text.lower()) or text == "00:00:00:00:00:00"):
         raise InvalidArgument(
             "BAD_MAC", f"{field} is {text[:64]!r}; it must be a unicast MAC address like 02:42:0a:00:00:02", field=field
         )
@@ -245,28 +258,62 @@ def _mac(text: str, field: str) -> str:
 
 
 def _interface(text: str, field: str) -> str:
-    if text and (not _INTERFACE.fullmatch(text) or len(text.encode()) > 15 or text in {".", "..", "lo"}):
+    if text and (not _INTERFACE.fullmatch(text) or len(text.encode()) > 15 or text in _RESERVED):
         raise InvalidArgument(
             "BAD_INTERFACE",
-            f"{field} is {text[:64]!r}; an interface name has 1 to 15 bytes without '/', ':', '%' and spaces",
+            f"{field} is {text[:64]!r}; an interface name has 1 to 15 bytes without '/', ':', '%' and spaces, and is "
+            "none that the kernel uses itself (lo, all, default)",
             field=field,
         )
     return text
 
 
-def _addresses(texts: Iterable[str], field: str) -> tuple[Interface, ...]:
-    return tuple(_address(text, f"{field}[{at}]") for at, text in enumerate(texts))
+def _listed(messages: Collection[T], field: str) -> Iterator[tuple[T, str]]:
+    """Yield the parts of a list, each with its field."""
+    if len(messages) > MAX_LISTED:
+        raise InvalidArgument(
+            "BAD_COUNT", f"{field} has {len(messages)} entries; at most {MAX_LISTED} are taken", field=field
+        )
+    for place, one in enumerate(messages):
+        yield one, f"{field}[{place}]"
+
+
+def _addresses(texts: Collection[str], field: str) -> tuple[Interface, ...]:
+    found = []
+    for text, where in _listed(texts, field):
+        if "/" not in text:
+            raise InvalidArgument(
+                "BAD_ADDRESS",
+                f"{where} is {text[:64]!r}; it needs the subnet's prefix length, as in 10.0.0.2/16",
+                field=where,
+            )
+        found.append(_address(text, where))
+    return tuple(found)
 
 
 def _address(text: str, field: str) -> Interface:
     try:
-        return ip_interface(text)
+        found = ip_interface(text)
     except ValueError as error:
-        raise InvalidArgument("BAD_ADDRESS", f"{field}: {error}", field=field) from error
+        raise InvalidArgument("BAD_ADDRESS", f"{field} is no address: {text[:64]!r}", field=field) from error
+    if "%" in text or found.ip.is_unspecified or found.ip.is_multicast:
+        raise InvalidArgument(
+            "BAD_ADDRESS", f"{field} is {text[:64]!r}; it must be one interface's address without a zone", field=field
+        )
+    return found
+
+
+def _ip(text: str, field: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError as error:
+        raise InvalidArgument("BAD_ADDRESS", f"{field} is no IP address: {text[:64]!r}", field=field) from error
+    return _words(text, field)
 
 
 def _path(text: str, field: str) -> str:
-    if text and (not text.startswith("/") or "\x00" in text or ".." in text.split("/")):
+    broken = not text.startswith("/") or "\x00" in text or ".." in text.split("/") or len(text) > MAX_TEXT
+    if text and broken:
         raise InvalidArgument(
             "BAD_PATH", f"{field} is {text[:128]!r}; it must be an absolute path without '..'", field=field
         )
@@ -275,8 +322,10 @@ def _path(text: str, field: str) -> str:
 
 def _words(text: str, field: str) -> str:
     """Return text that goes into one line of a file."""
-    if any(not char.isprintable() for char in text):
-        raise InvalidArgument("BAD_TEXT", f"{field} has a control character", field=field)
+    if len(text) > MAX_TEXT or any(not char.isprintable() for char in text):
+        raise InvalidArgument(
+            "BAD_TEXT", f"{field} has a control character, or more than {MAX_TEXT} characters", field=field
+        )
     return text
 
 
@@ -290,7 +339,13 @@ def _source(message: sandbox_pb2.Namespace, field: str) -> str:
             if message.pid == 0:
                 raise InvalidArgument("BAD_PID", f"{field}.pid is 0, which is no process", field=f"{field}.pid")
             return f"pid:{message.pid}"
-        case "host":
+        case "host" if message.host:
             return "host"
-        case _:
+        case "create" if message.create:
             return ""
+        case None:
+            return ""
+        case which:
+            raise InvalidArgument(
+                "BAD_NAMESPACE", f"{field}.{which} is false; say what it is instead", field=f"{field}.{which}"
+            )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 import structlog
+from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import host_pb2
 from netweft.controller.v1 import host_pb2 as controller_pb2
 from netweft.controller.v1 import host_pb2_grpc as controller_grpc
@@ -41,6 +43,7 @@ class Link:
         self._engine = engine
         self._host = host
         self._full_report = True
+        self._delay_s = FIRST_RETRY_S
         self._tried = asyncio.Event()
 
     async def tried(self, timeout_s: float) -> None:
@@ -51,17 +54,14 @@ class Link:
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""
-        delay_s = FIRST_RETRY_S
         while True:
             try:
-                interval_s = await self._register()
-                delay_s = FIRST_RETRY_S
-                await self._follow_and_report(interval_s)
+                await self._follow_and_report(await self._register())
             except* errors.NetweftError as group:
                 self._tried.set()
-                log.warning("controller link down", error=str(group.exceptions[0]), retry_s=delay_s)
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, LAST_RETRY_S)
+                log.warning("controller link down", error=str(group.exceptions[0]), retry_s=self._delay_s)
+            await asyncio.sleep(self._delay_s)
+            self._delay_s = min(self._delay_s * 2, LAST_RETRY_S)
 
     async def _register(self) -> float:
         answer = await self._connection.call(
@@ -84,16 +84,21 @@ class Link:
             host_id=self._host.id, resume_revision=position.revision, store_id=position.store_id
         )
         snapshot: list[Change] = []
+        whole = True
         async for message in self._connection.stream(self._stub.WatchHost, request):
-            changes = [convert.change(one) for one in message.changes]
+            changes = _readable(message.changes)
             reached = Position(store_id=message.store_id, revision=message.revision)
-            if message.snapshot:
-                snapshot += changes
-                if message.snapshot_end:
-                    await self._engine.apply_snapshot(snapshot, reached)
-                    snapshot = []
-            else:
+            if not message.snapshot:
                 await self._engine.apply(changes, reached)
+            else:
+                snapshot += changes
+                whole = whole and len(changes) == len(message.changes)
+                if message.snapshot_end and whole:
+                    await self._engine.apply_snapshot(snapshot, reached)
+                elif message.snapshot_end:
+                    # Without knowing all that there shall be, nothing may be taken for gone.
+                    await self._engine.apply(snapshot, reached)
+            self._delay_s = FIRST_RETRY_S
         raise errors.Unavailable("STREAM_ENDED", "the controller ended the host's stream; it is opened again")
 
     async def _report(self, interval_s: float) -> None:
@@ -118,4 +123,15 @@ class Link:
                 self._full_report = True
                 raise
             self._full_report = answer.want_full
-            await asyncio.sleep(0 if answer.want_full else interval_s)
+            await asyncio.sleep(0 if answer.want_full and not full else interval_s)
+
+
+def _readable(messages: Iterable[agent_pb2.Change]) -> list[Change]:
+    """Read changes, without those that this agent cannot read: they must not keep it from all the others."""
+    changes = []
+    for message in messages:
+        try:
+            changes.append(convert.change(message))
+        except errors.InvalidArgument as error:
+            log.error("change not understood, skipped", revision=message.revision, error=str(error))  # noqa: TRY400
+    return changes
