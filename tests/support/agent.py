@@ -222,7 +222,7 @@ def errors_of(statuses: Sequence[Status]) -> list[str]:
 async def until(condition: Callable[[], object]) -> None:
     """Let other tasks run until the condition holds; TimeoutError after five seconds."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
+        while not condition():  # what is waited for has no event
             await asyncio.sleep(0)
 
 
