@@ -43,7 +43,7 @@ class StoreServer:
     def __init__(self, *, appendfsync: str = "everysec", options: Sequence[str] = (), port: int = 0) -> None:
         self._appendfsync = appendfsync
         self._options = tuple(options)
-        self._port = port
+        self.port = port
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +77,7 @@ class StoreServer:
             self._appendfsync = appendfsync
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="netweft-store-"))
-        command = [binary, "--port", str(self._port), "--unixsocket", self.socket_path, "--unixsocketperm", "700"]
+        command = [binary, "--port", str(self.port), "--unixsocket", self.socket_path, "--unixsocketperm", "700"]
         command += ["--dir", str(self._directory), "--save", "", "--appendonly", "yes"]
         command += ["--appendfsync", self._appendfsync, "--daemonize", "no", "--logfile", "store.log", *self._options]
         with contextlib.suppress(FileNotFoundError):

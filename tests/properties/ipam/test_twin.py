@@ -10,19 +10,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from netweft_common import errors
 from netweft_ipam.domain.addressing import format_address
-from netweft_ipam.domain.leases import AddressAsk, Owner, OwnerKind, RequestTag
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Owner, OwnerKind, RequestTag
 from netweft_ipam.domain.pools import PoolAsk
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.memory import MemoryStore
 from netweft_ipam.store.protocol import Store
 from netweft_ipam.store.redis_store import RedisStore
 
-from tests.support.ipam import PREDEFINED, Clock, Desk, pool_id, subnet
+from tests.support.ipam import PREDEFINED, Clock, Desk, pool_id, subnet, tag
+from tests.support.ipam_audit import audit
 from tests.support.store import StoreServer
 
 # The whole walk of 200 examples of 200 steps takes minutes: NETWEFT_LONG=1.
@@ -70,15 +72,18 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
+        self.prefix = f"w{uuid.uuid4().hex[:8]}"
+        self.raw = redis.Redis(unix_socket_path=self.server.socket_path)
         self.redis = RedisStore(
             Connection.open(self.server.url),
-            prefix=f"w{uuid.uuid4().hex[:8]}",
+            prefix=self.prefix,
             quarantine_ms=5000,
             now_ms=self.clock,
         )
         self.memory = MemoryStore(quarantine_ms=5000, now_ms=self.clock)
 
     def teardown(self) -> None:
+        self.raw.close()
         self.loop.run_until_complete(self.redis.aclose())
         self.loop.close()
 
@@ -146,6 +151,53 @@ class Walk(RuleBasedStateMachine):
         self.both(lambda desk: desk.listed(pool, limit=limit, key=key, host=host))
         self.both(lambda desk: desk.store.get_pool(pool_id(pool)))
         self.both(lambda desk: listed_pools(desk.store, ""))
+
+    @rule(
+        pool=pools,
+        items=st.lists(st.tuples(offsets, st.sampled_from(["", *KEYS])), max_size=4),
+        host=st.sampled_from(HOSTS[1:]),
+        request_id=request_ids,
+    )
+    def transfer(self, pool: str, items: list[tuple[int, str]], host: str, request_id: str) -> None:
+        wanted = pool_id(pool)
+        returns = [AddressReturn(wanted.subnet.base + offset % wanted.subnet.size, key) for offset, key in items]
+        mark = tag(request_id, repr((returns, host))) if request_id else RequestTag()
+        self.both(lambda desk: desk.store.transfer(wanted, returns, host, mark))
+
+    @rule(
+        pool=pools,
+        claims=st.lists(st.tuples(keys, kinds, offsets, st.integers(-20, 20), st.sampled_from([0, 10])), max_size=4),
+        host=st.sampled_from(HOSTS[1:]),
+    )
+    def report(self, pool: str, claims: list[Any], host: str) -> None:
+        wanted = pool_id(pool)
+        epoch = self.clock.now_ms // 1000 * 65536
+        made = [
+            Claim(Owner(key, host, kind), address, epoch + shift, ttl_s)
+            for key, kind, offset, shift, ttl_s in claims
+            if (address := address_of(wanted, offset)) is not None
+        ]
+        self.both(lambda desk: reported(desk.store, host, {wanted: made}))
+
+    @rule(pool=pools)
+    def tell(self, pool: str) -> None:
+        self.both(lambda desk: history(desk.store, pool))
+
+    @invariant()
+    def keys_agree(self) -> None:
+        assert audit(self.raw, self.prefix) == []
+
+
+async def history(store: Store, pool: str) -> list[Any]:
+    found, _ = await store.list_events(pool_id(pool), address=None, before="", limit=1000)
+    # One sweep may end leases in any order.
+    return sorted((event.time_ms, event.type, event.address, event.owner.key, event.epoch) for event in found)
+
+
+async def reported(store: Store, host: str, claims: Any) -> list[Any]:
+    epoch = (await store.renew_host(host)).store_epoch
+    [answers] = (await store.reassert(host, epoch, claims, complete=True)).values()
+    return answers
 
 
 async def outcome(step: Awaitable[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -35,6 +36,19 @@ _AWAY = (
 )
 # Refusals that an operator cures, by the first word of the server's answer.
 _REFUSES = ("OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "BUSY")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Epoch:
+    """Which history of writes the servers continue; it changes with every restart and every promotion of a replica.
+
+    Attributes:
+        id: Its identity.
+        histories: Replication ids (INFO replication, master_replid), one for each primary.
+    """
+
+    id: str
+    histories: frozenset[str]
 
 
 class Connection:
@@ -123,10 +137,8 @@ class Connection:
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             raise self._translate(error, str(args[0])) from error
 
-    async def epoch(self) -> str:
-        """Return the identity of the history of writes that the servers continue.
-
-        It changes with every restart and every promotion of a replica (replication id of INFO).
+    async def epoch(self) -> Epoch:
+        """Return which history of writes the servers continue.
 
         Raises:
             Unavailable: No answer in time.
@@ -138,8 +150,8 @@ class Connection:
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             raise self._translate(error, "INFO") from error
         parts = [answer] if "master_replid" in answer else answer.values()
-        histories = sorted(str(part["master_replid"]) for part in parts)
-        return hashlib.sha256(",".join(histories).encode()).hexdigest()[:16]
+        histories = frozenset(str(part["master_replid"]) for part in parts)
+        return Epoch(hashlib.sha256(",".join(sorted(histories)).encode()).hexdigest()[:16], histories)
 
     async def close(self) -> None:
         """Close all connections."""

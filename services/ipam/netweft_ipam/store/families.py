@@ -32,6 +32,10 @@ _MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
 _ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
 
+# What scripts say for the server's history where it is not looked at.
+UNCHECKED = "unchecked"
+
+
 class StaleHistory(Exception):  # a signal inside the store, never told to a caller
     """The server continues another history than the one that the pool was confirmed on.
 
@@ -119,11 +123,11 @@ class Families:
 
     async def request(
         self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
-    ) -> tuple[list[Lease | errors.NetweftError], set[str]] | None:
+    ) -> tuple[list[Lease | errors.NetweftError], str, set[str]] | None:
         """Lease addresses; None when the pool has no address set.
 
         Returns:
-            The outcomes, and the hosts to be noted because one of them has its first lease here.
+            The outcomes, the server's history, and the hosts to be noted because one of them has its first lease here.
 
         Raises:
             AlreadyExists: The request id came with another body.
@@ -166,7 +170,7 @@ class Families:
         if code == b"STALE":
             raise StaleHistory(answer[0].decode())
         hosts = {group[0] for group in groups if group[0]} if answer[3] else set()
-        return _outcomes(pool, layout, asks, answer), hosts
+        return _outcomes(pool, layout, asks, answer), answer[7].decode(), hosts
 
     async def release(
         self, pool: PoolId, returns: Sequence[AddressReturn], tag: RequestTag
@@ -226,11 +230,11 @@ class Families:
 
     async def transfer(
         self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
-    ) -> tuple[list[Lease | errors.NetweftError], bool] | None:
+    ) -> tuple[list[Lease | errors.NetweftError], str] | None:
         """Move leases to another host; None when the pool has no address set.
 
         Returns:
-            The outcomes, and whether any lease is on the host now.
+            The outcomes, and the server's history.
 
         Raises:
             AlreadyExists: The request id came with another body.
@@ -247,7 +251,7 @@ class Families:
             raise refusals.request_id_reused(tag.id)
         if code == b"STALE":
             raise StaleHistory(answer[0].decode())
-        packed, words, kinds = answer
+        packed, words, kinds, server = answer
         outcomes: list[Lease | errors.NetweftError] = []
         rows = zip(returns, layout.result.iter_unpack(packed), words, kinds, strict=True)
         for item, (status, epoch, time_ms, expires_ms, _), word, kind in rows:
@@ -260,12 +264,16 @@ class Families:
                 outcomes.append(refusals.not_the_owner(pool, item.address, word.decode(), item.owner_key))
             else:
                 outcomes.append(refusals.stale_epoch(pool, item.address, epoch, item.epoch))
-        return outcomes, any(isinstance(outcome, Lease) for outcome in outcomes)
+        return outcomes, server.decode()
 
     async def adopt(
         self, pool: PoolId, host_id: str, claims: Sequence[Claim]
-    ) -> list[Lease | errors.NetweftError] | None:
-        """Take back what a host holds; None when the pool has no address set."""
+    ) -> tuple[list[Lease | errors.NetweftError], str] | None:
+        """Take back what a host holds; None when the pool has no address set.
+
+        Returns:
+            The outcomes, and the server's history.
+        """
         layout = self._layout(pool)
         items: list[str | bytes | int] = []
         for claim in claims:
@@ -274,7 +282,7 @@ class Families:
         code, *answer = await self._run("adopt", layout, layout.range, host_id, *items)
         if code == b"NOPOOL":
             return None
-        packed, words, _ = answer
+        packed, words, server = answer
         outcomes: list[Lease | errors.NetweftError] = []
         rows = zip(claims, layout.result.iter_unpack(packed), words, strict=True)
         for claim, (status, epoch, time_ms, expires_ms, _), word in rows:
@@ -284,7 +292,7 @@ class Families:
                 outcomes.append(refusals.lease_moved(pool, claim.address, epoch))
             else:
                 outcomes.append(refusals.address_in_use(pool, claim.address, word.decode()))
-        return outcomes
+        return outcomes, server.decode()
 
     async def lookup(self, family: PoolId, address: int) -> Lease | None:
         """Return who holds an address of a family, or None."""
@@ -351,7 +359,7 @@ class Families:
 def _outcomes(
     pool: PoolId, layout: keys.Layout, asks: Sequence[AddressAsk], answer: list[Any]
 ) -> list[Lease | errors.NetweftError]:
-    _, packed, words, _, held, resting, next_free_ms = answer
+    _, packed, words, _, held, resting, next_free_ms, _ = answer
     use = PoolUse(family_leased=held, family_quarantined=resting, next_free_ms=next_free_ms if resting else 0)
     word = iter(words)
     base = layout.base

@@ -56,6 +56,7 @@ class _Family:
     beats: dict[str, int] = dataclasses.field(default_factory=dict)
     events: list[LeaseEvent] = dataclasses.field(default_factory=list)
     epoch: int = 0
+    settled: bool = False
 
 
 class MemoryStore:
@@ -132,6 +133,7 @@ class MemoryStore:
         await self.check_tag(pool, tag)
         if tag.id:
             family.seen[tag.id] = tag.fingerprint
+        self._settle(family)
         self._free_rested(family)
         outcomes = [self._request(pool, family, ask) for ask in asks]
         # What is told of a full pool is its use at the end of the call.
@@ -196,6 +198,7 @@ class MemoryStore:
         self._get(pool)
         family = self._families[pool.family]
         await self.check_tag(pool, tag)
+        self._settle(family)
         again = bool(tag.id) and tag.id in family.seen
         if tag.id:
             family.seen[tag.id] = tag.fingerprint
@@ -249,6 +252,9 @@ class MemoryStore:
         """See Store."""
         ended = 0
         for family in self._families.values():
+            if not family.settled:
+                self._settle(family)
+                continue
             for cell in family.cells.values():
                 if cell.held and cell.ttl_s and self._as_held(family, cell).expires_ms <= self._now_ms():
                     self._end(family, cell, LeaseEventType.EXPIRED)
@@ -261,6 +267,12 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """See Store."""
+
+    def _settle(self, family: _Family) -> None:
+        """Put a fresh family's epochs above all that an earlier life may have given out."""
+        if not family.settled:
+            family.settled = True
+            family.epoch = max(family.epoch + (1 << 20), self._now_ms() // 1000 * 65536)
 
     def _get(self, pool: PoolId) -> Pool:
         if pool not in self._pools:

@@ -29,8 +29,8 @@ from netweft_ipam.domain.leases import (
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse, parse_pool_id
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
-from netweft_ipam.store.connection import Connection
-from netweft_ipam.store.families import Families, StaleHistory
+from netweft_ipam.store.connection import Connection, Epoch
+from netweft_ipam.store.families import UNCHECKED, Families, StaleHistory
 from netweft_ipam.store.hosts import HostBook
 from netweft_ipam.store.protocol import LeasePage, PoolPage
 from netweft_ipam.store.registry import Entry, Overlap, Registry
@@ -80,7 +80,7 @@ class RedisStore:
         )
         self._hosts = HostBook(connection, prefix, clock)
         self._patience = patience
-        self._epoch = ""
+        self._epoch = Epoch("", frozenset())
         self._epoch_changes = 0
         # Heartbeats seen by this process, ms by the store's clock: the store may lose the newest ones.
         self._beats: dict[str, int] = {}
@@ -137,14 +137,14 @@ class RedisStore:
     ) -> list[Lease | errors.NetweftError]:
         """See Store."""
 
-        async def attempt() -> list[Lease | errors.NetweftError] | None:
+        async def attempt() -> tuple[list[Lease | errors.NetweftError], str] | None:
             answer = await self._families.request(pool, asks, tag)
             if answer is None:
                 return None
-            outcomes, new_hosts = answer
+            outcomes, server, new_hosts = answer
             for host_id in new_hosts:
                 await self._hosts.add_pool(host_id, str(pool.family))
-            return outcomes
+            return outcomes, server
 
         return await self._settled(pool, attempt)
 
@@ -165,8 +165,7 @@ class RedisStore:
 
     async def renew_host(self, host_id: str) -> Renewal:
         """See Store."""
-        await self.observe()
-        epoch = self._epoch
+        epoch = (await self._read_epoch()).id
         self._beats[host_id], reported = await self._hosts.beat(host_id, epoch)
         names = await self._hosts.pools(host_id)
         pools = [parse_pool_id(name, field="pool_id") for name in names]
@@ -180,10 +179,10 @@ class RedisStore:
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
     ) -> dict[PoolId, list[Lease | errors.NetweftError]]:
         """See Store."""
-        await self.observe()
-        if store_epoch != self._epoch:
-            raise refusals.store_epoch_stale(store_epoch, self._epoch)
-        outcomes = {pool: await self._adopt(pool, host_id, listed) for pool, listed in claims.items()}
+        epoch = await self._read_epoch()
+        if store_epoch != epoch.id:
+            raise refusals.store_epoch_stale(store_epoch, epoch.id)
+        outcomes = {pool: await self._adopt(pool, host_id, listed, epoch) for pool, listed in claims.items()}
         if complete:
             # A failover in the meantime gave the epoch another name, under which this report then does not stand.
             await self._hosts.reported(host_id, store_epoch)
@@ -194,14 +193,11 @@ class RedisStore:
     ) -> list[Lease | errors.NetweftError]:
         """See Store."""
 
-        async def attempt() -> list[Lease | errors.NetweftError] | None:
+        async def attempt() -> tuple[list[Lease | errors.NetweftError], str] | None:
             answer = await self._families.transfer(pool, returns, host_id, tag)
-            if answer is None:
-                return None
-            outcomes, moved = answer
-            if moved and host_id:
+            if answer is not None and any(isinstance(outcome, Lease) for outcome in answer[0]):
                 await self._hosts.add_pool(host_id, str(pool.family))
-            return outcomes
+            return answer
 
         return await self._settled(pool, attempt)
 
@@ -256,12 +252,7 @@ class RedisStore:
 
     async def observe(self) -> None:
         """See Store."""
-        epoch = await self._connection.epoch()
-        if epoch != self._epoch:
-            if self._epoch:
-                _LOG.warning("the store continues another history", store_epoch=epoch, before=self._epoch)
-            self._epoch = epoch
-            self._epoch_changes += 1
+        await self._read_epoch()
 
     async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
         """See Store."""
@@ -291,24 +282,42 @@ class RedisStore:
         """See Store."""
         await self._connection.close()
 
+    async def _read_epoch(self) -> Epoch:
+        epoch = await self._connection.epoch()
+        if epoch != self._epoch:
+            if self._epoch.id:
+                _LOG.warning("the store continues another history", store_epoch=epoch.id, before=self._epoch.id)
+            self._epoch = epoch
+            self._epoch_changes += 1
+        return epoch
+
     async def _settled(
-        self, pool: PoolId, attempt: Callable[[], Awaitable[list[Lease | errors.NetweftError] | None]]
+        self,
+        pool: PoolId,
+        attempt: Callable[[], Awaitable[tuple[list[Lease | errors.NetweftError], str] | None]],
     ) -> list[Lease | errors.NetweftError]:
         """Do what needs a pool that is open and settled; it is done again when the store changed meanwhile.
 
-        An answer that a server gave just before it was replaced may be of the part that was lost. The caller of this
-        process has seen the new epoch by then, so it must not see the old answer after it; asking again is idempotent.
+        An answer that a server gave just before it was replaced may be of the part that was lost. Callers may have seen
+        the new epoch by then, so they must not see the old answer after it; asking again is idempotent.
         """
         for _ in range(5):
             changes = self._epoch_changes
             try:
-                outcomes = await attempt()
+                answer = await attempt()
             except StaleHistory as stale:
                 await self._settle(pool, stale.history)
                 continue
-            if outcomes is None:
+            if answer is None:
                 await self._finish_open(pool)
-            elif changes == self._epoch_changes:
+                continue
+            outcomes, server = answer
+            if server != UNCHECKED and server not in self._epoch.histories:
+                if server not in (await self._read_epoch()).histories:
+                    continue
+                # Only our reading was old: the answer is of the server that is current.
+                return outcomes
+            if changes == self._epoch_changes:
                 return outcomes
         raise errors.Unavailable(
             "POOL_UNSETTLED", f"pool {pool} is being made or ended by others; try again", pool_id=str(pool)
@@ -320,17 +329,28 @@ class RedisStore:
         Raises:
             Unavailable: Hosts are still waited for.
         """
-        await self.observe()
-        reports = await self._hosts.reports(self._epoch, live_ms=self._patience.live_ms, seen=self._beats)
+        if history == UNCHECKED:
+            await self._families.confirm(pool, history)
+            return
+        epoch = await self._read_epoch()
+        if history not in epoch.histories:
+            # This reading is older or newer than the script's; reports under its epoch say nothing of that server.
+            return
+        reports = await self._hosts.reports(epoch.id, live_ms=self._patience.live_ms, seen=self._beats)
         wait_ms = settling.wait_ms(reports, self._patience)
         if wait_ms:
             raise refusals.settling(pool, reports.missing, wait_ms)
         await self._families.confirm(pool, history)
 
-    async def _adopt(self, pool: PoolId, host_id: str, claims: Sequence[Claim]) -> list[Lease | errors.NetweftError]:
+    async def _adopt(
+        self, pool: PoolId, host_id: str, claims: Sequence[Claim], epoch: Epoch
+    ) -> list[Lease | errors.NetweftError]:
         for _ in range(3):
-            outcomes = await self._families.adopt(pool, host_id, claims)
-            if outcomes is not None:
+            answer = await self._families.adopt(pool, host_id, claims)
+            if answer is not None:
+                outcomes, server = answer
+                if server != UNCHECKED and server not in epoch.histories:
+                    raise refusals.store_epoch_stale(epoch.id, (await self._read_epoch()).id)
                 await self._hosts.add_pool(host_id, str(pool.family))
                 return outcomes
             try:

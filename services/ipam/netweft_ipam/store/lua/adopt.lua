@@ -1,6 +1,6 @@
 -- Takes back leases that a host holds, after the server may have lost the end of its log.
 -- ARGV[5] range of the pool, [6] host, then 6 of each lease: ref, owner's key, its digest, kind, epoch, TTL (s).
--- Returns code, results (packed: status, epoch, time, expiry, ref), words: the holder's key, and whether the host is new.
+-- Returns code, results (packed: status, epoch, time, expiry, ref), words: the holder's key, and the server's history.
 --
 -- Epochs decide: of two owners of one address the one with the higher epoch got it later, so the other one's end was lost.
 local ADOPTED, STALE, LOST = 0, 1, 2
@@ -67,4 +67,4 @@ for index = 7, #ARGV, 6 do
 end
 flush()
 call('HSET', M, 'ep', last)
-return { 'OK', concat(out), words, host_added and 1 or 0 }
+return { 'OK', concat(out), words, CHECK and history() or 'unchecked' }

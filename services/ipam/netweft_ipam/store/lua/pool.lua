@@ -49,11 +49,10 @@ local function history()
   return string.match(call('INFO', 'replication'), 'master_replid:(%x+)') or ''
 end
 
--- Returns the server's history when the family is not confirmed on it, else nil.
+-- Returns the server's history if the family is not confirmed on it, else nil; and the server's history.
 local function stale(confirmed)
-  if not CHECK then return nil end
-  local server = history()
-  return server ~= confirmed and server or nil
+  local server = CHECK and history() or 'unchecked'
+  return server ~= confirmed and server or nil, server
 end
 
 -- Request ids are of one life of the family.

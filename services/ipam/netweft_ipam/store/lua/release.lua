@@ -2,7 +2,7 @@
 -- ARGV[5] request id ('' none), [6] fingerprint, [7] range of the pool, [8] quarantine (ms), then 3 of each item: ref,
 -- owner's key ('' any), epoch ('0' any).
 -- Returns code, statuses (one digit each) and words as JSON: the holder or the epoch that stands in the way.
-local RELEASED, NOT_THE_OWNER, STALE_EPOCH = '0', '1', '2'
+local FREE, NOT_THE_OWNER, STALE_EPOCH = '0', '1', '2'
 
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[7])
 if not (meta[1] and meta[2]) then return { 'NOPOOL' } end
@@ -22,7 +22,7 @@ for index = 9, #ARGV, 3 do
   local ref, key, epoch = ARGV[index], ARGV[index + 1], ARGV[index + 2]
   local record = find_record(ref)
   local lease = record and decode(record)
-  local status = RELEASED
+  local status = FREE
   if lease and lease.held then
     if key ~= '' and key ~= lease.key then
       status, words[#words + 1] = NOT_THE_OWNER, lease.key

@@ -3,14 +3,14 @@
 -- [10] groups, then 4 of each: host, kind, TTL (s), serial; then 3 of each item: owner's key, its digest, and
 -- `<group>` or `<group>:<ref>`.
 -- Returns code, now, results (packed: status, epoch, time, expiry, ref), words that some results need, whether a host is
--- new here, and the use of the family: held, resting, when the next address stops resting.
+-- new here, the use of the family: held, resting, when the next address stops resting; and the server's history.
 local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED = 0, 1, 2, 3, 4, 5
 
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
 local pool = meta[1] and pool_index(meta[4])
 if not pool then return { 'NOPOOL' } end
-local server = stale(meta[2])
-if server then return { 'STALE', server } end
+local unsettled, server = stale(meta[2])
+if unsettled then return { 'STALE', unsettled } end
 local remember
 if ARGV[5] ~= '' then
   remember = request_key(meta[1], ARGV[5])
@@ -286,5 +286,5 @@ local use = call('HMGET', M, 'n', 'q')
 local next_rest = call('ZRANGE', Q, 0, 0, 'WITHSCORES')
 return {
   'OK', now, concat(out), words, host_added and 1 or 0,
-  tonumber(use[1] or 0), tonumber(use[2] or 0), tonumber(next_rest[2] or 0),
+  tonumber(use[1] or 0), tonumber(use[2] or 0), tonumber(next_rest[2] or 0), server,
 }

@@ -2,13 +2,13 @@
 -- ARGV[5] request id ('' none), [6] fingerprint, [7] range of the pool, [8] host, then 3 of each item: ref, owner's key
 -- ('' any), epoch ('0' any).
 -- Returns code, results (packed: status, epoch, time, expiry, ref), words: the owner's key, or what stands in the way;
--- then a digit for the kind of each lease that moved.
+-- a digit for the kind of each lease; and the server's history.
 local MOVED, NOT_HELD, NOT_THE_OWNER, STALE_EPOCH = 0, 1, 2, 3
 
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
 if not (meta[1] and meta[4]) then return { 'NOPOOL' } end
-local server = stale(meta[2])
-if server then return { 'STALE', server } end
+local unsettled, server = stale(meta[2])
+if unsettled then return { 'STALE', unsettled } end
 local remember
 if ARGV[5] ~= '' then
   remember = request_key(meta[1], ARGV[5])
@@ -57,4 +57,4 @@ end
 flush()
 if moved then call('HSET', M, 'ep', epoch) end
 if remember and remember ~= 'done' then call('SET', remember, ARGV[6], 'EX', DAY) end
-return { 'OK', concat(out), words, concat(kinds) }
+return { 'OK', concat(out), words, concat(kinds), server }
