@@ -670,7 +670,8 @@ class Engine:
                 **present,
             }
             self._leftovers = {key: owner for key, owner in self._leftovers.items() if key in self.known}
-            owners = {key: self._owner(key) for key in (*present, *wanted)}
+            owners = {key: self._orphan(key) for key in present if key not in wanted}
+            owners.update((key, self.desired.owner(key)) for key in wanted)
             steps = plan(wanted, present, owners)
             if not steps:
                 break
@@ -705,9 +706,9 @@ class Engine:
             if key in wanted or ((self._authoritative or key in lingering) and key not in found.foreign)
         }
 
-    def _owner(self, key: Key) -> str:
-        """Return who a key belongs to; what nobody wants is an owner of its own, so that it fails alone."""
-        return self.desired.owner(key, self._leftovers.get(key) or "host/" + "/".join(part for part in key if part))
+    def _orphan(self, key: Key) -> str:
+        """Return the owner of what nobody wants any more: one of its own, so that it fails alone."""
+        return self._leftovers.get(key) or "host/" + "/".join(part for part in key if part)
 
     def _render_again(self) -> set[Ns]:
         """Give owners that could not be rendered another chance; return the namespaces that this concerns."""
