@@ -18,6 +18,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         self.pools = {}
         self.leases = defaultdict(dict)
         self.by_owner = {}
+        self.lowest = defaultdict(int)
         self.epoch = 0
         self.fail = {}
         self.calls = defaultdict(int)
@@ -66,6 +67,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         if kept:
             raise errors.FailedPrecondition("POOL_IN_USE", "leases are held")
         self.leases.pop(request.pool_id, None)
+        self.lowest.pop(request.pool_id, None)
         del self.pools[request.pool_id]
         return ipam_pb2.ReleasePoolResponse()
 
@@ -88,12 +90,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         if item.address in held:
             return self._error(errors.FailedPrecondition("ADDRESS_IN_USE", f"{item.address} is leased"))
         subnet = ipaddress.ip_network(pool.subnet)
-        given = ipaddress.ip_network(pool.ip_range or pool.subnet)
-        # Held addresses and the network's own take at most so many places from the start.
-        places = range(min(given.num_addresses, len(held) + 2))
-        reserved = {subnet.network_address, subnet.broadcast_address}
-        free = (str(given[n]) for n in places if given[n] not in reserved and str(given[n]) not in held)
-        address = item.address or next(free, "")
+        address = item.address or self._lowest(pool, held)
         if not address:
             return self._error(errors.Exhausted("POOL_EXHAUSTED", "no address is left"))
         self.epoch += 1
@@ -105,12 +102,24 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         self.by_owner[item.pool_id, item.owner.key] = address
         return ipam_pb2.AddressResult(lease=lease)
 
+    def _lowest(self, pool, held):
+        subnet = ipaddress.ip_network(pool.subnet)
+        given = ipaddress.ip_network(pool.ip_range or pool.subnet)
+        for number in range(self.lowest[pool.id], given.num_addresses):
+            address = given[number]
+            if address not in (subnet.network_address, subnet.broadcast_address) and str(address) not in held:
+                # Below it all are held; a release starts from the bottom again.
+                self.lowest[pool.id] = number
+                return str(address)
+        return ""
+
     async def ReleaseAddresses(self, request, context):
         self._call("ReleaseAddresses")
         for item in request.items:
             lease = self.leases[item.pool_id].get(item.address)
             if lease and lease.owner.key == item.owner_key and item.epoch in (0, lease.epoch):
                 del self.leases[item.pool_id][item.address]
+                self.lowest[item.pool_id] = 0
         return ipam_pb2.ReleaseAddressesResponse(results=[status.to_item_status(None)] * len(request.items))
 
     async def ListLeases(self, request, context):

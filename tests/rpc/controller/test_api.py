@@ -141,7 +141,9 @@ async def test_a_deletion_is_done_once_a_request_and_unknown_networks_are_not_fo
         ({"host": "nope"}, "HOST_NOT_FOUND", "items[0].sandbox.spec.host"),
     ],
 )
-async def test_a_bad_item_is_refused_by_its_field_and_the_others_go_on(world, face, make_item, fields, reason, field):
+async def test_a_bad_item_is_refused_by_its_field_and_the_others_go_on(  # noqa: PLR0917  # asked for by name
+    world, face, make_item, fields, reason, field
+):
     await face.network(subnets=[Subnet(subnet="10.1.0.0/24")])
 
     bad, good = await face.attach(make_item(**{"name": "bad", **fields}), make_item(name="good", container="c9"))
