@@ -1,0 +1,151 @@
+"""From objects to wishes: which part of a store is rendered for which owner."""
+
+from __future__ import annotations
+
+import pytest
+from netweft_agent.domain.resources import Route
+from netweft_agent.engine.render import Renderer, Scope
+from netweft_agent.engine.store import ObjectStore
+from netweft_common.errors import FailedPrecondition, InvalidArgument, NetweftError, NotFound
+
+from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, sandbox
+
+RENDERER = Renderer(DRIVERS, FACTS, RESOLV_CONF)
+
+
+def store_of(*items):
+    store = ObjectStore()
+    for item in items:
+        store.put(item)
+    return store
+
+
+WHOLE = (
+    network(driver="overlay"),
+    network(2),
+    sandbox(101),
+    sandbox(102),
+    endpoint(1001, 1, 101),
+    endpoint(1002, 2, 101, interface_name="eth1"),
+    endpoint(1003, 1, 102),
+    peer(5001, 1),
+)
+
+
+def test_everything_names_every_object_as_an_owner():
+    store = store_of(*WHOLE)
+
+    wishes = RENDERER.render(store, RENDERER.everything(store))
+
+    assert {str(ref) for ref in store.objects} == set(wishes.by_owner)
+    assert {} == wishes.refused
+
+
+@pytest.mark.parametrize("item", WHOLE, ids=[str(one.ref.kind) + str(at) for at, one in enumerate(WHOLE)])
+def test_a_part_renders_as_it_does_in_the_whole(item):
+    store = store_of(*WHOLE)
+    whole = RENDERER.render(store, RENDERER.everything(store)).by_owner
+    scope = Scope()
+    scope.add(item)
+
+    part = RENDERER.render(store, scope).by_owner
+
+    assert {str(item.ref): whole[str(item.ref)]} == part
+
+
+def test_a_network_without_an_endpoint_here_wants_nothing_nor_do_its_peers():
+    store = store_of(network(driver="overlay"), sandbox(), peer())
+
+    wishes = RENDERER.render(store, RENDERER.everything(store)).by_owner
+
+    assert {} == wishes[f"network/{oid(1)}"]
+    assert {} == wishes[f"peer/{oid(5001)}"]
+
+
+def test_an_endpoint_whose_sandbox_or_network_is_not_known_wants_nothing():
+    store = store_of(network(), endpoint(), endpoint(1002, 7, 101))
+
+    wishes = RENDERER.render(store, RENDERER.everything(store)).by_owner
+
+    assert {} == wishes[f"endpoint/{oid(1001)}"]
+    assert {} == wishes[f"endpoint/{oid(1002)}"]
+
+
+def test_what_is_gone_wants_nothing():
+    wishes = RENDERER.render(ObjectStore(), Scope(networks={oid(1)}, endpoints={oid(2)}, sandboxes={oid(3)})).by_owner
+
+    assert {f"network/{oid(1)}": {}, f"endpoint/{oid(2)}": {}, f"sandbox/{oid(3)}": {}} == wishes
+
+
+def test_a_sandbox_takes_its_default_route_from_the_drivers_offer():
+    store = store_of(*WHOLE, endpoint(1004, 2, 102, interface_name="eth1", gateway_priority=1))
+
+    wishes = RENDERER.render(store, Scope(sandboxes={oid(102)})).by_owner[f"sandbox/{oid(102)}"]
+
+    assert ["eth1"] == [one.link for one in wishes.values() if isinstance(one, Route)]
+
+
+def test_a_network_that_cannot_be_rendered_is_refused_to_its_own_owners_alone():
+    store = store_of(
+        network(driver="overlay", options={"mtu": "many"}), network(2), sandbox(), endpoint(),
+        endpoint(1002, 2, 101, interface_name="eth1"), peer(),
+    )  # fmt: skip
+
+    wishes = RENDERER.render(store, RENDERER.everything(store))
+
+    assert {f"network/{oid(1)}", f"endpoint/{oid(1001)}", f"peer/{oid(5001)}"} == set(wishes.refused)
+    assert {"BAD_OPTION"} == {error.reason for error in wishes.refused.values()}
+    assert wishes.by_owner[f"endpoint/{oid(1002)}"]
+
+
+class Faulty:
+    """A driver that fails where it is told to."""
+
+    def __init__(self, where):
+        self._where = where
+
+    def __getattr__(self, name):
+        found = getattr(DRIVERS["bridge"], name)
+        if name != self._where:
+            return found
+
+        def fail(*_args):
+            raise LookupError("oops")
+
+        return fail
+
+
+@pytest.mark.parametrize(("where", "owner"), [("render", f"endpoint/{oid(1001)}"), ("gateway", f"sandbox/{oid(101)}")])
+def test_a_bug_of_a_driver_is_told_with_driver_and_network(where, owner):
+    store = store_of(network(driver="faulty"), sandbox(), endpoint())
+    renderer = Renderer({"faulty": Faulty(where)}, FACTS, RESOLV_CONF)
+
+    refused = renderer.render(store, renderer.everything(store)).refused
+
+    assert "DRIVER_BUG" == refused[owner].reason
+    assert "driver faulty failed on network net1: LookupError: oops" in refused[owner].message
+
+
+CHECKS = {
+    "network not known": ((sandbox(),), endpoint(), NotFound, "NETWORK_UNKNOWN"),
+    "sandbox not known": ((network(),), endpoint(), NotFound, "SANDBOX_UNKNOWN"),
+    "driver not installed": ((network(driver="macvlan"), sandbox()), endpoint(), FailedPrecondition, "DRIVER_UNKNOWN"),
+    "option not known": ((network(options={"x": "1"}), sandbox()), endpoint(), InvalidArgument, "UNKNOWN_OPTION"),
+    "refused by the driver": ((network(), sandbox(source="host")), endpoint(), FailedPrecondition, "HOST_SANDBOX"),
+    "broken driver": ((network(driver="faulty"), sandbox()), endpoint(), NetweftError, "DRIVER_BUG"),
+}
+
+
+@pytest.mark.parametrize(("items", "one", "kind", "reason"), CHECKS.values(), ids=CHECKS)
+def test_an_endpoint_that_cannot_be_rendered_is_refused_before_anything_is_done(items, one, kind, reason):
+    renderer = Renderer({**DRIVERS, "faulty": Faulty("check")}, FACTS, RESOLV_CONF)
+
+    with pytest.raises(kind) as caught:
+        renderer.check(store_of(*items), one)
+
+    assert reason == caught.value.reason
+
+
+def test_the_drivers_that_a_host_has_are_told():
+    with pytest.raises(FailedPrecondition, match="it has: bridge, host, null, overlay"):
+        RENDERER.check(store_of(network(driver="macvlan"), sandbox()), endpoint())
