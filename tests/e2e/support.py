@@ -16,6 +16,7 @@ from typing import TypeVar
 import netweft_client
 import pytest
 from netweft_cli import layout, netns, rtnl, stack
+from netweft_common import errors
 
 T = TypeVar("T")
 
@@ -80,6 +81,15 @@ class Cluster:
         """Start a process that was ended; it serves when this returns."""
         with self._settings():
             self.stack.start(name)
+
+    @contextlib.contextmanager
+    def dead(self, name: str) -> Iterator[None]:
+        """Have a process dead, by SIGKILL, while the block runs."""
+        self.kill(name)
+        try:
+            yield
+        finally:
+            self.start(name)
 
     def up(self) -> None:
         """Start all, and wait until the hosts are there."""
@@ -202,8 +212,12 @@ def _wrong_on_host(
     yield from _difference(f"namespace on {host.name}", owned | overlays, namespaces(cluster, host.name))
     for sandbox in sandboxes:
         inside = {one.interface_name for one in here if one.sandbox_id == sandbox.id} | {"lo"}
-        there = {link.name for link in netns.call(Path(sandbox.netns_path), rtnl.links)}
-        yield from _difference(f"link in sandbox {sandbox.container_id}", inside, there)
+        try:
+            there = {link.name for link in netns.call(Path(sandbox.netns_path), rtnl.links)}
+        except errors.NotFound as error:
+            yield f"sandbox {sandbox.container_id}: {error.message}"
+        else:
+            yield from _difference(f"link in sandbox {sandbox.container_id}", inside, there)
 
 
 def _difference(what: str, wanted: set[T], there: set[T]) -> Iterator[str]:
