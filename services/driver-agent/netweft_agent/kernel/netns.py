@@ -83,7 +83,7 @@ def open_path(path: str) -> int:
 
     Raises:
         NotFound: There is nothing of that path.
-        FailedPrecondition: What is there is no network namespace.
+        InvalidArgument: What is there is no network namespace.
         KernelError: It cannot be opened.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -110,10 +110,11 @@ def open_path(path: str) -> int:
     return fd
 
 
-def _no_netns(path: str, why: str) -> errors.FailedPrecondition:
-    return errors.FailedPrecondition(
+def _no_netns(path: str, why: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument(
         "NOT_A_NETWORK_NAMESPACE",
         f"{path} was given as a network namespace, but {why}; give a path like /run/netns/<name> or /proc/<pid>/ns/net",
+        field="sandbox.namespace.path",
         path=path,
     )
 
@@ -271,7 +272,7 @@ class Namespaces:
 
         Raises:
             NotFound: A given one does not exist.
-            FailedPrecondition: The path leads to something else.
+            InvalidArgument: The path leads to something else.
             KernelError: The kernel refused.
         """
         ns = namespace.ns
@@ -281,7 +282,7 @@ class Namespaces:
         path = self.pin(ns)
         try:
             fd = open_path(str(path))
-        except (errors.NotFound, errors.FailedPrecondition):
+        except (errors.NotFound, errors.InvalidArgument):
             # Absent, or the plain file that a reboot or a crash between creat and mount leaves.
             fd = self._make(path)
             made = True
