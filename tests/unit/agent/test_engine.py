@@ -717,6 +717,16 @@ async def test_a_snapshot_tries_again_what_was_refused(rig):
     assert endpoint().ref in rig.engine.store.objects
 
 
+async def test_a_snapshot_ends_the_memory_of_what_was_refused_and_is_not_wanted_any_more(rig):
+    await rig.put(2, sandbox(), endpoint())
+    before = set(rig.engine.statuses)
+
+    await rig.engine.apply_snapshot(put(2, sandbox()), Position(store_id="s", revision=3))
+
+    assert endpoint().ref in before
+    assert {sandbox().ref} == set(rig.engine.statuses)
+
+
 async def test_a_snapshot_of_another_store_starts_revisions_anew_without_touching_the_kernel(rig):
     await rig.engine.apply_snapshot(put(900, *BRIDGE), Position(store_id="old", revision=900))
     before = rig.count()

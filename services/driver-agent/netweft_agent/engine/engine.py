@@ -362,6 +362,9 @@ class Engine:
             for ref, item in self.store.objects.items()
             if ref not in named and item.revision <= position.revision
         ]
+        for ref in [ref for ref in self._failing if ref not in named and ref not in self.store.objects]:
+            if self.statuses[ref].revision <= position.revision and not self._lingers(ref):
+                self._forget(ref)  # refused once, and nobody wants it any more
         await self._round(missing, sure=True)
         await self._take_all([changes])
         self._untried -= named - self._failing
@@ -598,6 +601,7 @@ class Engine:
         self.statuses.pop(ref, None)
         self.unreported.discard(ref)
         self._failing.discard(ref)
+        self._untried.discard(ref)
 
     def _note(
         self, ref: Ref, error: NetweftError | None, *, revision: int | None = None, applied: bool = False
