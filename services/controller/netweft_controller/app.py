@@ -163,7 +163,9 @@ async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
     """Serve until asked to end."""
     tls_files = tls.from_settings(config.tls_ca, config.tls_cert, config.tls_key)
     registry = metrics.new_registry()
-    store = RedisStore(config.store_url, prefix=config.cluster, log_length=config.log_entries)
+    store = RedisStore(
+        config.store_url, prefix=config.cluster, log_writes=config.log_writes, request_ttl=config.request_ttl
+    )
     controller = Controller(config, store, tls_files)
     async with controller.open():
         # A store that is away at the start is waited for: calls answer UNAVAILABLE until it is there.

@@ -23,8 +23,15 @@ class Settings(settings.ServiceSettings):
         default="netweft",
         metadata=settings.about("Prefix of all keys in the store; controllers with the same one are one cluster."),
     )
-    log_entries: int = dataclasses.field(
-        default=100_000, metadata=settings.about("Changes that the change log keeps for watchers to resume from.")
+    log_writes: int = dataclasses.field(
+        default=200_000,
+        metadata=settings.about(
+            "Changes of objects that the log keeps for watchers to resume from; about 400 bytes each."
+        ),
+    )
+    request_ttl: dt.timedelta = dataclasses.field(
+        default=dt.timedelta(hours=24),
+        metadata=settings.about("How long a request id is remembered; about 1 KiB of the store each."),
     )
     report_interval: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=5), metadata=settings.about("How often agents report, in whole seconds.")

@@ -8,6 +8,7 @@ from netweft_common import errors
 from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Endpoint, Host, Kind, Network, Sandbox, Scope
 from netweft_controller.store import memory, protocol
+from netweft_controller.store import redis as redis_store
 
 pytestmark = pytest.mark.anyio
 
@@ -265,7 +266,20 @@ async def test_a_commit_of_the_largest_batch_fits(store):
     assert 3072 == len((await store.load()).records)
 
 
-async def test_a_log_that_was_cut_says_so(store_server):
+async def test_the_log_is_cut_by_what_it_holds(store_server):
+    await store_server.ready()
+    store = redis_store.RedisStore(store_server.url, prefix="cut", log_writes=160)
+    await store.open()
+    for batch in range(100):
+        await store.commit(creating(*(dataclasses.replace(NETWORK, id=f"{batch:016x}{n:016x}") for n in range(10))))
+
+    with pytest.raises(errors.OutOfRange):
+        await store.read_log(50, 10)
+    assert 10 <= len(await store.read_log(85, 100)) <= 17
+    await store.close()
+
+
+async def test_a_log_that_was_cut_says_so():
     store = memory.MemoryStore(log_length=2)
     await store.open()
     for n in range(5):

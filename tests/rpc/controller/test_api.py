@@ -586,7 +586,7 @@ async def test_a_watch_from_now_says_where_it_begins_and_sees_what_follows(face,
 
 
 async def test_a_watch_from_before_the_log_is_out_of_range(world):
-    store = RedisStore(world.store_url, prefix=world.cluster, log_length=1)
+    store = RedisStore(world.store_url, prefix=world.cluster, log_writes=16)
     face = await world.start_controller(store)
     host = await world.add_host(face, "h1", 1)
     for n in range(250):

@@ -1,10 +1,10 @@
 -- Executes one commit atomically. Redis 7.0; every key carries the hash tag of KEYS[1].
--- KEYS: 1 meta, 2 log, 3 claims, 4.. one hash a kind, then the keys of requests: once, remember..., forget...
+-- KEYS: 1 meta, 2 log, 3 marks of the log, 4 claims, 5.. one hash a kind, then the keys of requests: once, remember..., forget...
 -- ARGV: 1 the commit as MessagePack, 2 log entry, then values of the puts, for `once` what must be
 -- remembered of it and what is to be, values of `remember`.
 local c = cmsgpack.unpack(ARGV[1])
-local meta, log, claims = KEYS[1], KEYS[2], KEYS[3]
-local FIRST_KIND, FIRST_VALUE = 3, 2
+local meta, log, marks, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FIRST_KIND, FIRST_VALUE = 4, 2
 
 local known = redis.call('HMGET', meta, 'store_id', 'revision')
 local revision = tonumber(known[2] or '0')
@@ -66,6 +66,16 @@ for _ = 1, c.forget do
   redis.call('DEL', KEYS[request_key])
 end
 if #c.puts + #c.deletes > 0 then
-  redis.call('XADD', log, 'MAXLEN', '~', c.log_length, revision .. '-0', 't', now, 'w', ARGV[2])
+  redis.call('XADD', log, revision .. '-0', 't', now, 'w', ARGV[2])
+  -- The log is kept by the number of its writes, for one entry may hold one or three thousand. A mark is set every
+  -- sixteenth of that number; when there are more than sixteen, the log is cut at the oldest.
+  local writes = redis.call('HINCRBY', meta, 'log_writes', #c.puts + #c.deletes)
+  local marked = tonumber(redis.call('HGET', meta, 'log_marked') or '0')
+  if writes - marked >= c.log_writes / 16 then
+    redis.call('HSET', meta, 'log_marked', writes)
+    if redis.call('RPUSH', marks, revision) > 16 then
+      redis.call('XTRIM', log, 'MINID', redis.call('LPOP', marks) .. '-0')
+    end
+  end
 end
 return {'ok', revision, now}

@@ -2,11 +2,12 @@
 
 Keys, all under one hash tag so that a cluster keeps them on one shard:
 
-    {prefix}:meta         hash: store_id, revision
+    {prefix}:meta         hash: store_id, revision, and how much of the log is written and marked
     {prefix}:network, :sandbox, :endpoint, :host
                           hash, id -> "<revision>:<created ms>:<MessagePack>"
     {prefix}:claims       hash, claim -> owner
     {prefix}:log          stream, id <revision>-0: t time in ms, w the writes as MessagePack
+    {prefix}:log-marks    list of revisions at which the log may be cut
     {prefix}:request:<id> what is remembered of a request, with a time to live
     {prefix}:heartbeats   hash, host id -> time in ms
 
@@ -58,7 +59,7 @@ class RedisStore:
     Args:
         url: redis://, rediss:// or unix://; of a cluster any node.
         prefix: Hash tag of all keys; controllers with the same prefix are one cluster.
-        log_length: Entries that the change log keeps, about.
+        log_writes: Writes of objects that the change log keeps, about.
         request_ttl: How long requests are remembered.
         timeout_s: Longest wait for an answer, in seconds; the caller's deadline may be shorter.
     """
@@ -68,14 +69,14 @@ class RedisStore:
         url: str,
         *,
         prefix: str = "netweft",
-        log_length: int = 100_000,
+        log_writes: int = 200_000,
         request_ttl: dt.timedelta = dt.timedelta(hours=24),
         timeout_s: float = 5.0,
     ) -> None:
         self._client = resp.Client(url, connect_timeout_s=timeout_s)
         # Its own connection: the tail blocks in XREAD.
         self._waiter = resp.Client(url, connect_timeout_s=timeout_s)
-        self._log_length = log_length
+        self._log_writes = log_writes
         self._request_ttl_ms = round(request_ttl.total_seconds() * 1000)
         self._timeout_s = timeout_s
         self._store_id = ""
@@ -86,7 +87,7 @@ class RedisStore:
         self._heartbeats = tag + "heartbeats"
         self._hashes = {kind: tag + kind.value for kind in _KINDS}
         self._claims = tag + "claims"
-        self._commit_keys = (self._meta, self._log, self._claims, *self._hashes.values())
+        self._commit_keys = (self._meta, self._log, tag + "log-marks", self._claims, *self._hashes.values())
 
     async def open(self, *, store_id: str = "", seen_revision: int = 0) -> protocol.Identity:
         """Say which store this is, giving it an id if it has none."""
@@ -130,7 +131,7 @@ class RedisStore:
                 "remember": len(change.remember),
                 "forget": len(change.forget),
                 "request_ttl_ms": self._request_ttl_ms,
-                "log_length": self._log_length,
+                "log_writes": self._log_writes,
             }
         )
         answer = await self._run(_COMMIT, keys, arguments)

@@ -23,7 +23,7 @@ _log = logs.get()
 _TAIL_WAIT_S = 1.0
 _TAIL_REST_S = 0.005
 _LOG_PAGE = 1000
-_RECENT_ENTRIES = 2048
+_RECENT_WRITES = 16_384
 _DECISIONS = 10
 
 
@@ -52,7 +52,9 @@ class Replica:
         self._listeners: list[Listener] = []
         # Entries that arrived before their predecessors, by revision.
         self._early: dict[int, commits.Entry] = {}
-        self._recent: collections.deque[commits.Entry] = collections.deque(maxlen=_RECENT_ENTRIES)
+        # The last entries, so that watchers need not ask the store; bounded by what they hold, not by their number.
+        self._recent: collections.deque[commits.Entry] = collections.deque()
+        self._recent_writes = 0
         self._moved = asyncio.Event()
         self._stale = False
         self._clock_offset_ms = 0
@@ -138,7 +140,7 @@ class Replica:
         pending: commits.Entry | None = entry
         while pending is not None:
             deltas = state.apply(pending)
-            self._recent.append(pending)
+            self._keep(pending)
             for listener in self._listeners:
                 listener.changed(state, deltas)
             pending = self._early.pop(state.revision + 1, None)
@@ -207,7 +209,9 @@ class Replica:
         self._stale = False
         self._early.clear()
         self._recent.clear()
-        self._recent.extend(entries)
+        self._recent_writes = 0
+        for entry in entries:
+            self._keep(entry)
         for listener in self._listeners:
             listener.reloaded(state)
         self._move()
@@ -256,6 +260,12 @@ class Replica:
         with contextlib.suppress(errors.Unavailable):
             identity = await self.store.open(store_id=known.store_id, seen_revision=known.revision)
             self._stale = self._stale or identity.store_id != known.store_id
+
+    def _keep(self, entry: commits.Entry) -> None:
+        self._recent.append(entry)
+        self._recent_writes += len(entry.writes)
+        while self._recent_writes > _RECENT_WRITES and len(self._recent) > 1:
+            self._recent_writes -= len(self._recent.popleft().writes)
 
     def _move(self) -> None:
         self._moved.set()
