@@ -1,0 +1,334 @@
+"""The replica applies the log in its order, whoever brings the entries, and starts anew when it must."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+
+import pytest
+from netweft_common import deadline, errors
+from netweft_controller.domain import changes, commits
+from netweft_controller.domain.objects import EndpointState, Host, Network, Scope
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.engine.settle import Confirmed, settle
+from netweft_controller.engine.work import Work
+from netweft_controller.store.memory import MemoryStore
+from netweft_controller.store.protocol import StoreReplacedError
+from netweft_controller.sync import hostwatch
+from netweft_controller.sync.replica import Replica
+
+pytestmark = pytest.mark.anyio
+
+NETWORK = Network(id="a" * 32, name="front", driver="bridge", scope=Scope.LOCAL)
+
+
+def entry(revision, number=None):
+    value = dataclasses.replace(NETWORK, id=f"{number or revision:032x}", name=f"n{revision}")
+    return commits.Entry(revision, 0, (commits.Write(commits.Action.CREATED, value),))
+
+
+def create(value):
+    builder = commits.Builder()
+    builder.create(value)
+    return builder.build()
+
+
+class Ear:
+    def __init__(self):
+        self.heard = []
+
+    def changed(self, state, deltas):
+        self.heard.append((state.revision, [delta.id for delta in deltas]))
+
+    def reloaded(self, state):
+        self.heard.append("reloaded")
+
+
+@pytest.fixture
+async def replica(anyio_backend):
+    replica = Replica(MemoryStore())
+    await replica.load()
+    return replica
+
+
+async def test_before_the_first_load_everything_is_unavailable():
+    with pytest.raises(errors.Unavailable):
+        _ = Replica(MemoryStore()).state
+
+
+async def test_early_entries_wait_for_their_predecessors(replica):
+    ear = Ear()
+    replica.subscribe(ear)
+
+    for revision in (3, 2, 5, 1, 4, 3, 1):
+        replica.offer(entry(revision))
+
+    assert [1, 2, 3, 4, 5] == [revision for revision, _ in ear.heard]
+    assert 5 == replica.state.revision == len(replica.state.networks)
+
+
+async def test_a_commit_is_visible_when_it_returns_also_when_others_were_before_it(replica):
+    store = replica.store
+    other = dataclasses.replace(NETWORK, id="b" * 32, name="back")
+    await store.commit(create(other))
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        await replica.commit(create(NETWORK))
+        assert {NETWORK.id, other.id} == replica.state.networks.keys()
+        following.cancel()
+
+
+async def test_a_commit_whose_predecessors_do_not_come_is_unavailable_in_time(replica):
+    await replica.store.commit(create(dataclasses.replace(NETWORK, id="b" * 32)))
+    deadline.set_remaining(0.05)
+
+    with pytest.raises(errors.Unavailable, match="not yet read"):
+        await replica.commit(create(NETWORK))
+
+
+async def test_a_decision_is_made_again_on_what_others_have_done(replica):
+    other = Replica(replica.store)
+    await other.load()
+    await other.commit(create(NETWORK))
+    seen = []
+
+    def decision(state):
+        seen.append(len(state.networks))
+        return create(NETWORK) if NETWORK.id not in state.networks else None
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        assert await replica.decide(decision) is None
+        following.cancel()
+
+    assert [0, 1] == seen
+
+
+async def test_a_decision_that_never_holds_is_a_conflict(replica):
+    await replica.commit(create(NETWORK))
+
+    with pytest.raises(errors.Conflict, match="network"):
+        await replica.decide(lambda _: create(NETWORK))
+
+
+async def test_a_restored_store_is_loaded_again_with_another_id(replica):
+    await replica.commit(create(NETWORK))
+    ear = Ear()
+    replica.subscribe(ear)
+    before = replica.state.store_id
+    store = replica.store
+    store._identity = dataclasses.replace(store._identity, revision=0)
+    store._objects.clear()
+    store._log.clear()
+
+    with pytest.raises(StoreReplacedError):
+        await replica.commit(create(NETWORK))
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        async with asyncio.timeout(5):
+            while replica.state.store_id == before:
+                await asyncio.sleep(0.001)
+        await replica.commit(create(NETWORK))
+        following.cancel()
+
+    assert "reloaded" in ear.heard
+    assert 2 == replica.state.revision
+
+
+async def test_the_log_is_read_from_memory_while_it_is_there(replica):
+    for number in range(1, 6):
+        await replica.commit(create(dataclasses.replace(NETWORK, id=f"{number:032x}", name=f"n{number}")))
+    replica.store.read_log = None
+
+    assert [3, 4, 5] == [one.revision for one in await replica.read_log(2)]
+    assert [] == await replica.read_log(5)
+
+
+async def test_memory_keeps_few_entries_when_they_are_large(replica):
+    for revision in range(1, 11):
+        writes = tuple(
+            commits.Write(
+                commits.Action.CREATED, dataclasses.replace(NETWORK, id=f"{revision * 10**6 + n:032x}", name=str(n))
+            )
+            for n in range(5000)
+        )
+        replica.offer(commits.Entry(revision, 0, writes))
+
+    assert 3 == len(replica._recent)
+
+
+# Streams to hosts
+
+
+@pytest.fixture
+async def watched(replica):
+    watches = hostwatch.HostWatches(replica)
+    await replica.commit(create(Host(id="1" * 32, name="h1", agent_target="unix:/x")))
+    return replica, watches
+
+
+async def test_a_watch_of_an_unknown_host_is_refused(watched):
+    _, watches = watched
+
+    with pytest.raises(errors.NotFound):
+        await anext(watches.stream("2" * 32, resume_revision=0, store_id=""))
+
+    assert frozenset() == watches.host_ids
+
+
+async def test_an_empty_host_gets_an_empty_snapshot(watched):
+    replica, watches = watched
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+
+    batch = await anext(stream)
+    await stream.aclose()
+
+    assert (True, True, [], replica.state.revision) == (
+        batch.snapshot,
+        batch.snapshot_end,
+        list(batch.changes),
+        batch.revision,
+    )
+
+
+async def test_another_stores_revision_means_a_snapshot(watched):
+    _, watches = watched
+    stream = watches.stream("1" * 32, resume_revision=1, store_id="other")
+
+    assert (await anext(stream)).snapshot
+    await stream.aclose()
+
+
+async def test_a_large_snapshot_comes_in_parts_of_which_the_last_says_so(watched, monkeypatch):
+    _, watches = watched
+    monkeypatch.setattr(hostwatch, "CHUNK", 10)
+    told = [changes.Change(1, changes.HostKind.PEER, str(n), None) for n in range(25)]
+    monkeypatch.setattr(changes, "view", lambda *_: told)
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+
+    batches = [await anext(stream) for _ in range(3)]
+    await stream.aclose()
+
+    assert [10, 10, 5] == [len(batch.changes) for batch in batches]
+    assert [False, False, True] == [batch.snapshot_end for batch in batches]
+
+
+async def test_a_host_that_does_not_read_is_sent_away(watched, monkeypatch):
+    _, watches = watched
+    monkeypatch.setattr(hostwatch, "NOTES_MAX", 5)
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+    (watch,) = watches._watches["1" * 32]
+    watch.note((changes.HostKind.PEER, str(n)) for n in range(6))
+
+    with pytest.raises(errors.Conflict, match="resume"):
+        await anext(stream)
+
+
+async def test_a_silent_stream_moves_its_revision_on(watched, monkeypatch):
+    replica, watches = watched
+    monkeypatch.setattr(hostwatch, "BOOKMARK_S", 0.01)
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+    await replica.commit(create(NETWORK))
+
+    batch = await anext(stream)
+    await stream.aclose()
+
+    assert ((), replica.state.revision, False) == (tuple(batch.changes), batch.revision, batch.snapshot)
+
+
+async def test_a_reload_starts_every_stream_anew(watched):
+    replica, watches = watched
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+
+    await replica.load()
+
+    assert (await anext(stream)).snapshot
+    await stream.aclose()
+
+
+# Work, heartbeats, confirmations
+
+
+async def test_work_goes_on_when_its_caller_is_gone():
+    done = asyncio.Event()
+    go = asyncio.Event()
+
+    async def saga():
+        await go.wait()
+        done.set()
+
+    async with Work() as work:
+        calling = asyncio.create_task(work.finish(saga(), name="saga"))
+        await asyncio.sleep(0)
+        calling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await calling
+        go.set()
+
+    assert done.is_set()
+
+
+async def test_a_failure_is_the_callers_and_nobody_elses():
+    async def fail():
+        raise errors.Exhausted("X", "x")
+
+    async with Work() as work:
+        with pytest.raises(errors.Exhausted):
+            await work.finish(fail(), name="fail")
+
+        assert 1 == await work.finish(asyncio.sleep(0, 1), name="fine")
+
+
+async def test_calls_with_one_request_join():
+    calls = []
+
+    async def saga():
+        calls.append(1)
+        await asyncio.sleep(0)
+        return len(calls)
+
+    async with Work() as work:
+        results = await asyncio.gather(*(work.once("m/r1", b"f", saga, name="saga") for _ in range(5)))
+        with pytest.raises(errors.AlreadyExists, match="r1"):
+            await asyncio.gather(
+                work.once("m/r1", b"f", saga, name="saga"), work.once("m/r1", b"other", saga, name="saga")
+            )
+
+    assert [1] * 5 == results
+
+
+async def test_a_host_is_lost_after_its_grace_by_one_clock_or_the_others():
+    now = 0.0
+    store = MemoryStore(now_ms=lambda: 1_000_000 + int(now * 1000))
+    one, two = (Liveness(store, grace=dt.timedelta(seconds=15), monotonic=lambda: now) for _ in range(2))
+    one.beat("h")
+    assert ("ready", "lost") == (one.state("h"), two.state("h"))
+    await one.exchange()
+    now = 10.0
+    await two.exchange()
+    assert "ready" == two.state("h")
+    now = 15.1
+    assert ("lost", "lost") == (one.state("h"), two.state("h"))
+    await one.forget("h")
+    await two.exchange()
+    assert (1_000_000, 0) == (one.heartbeat_ms("h"), two.heartbeat_ms("h"))
+
+
+async def test_a_confirmation_of_another_version_is_dropped(build):
+    build.host()
+    build.network()
+    build.sandbox()
+    build.endpoint(state=EndpointState.JOINING)
+    record = next(iter(build.state.endpoints.values()))
+
+    stale = settle(build.state, [Confirmed(id=record.value.id, revision=record.revision - 1)])
+    fresh = settle(build.state, [Confirmed(id=record.value.id, revision=record.revision, interface_name="eth0")])
+
+    assert stale is None
+    assert "eth0" == fresh.writes[0].value.interface_name
