@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
@@ -49,8 +49,22 @@ _KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
 _SCOPES = {Scope.LOCAL: network_pb2.SCOPE_LOCAL, Scope.GLOBAL: network_pb2.SCOPE_GLOBAL}
 
 
-def changes(messages: Iterable[agent_pb2.Change]) -> list[Change]:
+Held = Callable[[Ref], Object | None]
+"""Looks up what the host holds already: an object of the same revision needs no second reading."""
+
+_KIND_OF_FIELD = {"network": Kind.NETWORK, "sandbox": Kind.SANDBOX, "endpoint": Kind.ENDPOINT}
+
+
+nothing_held: Held = dict[Ref, Object]().get
+"""Holds nothing: every change is read whole."""
+
+
+def changes(messages: Iterable[agent_pb2.Change], held: Held = nothing_held) -> list[Change]:
     """Read a batch of changes.
+
+    Args:
+        messages: The batch.
+        held: What the host holds of the store that the revisions belong to.
 
     Raises:
         InvalidArgument: Too many or none, or a malformed one; the field says which.
@@ -60,11 +74,11 @@ def changes(messages: Iterable[agent_pb2.Change]) -> list[Change]:
         raise InvalidArgument(
             "BAD_COUNT", f"a call carries 1 to {MAX_CHANGES} changes, this one {len(listed)}", field="changes"
         )
-    return [change(message, f"changes[{at}]") for at, message in enumerate(listed)]
+    return [change(message, f"changes[{at}]", held) for at, message in enumerate(listed)]
 
 
-def change(message: agent_pb2.Change, field: str = "change") -> Change:
-    """Read one change.
+def change(message: agent_pb2.Change, field: str = "change", held: Held = nothing_held) -> Change:
+    """Read one change; `held` as in `changes`.
 
     Raises:
         InvalidArgument: It is malformed; the field says where.
@@ -73,6 +87,12 @@ def change(message: agent_pb2.Change, field: str = "change") -> Change:
     if which == "gone":
         found = ref(message.gone, f"{field}.gone")
         return Change(ref=found, revision=message.revision)
+    kind = _KIND_OF_FIELD.get(which or "")
+    if kind is not None:
+        # Most changes come twice, by the fast path and by the sure one, and a network with each of its endpoints.
+        known = held(Ref(kind=kind, id=getattr(message, kind).id))
+        if known is not None and known.revision == message.revision:
+            return Change(ref=known.ref, revision=message.revision, put=known)
     item: Object
     if which == "network":
         item = network(message.network, f"{field}.network")
@@ -84,7 +104,9 @@ def change(message: agent_pb2.Change, field: str = "change") -> Change:
         item = peer(message.peer, f"{field}.peer")
     else:
         raise InvalidArgument("NO_OBJECT", f"{field} names no object", field=field)
-    return Change(ref=item.ref, revision=message.revision, put=dataclasses.replace(item, revision=message.revision))
+    if item.revision != message.revision:
+        item = dataclasses.replace(item, revision=message.revision)
+    return Change(ref=item.ref, revision=message.revision, put=item)
 
 
 def ref(message: agent_pb2.ObjectRef, field: str = "object") -> Ref:

@@ -86,7 +86,9 @@ class Link:
         snapshot: list[Change] = []
         whole = True
         async for message in self._connection.stream(self._stub.WatchHost, request):
-            changes = _readable(message.changes)
+            same_store = message.store_id == self._engine.position.store_id
+            held = self._engine.store.objects.get if same_store else convert.nothing_held
+            changes = _readable(message.changes, held)
             reached = Position(store_id=message.store_id, revision=message.revision)
             if not message.snapshot:
                 await self._engine.apply(changes, reached)
@@ -126,12 +128,12 @@ class Link:
             await asyncio.sleep(0 if answer.want_full and not full else interval_s)
 
 
-def _readable(messages: Iterable[agent_pb2.Change]) -> list[Change]:
+def _readable(messages: Iterable[agent_pb2.Change], held: convert.Held) -> list[Change]:
     """Read changes, without those that this agent cannot read: they must not keep it from all the others."""
     changes = []
     for message in messages:
         try:
-            changes.append(convert.change(message))
+            changes.append(convert.change(message, held=held))
         except errors.InvalidArgument as error:
             log.error("change not understood, skipped", revision=message.revision, error=str(error))  # noqa: TRY400
     return changes

@@ -47,7 +47,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     async def Apply(self, request: agent_pb2.ApplyRequest, context: Context) -> agent_pb2.ApplyResponse:  # noqa: N802
         """Bring the kernel to the changes; one status each."""
         del context
-        statuses = await self._engine.apply(convert.changes(request.changes), store_id=request.store_id)
+        same_store = bool(request.store_id) and request.store_id == self._engine.position.store_id
+        held = self._engine.store.objects.get if same_store else convert.nothing_held
+        statuses = await self._engine.apply(convert.changes(request.changes, held), store_id=request.store_id)
         return agent_pb2.ApplyResponse(statuses=[convert.status_message(one) for one in statuses])
 
     async def Plan(self, request: agent_pb2.PlanRequest, context: Context) -> agent_pb2.PlanResponse:  # noqa: N802
