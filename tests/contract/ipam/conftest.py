@@ -3,6 +3,7 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.memory import MemoryStore
 from netweft_ipam.store.redis_store import RedisStore
@@ -29,10 +30,24 @@ def clock():
     return Clock()
 
 
+def make_redis_store(server, clock):
+    return RedisStore(
+        Connection.open(server.url),
+        prefix=f"t{uuid.uuid4().hex[:8]}",
+        quarantine_ms=QUARANTINE_MS,
+        patience=Patience(least_ms=0),
+        now_ms=clock,
+    )
+
+
 @pytest.fixture
 async def redis_store(server, clock):
     store = RedisStore(
-        Connection.open(server.url), prefix=f"t{uuid.uuid4().hex[:8]}", quarantine_ms=QUARANTINE_MS, now_ms=clock
+        Connection.open(server.url),
+        prefix=f"t{uuid.uuid4().hex[:8]}",
+        quarantine_ms=QUARANTINE_MS,
+        now_ms=clock,
+        patience=Patience(least_ms=0),
     )
     yield store
     await store.aclose()
@@ -45,7 +60,11 @@ async def store(request, clock):
         return
     server = request.getfixturevalue("server")
     made = RedisStore(
-        Connection.open(server.url), prefix=f"t{uuid.uuid4().hex[:8]}", quarantine_ms=QUARANTINE_MS, now_ms=clock
+        Connection.open(server.url),
+        prefix=f"t{uuid.uuid4().hex[:8]}",
+        quarantine_ms=QUARANTINE_MS,
+        now_ms=clock,
+        patience=Patience(least_ms=0),
     )
     yield made
     await made.aclose()

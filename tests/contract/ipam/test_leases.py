@@ -1,4 +1,4 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
+# the house writes expected == actual
 """What every store does with leases."""
 
 from __future__ import annotations

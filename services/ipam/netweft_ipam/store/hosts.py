@@ -30,9 +30,10 @@ class HostBook:
         now, reported = await self._run("beat", store_epoch, host_id)
         return int(now), bool(reported)
 
-    async def reported(self, host_id: str, store_epoch: str) -> None:
-        """Note that a host has reported all it holds under an epoch."""
-        await self._run("assert", store_epoch, host_id)
+    async def reported(self, host_id: str, store_epoch: str) -> int:
+        """Note that a host has reported all it holds under an epoch; returns the time in ms."""
+        [now] = await self._run("assert", store_epoch, host_id)
+        return int(now)
 
     async def reports(self, store_epoch: str, *, live_ms: int, seen: Mapping[str, int]) -> Reports:
         """Return how far the hosts have reported.
@@ -50,7 +51,7 @@ class HostBook:
 
     async def last_beat(self, host_id: str) -> int:
         """Return when a host was last heard of, ms since the epoch; 0: never."""
-        score = await self._connection.command("ZSCORE", self._key, host_id)
+        score = await self._connection.command("ZSCORE", f"{self._key[:-4]}beats", host_id)
         return int(float(score)) if score is not None else 0
 
     async def pools(self, host_id: str) -> list[str]:

@@ -82,7 +82,7 @@ class RedisStore:
         self._patience = patience
         self._epoch = Epoch("", frozenset())
         self._epoch_changes = 0
-        # Heartbeats seen by this process, ms by the store's clock: the store may lose the newest ones.
+        # Heartbeats of reporting hosts that this process has seen, ms by the store's clock: the store may lose them.
         self._beats: dict[str, int] = {}
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
@@ -166,7 +166,9 @@ class RedisStore:
     async def renew_host(self, host_id: str) -> Renewal:
         """See Store."""
         epoch = (await self._read_epoch()).id
-        self._beats[host_id], reported = await self._hosts.beat(host_id, epoch)
+        beat_ms, reported = await self._hosts.beat(host_id, epoch)
+        if host_id in self._beats:
+            self._beats[host_id] = beat_ms
         names = await self._hosts.pools(host_id)
         pools = [parse_pool_id(name, field="pool_id") for name in names]
         held = await asyncio.gather(*(self._families.renew(pool, host_id) for pool in pools))
@@ -185,7 +187,7 @@ class RedisStore:
         outcomes = {pool: await self._adopt(pool, host_id, listed, epoch) for pool, listed in claims.items()}
         if complete:
             # A failover in the meantime gave the epoch another name, under which this report then does not stand.
-            await self._hosts.reported(host_id, store_epoch)
+            self._beats[host_id] = await self._hosts.reported(host_id, store_epoch)
         return outcomes
 
     async def transfer(

@@ -1,14 +1,15 @@
 -- Shared part of the scripts over the book of hosts.
 --
 -- KEYS[1] is <tag>:live and every other key is derived from the same hash tag.
---   <tag>:live             zset    host -> last heartbeat (ms)
+--   <tag>:beats            zset    host -> last heartbeat (ms)
+--   <tag>:live             zset    the same for hosts that report what they hold: these are waited for after a failover
 --   <tag>:asserted:<epoch> set     hosts that have reported all they hold under a store epoch
 --   <tag>:window:<epoch>   string  when the store epoch was first seen (ms)
 -- ARGV[1] time in ms (0: the server's), ARGV[2] store epoch.
 local call = redis.call
 local LIVE = KEYS[1]
 local TAG = string.sub(LIVE, 1, -6)
-local ASSERTED, WINDOW = TAG .. ':asserted:' .. ARGV[2], TAG .. ':window:' .. ARGV[2]
+local BEATS, ASSERTED, WINDOW = TAG .. ':beats', TAG .. ':asserted:' .. ARGV[2], TAG .. ':window:' .. ARGV[2]
 local WEEK = 604800
 
 local now = tonumber(ARGV[1])
