@@ -75,6 +75,16 @@ async def test_a_pin_without_a_namespace_is_replaced(host: Host):
     os.close(netns.open_path(str(pin)))
 
 
+async def test_a_place_that_cannot_be_used_is_named_and_others_go_on(host: Host):
+    (host.run_dir / "netns" / "sandbox-s1").mkdir(parents=True)
+
+    results = await host.make(*sandbox(1), *sandbox(2))
+
+    assert {"KERNEL_EISDIR"} == {error.reason for error in results}
+    assert str(host.run_dir / "netns" / "sandbox-s1") in results[0].message
+    os.close(netns.open_path(str(host.run_dir / "netns" / "sandbox-s2")))
+
+
 async def test_a_given_namespace_is_used_and_let_go_of(host: Host):
     with Netns("theirs") as theirs:
         namespace = Namespace(ns="sandbox/s1", source=theirs.path)

@@ -89,6 +89,21 @@ async def test_after_a_refusal_the_owners_other_steps_are_skipped_and_the_others
     host.exec("ip", "link", "del", "nwv-1")
 
 
+async def test_a_tunnel_whose_vni_somebody_else_has_is_told_by_vni_and_port(host: Host):
+    host.exec("ip", "link", "add", "vx9", "type", "vxlan", "id", "4096", "dstport", "4789", "local", "192.0.2.1")
+    vxlan = Link(ns=HOST, name="vxlan0", kind="vxlan", vxlan=Vxlan(vni=4096, local="192.0.2.1"))
+
+    (error,) = await host.make(vxlan)
+
+    assert (error.reason, error.metadata["vni"], error.metadata["port"]) == ("VNI_IN_USE", "4096", "4789")
+    assert "remove it" in error.message
+    assert "vx9" in host.exec("ip", "link")
+
+    host.exec("ip", "link", "del", "vx9")
+
+    assert await host.make(vxlan) == []
+
+
 async def test_a_missing_bridge_is_told_by_name(host: Host):
     await host.make(*sandbox())
 

@@ -236,6 +236,9 @@ class Links:
         """Take over a link that exists if it is what is wanted, or ours and in the way; else say whose it is."""
         link = item.link
         ours = info is not None and info.group in {resources.LINK_GROUP, resources.REAP_GROUP}
+        if info is None and link.vxlan is not None:
+            run.fail(item.step, _vni_taken(link))
+            return True
         if info is None:
             return self._adopt_far_end(run, item)
         if not ours and not self._all_ours(link.ns):
@@ -414,4 +417,18 @@ def _foreign(name: str, ns: Ns, what: str) -> errors.FailedPrecondition:
         "else's (it has not our link group); rename or remove it, or choose another name",
         link=name,
         namespace=ns,
+    )
+
+
+def _vni_taken(link: Link) -> errors.FailedPrecondition:
+    assert link.vxlan is not None, "asked for tunnels only"
+    vni, port, where = link.vxlan.vni, link.vxlan.port, link.socket_ns or link.ns or "the host"
+    return errors.FailedPrecondition(
+        "VNI_IN_USE",
+        f"link {link.name} in {link.ns or 'the host'} was wanted as a vxlan of VNI {vni} at UDP port {port}, but "
+        f"{where} has a vxlan device of that VNI and port already, which may have been moved to another namespace; "
+        "find it with `ip -d link show type vxlan` and remove it, or make the network with another VNI or port",
+        link=link.name,
+        vni=str(vni),
+        port=str(port),
     )

@@ -327,9 +327,12 @@ class Namespaces:
             os.close(old)
 
     def _make(self, path: Path) -> int:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _unpin(path)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _unpin(path)
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        except OSError as error:
+            raise errors.KernelError("touch", str(path), error.errno or errno.EIO) from error
         try:
             _check(_libc.unshare(_CLONE_NEWNET), "unshare", str(path))
             try:
@@ -351,4 +354,7 @@ class Namespaces:
 def _unpin(path: Path) -> None:
     if _libc.umount2(os.fsencode(path), _MNT_DETACH) and ctypes.get_errno() not in {errno.EINVAL, errno.ENOENT}:
         raise errors.KernelError("umount", str(path), ctypes.get_errno())
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.KernelError("rm", str(path), error.errno or errno.EIO) from error
