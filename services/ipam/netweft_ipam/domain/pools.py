@@ -167,7 +167,8 @@ def check_space(space: str, *, field: str) -> str:
 
 
 @functools.lru_cache(maxsize=65_536)
-def _read_pool_id(text: str) -> PoolId | None:
+def find_pool_id(text: str) -> PoolId | None:
+    """Return a pool id, the same object for the same text while it is remembered; None when it is malformed."""
     space, *rest = text.split("/")
     if not _SPACE.fullmatch(space) or len(rest) not in (2, 4):
         return None
@@ -181,18 +182,23 @@ def _read_pool_id(text: str) -> PoolId | None:
     return PoolId(space, subnet, part)
 
 
+def malformed_pool_id(text: str, *, field: str) -> errors.InvalidArgument:
+    """The text is no pool id."""
+    return errors.InvalidArgument(
+        "POOL_ID_MALFORMED",
+        f"{field}: {text[:160]!r} is not a pool id; it reads <address space>/<subnet> or "
+        "<address space>/<subnet>/<ip range>, for example LocalDefault/10.1.0.0/16",
+        field=field,
+    )
+
+
 def parse_pool_id(text: str, *, field: str) -> PoolId:
     """Return a pool id written `<space>/<subnet>` or `<space>/<subnet>/<range>`.
 
     Raises:
         InvalidArgument: Any other form.
     """
-    pool = _read_pool_id(text)
+    pool = find_pool_id(text)
     if pool is None:
-        raise errors.InvalidArgument(
-            "POOL_ID_MALFORMED",
-            f"{field}: {text[:160]!r} is not a pool id; it reads <address space>/<subnet> or "
-            "<address space>/<subnet>/<ip range>, for example LocalDefault/10.1.0.0/16",
-            field=field,
-        )
+        raise malformed_pool_id(text, field=field)
     return pool

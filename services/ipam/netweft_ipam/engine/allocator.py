@@ -99,9 +99,16 @@ class Allocator:
         act: Callable[[PoolId, Sequence[Wish]], Awaitable[Sequence[Outcome | errors.NetweftError]]],
     ) -> list[Outcome | errors.NetweftError]:
         pools: dict[PoolId, list[Wish]] = {}
+        last: PoolId | None = None
+        wishes: list[Wish] = []
         for item in items:
-            if not isinstance(item, errors.NetweftError):
-                pools.setdefault(item[0], []).append(item[1])
+            if isinstance(item, errors.NetweftError):
+                continue
+            # Most batches are of one pool, and the identity of an object is quicker than the hash of a pool id.
+            if item[0] is not last:
+                last = item[0]
+                wishes = pools.setdefault(last, [])
+            wishes.append(item[1])
         if len(pools) == 1 and len(items) == len(next(iter(pools.values()))):
             [(pool, wishes)] = pools.items()
             try:

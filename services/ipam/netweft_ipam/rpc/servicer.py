@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
@@ -21,6 +21,9 @@ from netweft_ipam.rpc import convert, limits
 from netweft_ipam.store.protocol import Store
 
 Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
+Results = TypeVar(
+    "Results", ipam_pb2.RequestAddressesResponse, ipam_pb2.ReassertLeasesResponse, ipam_pb2.TransferLeasesResponse
+)
 
 # Polled, so that a thousand watchers need no thousand connections to the store.
 _WATCH_INTERVAL_S = 0.25
@@ -88,7 +91,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             except errors.InvalidArgument as error:
                 items.append(error)
         outcomes = await self._allocator.request(items, tag)
-        return ipam_pb2.RequestAddressesResponse(results=_results(outcomes))
+        return _fill(ipam_pb2.RequestAddressesResponse(), outcomes)
 
     async def ReleaseAddresses(
         self, request: ipam_pb2.ReleaseAddressesRequest, context: Context
@@ -123,7 +126,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             except errors.InvalidArgument as error:
                 items.append(error)
         outcomes = await self._allocator.reassert(host_id, request.store_epoch, items, complete=not request.more)
-        return ipam_pb2.ReassertLeasesResponse(results=_results(outcomes))
+        return _fill(ipam_pb2.ReassertLeasesResponse(), outcomes)
 
     async def TransferLeases(
         self, request: ipam_pb2.TransferLeasesRequest, context: Context
@@ -133,7 +136,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
         items = _returns(request.items)
         outcomes = await self._allocator.transfer(items, host_id, _tag(request, request.request_id))
-        return ipam_pb2.TransferLeasesResponse(results=_results(outcomes))
+        return _fill(ipam_pb2.TransferLeasesResponse(), outcomes)
 
     async def LookupAddress(
         self, request: ipam_pb2.LookupAddressRequest, context: Context
@@ -141,7 +144,9 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         """Say who has an address."""
         space = pools.check_space(request.address_space, field="address_space")
         lease = await self._store.lookup(space, convert.single(request.address, field="address"))
-        return ipam_pb2.LookupAddressResponse(lease=convert.LeaseWriter().write(lease))
+        response = ipam_pb2.LookupAddressResponse()
+        convert.LeaseWriter().write(lease, response.lease)
+        return response
 
     async def ListLeaseEvents(
         self, request: ipam_pb2.ListLeaseEventsRequest, context: Context
@@ -184,10 +189,13 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             after=convert.lease_after(request.page_token, pool),
             limit=convert.page_limit(request.page_size, of_leases=True),
         )
-        return ipam_pb2.ListLeasesResponse(
-            leases=convert.to_leases(page.leases),
-            next_page_token=convert.to_token(f"{page.next:x}") if page.next is not None else "",
+        response = ipam_pb2.ListLeasesResponse(
+            next_page_token=convert.to_token(f"{page.next:x}") if page.next is not None else ""
         )
+        writer = convert.LeaseWriter()
+        for lease in page.leases:
+            writer.write(lease, response.leases.add())
+        return response
 
 
 def _tag(request: Message, request_id: str) -> RequestTag:
@@ -208,11 +216,13 @@ def _returns(items: Sequence[ipam_pb2.AddressRelease]) -> list[tuple[PoolId, Add
     return found
 
 
-def _results(outcomes: Sequence[Lease | errors.NetweftError]) -> list[ipam_pb2.AddressResult]:
+def _fill(response: Results, outcomes: Sequence[Lease | errors.NetweftError]) -> Results:
     writer = convert.LeaseWriter()
-    return [
-        ipam_pb2.AddressResult(status=status.to_item_status(outcome))
-        if isinstance(outcome, errors.NetweftError)
-        else ipam_pb2.AddressResult(lease=writer.write(outcome))
-        for outcome in outcomes
-    ]
+    results = response.results
+    for outcome in outcomes:
+        result = results.add()
+        if isinstance(outcome, errors.NetweftError):
+            result.status.CopyFrom(status.to_item_status(outcome))
+        else:
+            writer.write(outcome, result.lease)
+    return response

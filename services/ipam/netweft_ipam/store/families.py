@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from netweft_ipam.store.registry import Entry
 
 # Statuses of request.lua, transfer.lua, adopt.lua.
 _GRANTED, _STANDS, _IN_USE, _RESTING, _HOLDS_ANOTHER, _EXHAUSTED = range(6)
+# One item of request.lua: length of the key less 1, twice the group plus 1 if a ref follows.
+_ITEM = struct.Struct(">BH").pack
 _MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
 _ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
@@ -134,20 +137,19 @@ class Families:
             StaleHistory: The server's history was not confirmed; nothing was done.
         """
         layout = self._layout(pool)
-        groups: dict[tuple[str, OwnerKind, int, bool], str] = {}
-        items: list[str | bytes] = []
+        groups: dict[tuple[str, OwnerKind, int, bool], int] = {}
+        items: list[bytes] = []
         for ask in asks:
             owner = ask.owner
             group = (owner.host_id, owner.kind, ask.ttl_s, ask.serial)
-            spec = groups.get(group)
-            if spec is None:
-                spec = groups[group] = str(len(groups) + 1)
+            number = groups.get(group)
+            if number is None:
+                number = groups[group] = len(groups) + 1
             key = owner.key.encode()
-            items += (
-                key,
-                keys.digest(key),
-                spec if ask.address is None else f"{spec}:{layout.ref(ask.address)}",
-            )
+            if ask.address is None:
+                items += (_ITEM(len(key) - 1, number << 1), keys.digest(key), key)
+            else:
+                items += (_ITEM(len(key) - 1, number << 1 | 1), keys.digest(key), layout.ref(ask.address).encode(), key)
         heads: list[str | int] = []
         for host_id, kind, ttl_s, serial in groups:
             heads += (host_id, int(kind), ttl_s, int(serial))
@@ -161,7 +163,7 @@ class Families:
             layout.high,
             len(groups),
             *heads,
-            *items,
+            b"".join(items),
         )
         if code == b"NOPOOL":
             return None

@@ -69,9 +69,9 @@ def layout(prefix: str, pool: PoolId) -> Layout:
     )
 
 
-def digest(key: bytes) -> str:
-    """Return the digest that an owner is indexed by."""
-    return hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
+def digest(key: bytes) -> bytes:
+    """Return the digest that an owner is indexed by, 16 hexadecimal digits."""
+    return hashlib.sha1(key, usedforsecurity=False).digest()[:8].hex().encode()
 
 
 def space_key(prefix: str, space: str) -> str:

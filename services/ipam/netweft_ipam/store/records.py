@@ -79,11 +79,29 @@ def read(packed: bytes, at: int, address: int) -> tuple[Record, int]:
 
 def read_leases(pool: PoolId, layout: Layout, packed: bytes, hosts: Hosts) -> tuple[Lease, ...]:
     """Return leases written as ref and record, one after the other."""
+    # `read` and `Record.lease` in one: this is the whole cost of a listing.
     leases = []
     at, width, base = 0, layout.width, layout.base
+    owners: dict[tuple[int, int], tuple[int, str, OwnerKind]] = {}
     while at < len(packed):
-        record, end = read(packed, at + width, base + int(packed[at : at + width], 16))
-        leases.append(record.lease(pool, hosts))
+        address = base + int(packed[at : at + width], 16)
+        at += width
+        first, key_len, _, host, epoch, time_ms = _HEAD.unpack_from(packed, at)
+        at += _HEAD.size
+        shared = owners.get((host, first))
+        if shared is None:
+            shared = owners[host, first] = (*hosts.get(host, (0, "")), _KINDS[first >> 4 & 3])
+        beat_ms, host_id, kind = shared
+        expires_ms = 0
+        if first >= _HAS_TTL:
+            ttl_s, renewed = _TTL.unpack_from(packed, at)
+            at += _TTL.size
+            expires_ms = max(int.from_bytes(renewed, "big"), beat_ms) + ttl_s * 1000
+        end = at + key_len + 1
+        owner = Owner(packed[at:end].decode(), host_id, kind)
+        leases.append(
+            Lease(pool, address, owner, int.from_bytes(epoch, "big"), int.from_bytes(time_ms, "big"), expires_ms)
+        )
         at = end
     return tuple(leases)
 

@@ -1,7 +1,7 @@
 -- Leases addresses of one pool.
 -- ARGV[5] request id ('' none), [6] fingerprint, [7] range of the pool, [8] lowest and [9] highest automatic ref,
--- [10] groups, then 4 of each: host, kind, TTL (s), serial; then 3 of each item: owner's key, its digest, and
--- `<group>` or `<group>:<ref>`.
+-- [10] groups, then 4 of each: host, kind, TTL (s), serial; then all items in one text, one after the other: 1 byte length
+-- of the owner's key - 1, 2 bytes twice the group's number + 1 if a ref is asked for, 16 digest of the key, the ref, the key.
 -- Returns code, now, results (packed: status, epoch, time, expiry, ref), words that some results need, whether a host is
 -- new here, the use of the family: held, resting, when the next address stops resting; and the server's history.
 local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED = 0, 1, 2, 3, 4, 5
@@ -22,12 +22,30 @@ local low, high = ARGV[8], ARGV[9]
 local epoch = tonumber(meta[3])
 local groups, at = {}, 11
 for index = 1, tonumber(ARGV[10]) do
-  groups[tostring(index)] =
+  groups[index] =
     { host = ARGV[at], kind = tonumber(ARGV[at + 1]), ttl = tonumber(ARGV[at + 2]), serial = ARGV[at + 3] == '1' }
   at = at + 4
 end
-local first_item = at
-local items = (#ARGV - first_item + 1) / 3
+
+local item_keys, digests, item_groups, refs, items = {}, {}, {}, {}, 0
+do
+  local text, p = ARGV[at], 1
+  local size = #text
+  while p <= size do
+    local key_len, high_byte, low_byte = byte(text, p, p + 2)
+    local spec = high_byte * 256 + low_byte
+    items = items + 1
+    digests[items] = sub(text, p + 3, p + 18)
+    p = p + 19
+    if spec % 2 == 1 then
+      refs[items] = sub(text, p, p + W - 1)
+      p = p + W
+    end
+    item_keys[items] = sub(text, p, p + key_len)
+    item_groups[items] = groups[floor(spec / 2)]
+    p = p + key_len + 1
+  end
+end
 
 -- Read all buckets in a few calls: most batches touch as many buckets as they have items.
 do
@@ -38,8 +56,8 @@ do
     for index, name in ipairs(names) do buckets[name] = texts[index] or '' end
     names = {}
   end
-  for index = 0, items - 1 do
-    names[#names + 1] = sub(ARGV[first_item + index * 3 + 1], 1, NB)
+  for index = 1, items do
+    names[#names + 1] = sub(digests[index], 1, NB)
     if #names >= 2000 then fetch() end
   end
   fetch()
@@ -255,13 +273,8 @@ local function finish_run()
   run = {}
 end
 
-for index = first_item, #ARGV, 3 do
-  local key, digest, spec = ARGV[index], ARGV[index + 1], ARGV[index + 2]
-  local group, ref = groups[spec], nil
-  if not group then
-    local colon = find(spec, ':', 1, true)
-    group, ref = groups[sub(spec, 1, colon - 1)], sub(spec, colon + 1)
-  end
+for index = 1, items do
+  local key, digest, group, ref = item_keys[index], digests[index], item_groups[index], refs[index]
   if not ref and not seen[key] and not find_entry(buckets[sub(digest, 1, NB)], sub(digest, NB + 1, NB + 8), 1) then
     if #run > 0 and run_group.serial ~= group.serial then finish_run() end
     run[#run + 1], run_group = { group, key, digest }, group
