@@ -102,9 +102,10 @@ class Joiner:
             try:
                 return await self._agents.apply(host.value, told, state.store_id)
             except errors.NetweftError as raised:
+                how = "does not answer" if isinstance(raised, errors.Unavailable) else "could not take it"
                 error = errors.Unavailable(
                     "HOST_UNREACHABLE",
-                    f"host {host.value.name} does not answer ({raised.message}); check its agent, and ask again with"
+                    f"host {host.value.name} {how} ({raised.message}); check its agent, and ask again with"
                     " the same request id",
                     host=host_id,
                 )

@@ -422,7 +422,8 @@ def _foreign(name: str, ns: Ns, what: str) -> errors.FailedPrecondition:
 
 def _vni_taken(link: Link) -> errors.FailedPrecondition:
     assert link.vxlan is not None, "asked for tunnels only"
-    vni, port, where = link.vxlan.vni, link.vxlan.port, link.socket_ns or link.ns or "the host"
+    vni, port = link.vxlan.vni, link.vxlan.port
+    where = (link.ns if link.socket_ns is None else link.socket_ns) or "the host"
     return errors.FailedPrecondition(
         "VNI_IN_USE",
         f"link {link.name} in {link.ns or 'the host'} was wanted as a vxlan of VNI {vni} at UDP port {port}, but "
