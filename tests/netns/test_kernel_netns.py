@@ -10,6 +10,7 @@ import pytest
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.resources import HOST, Namespace
 from netweft_agent.kernel import netns
+from netweft_agent.kernel.netns import Namespaces
 from netweft_common import errors
 
 from tests.support.kernel import Host, bridge, endpoint, new_host, overlay, sandbox, state
@@ -205,3 +206,22 @@ async def test_hundreds_of_sandboxes_keep_a_descriptor_each_and_few_sockets(host
     assert descriptors() - before <= count + 256 + 8
     assert await host.remove(*(part for n in range(count) for part in sandbox(n))) == []
     assert descriptors() - before <= 8
+
+
+def test_the_hosts_own_namespace_is_not_taken_for_a_container(tmp_path):
+    require_root()
+    namespaces = Namespaces(tmp_path)
+
+    with pytest.raises(errors.FailedPrecondition, match="the host's own namespace"):
+        namespaces.hold(Namespace(ns="sandbox/s1", source=f"pid:{os.getpid()}"))
+
+    assert not namespaces.holds("sandbox/s1")
+    namespaces.close()
+
+
+async def test_two_sandboxes_do_not_get_one_namespace(host: Host):
+    assert [] == await host.make(Namespace(ns="sandbox/s1"))
+
+    (error,) = await host.make(Namespace(ns="sandbox/s2", source=host.kernel.netns_path("sandbox/s1")))
+
+    assert "NETNS_TAKEN" == error.reason

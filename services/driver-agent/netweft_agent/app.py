@@ -55,7 +55,7 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
     )
     registry = metrics.new_registry()
     async with contextlib.AsyncExitStack() as stack:
-        kernel = LinuxKernel(run_dir=chosen.run_dir)
+        kernel = LinuxKernel(chosen.run_dir, tuple(Path(one) for one in chosen.file_roots))
         stack.push_async_callback(kernel.close)
         journal = Journal(chosen.state_dir / "journal")
         stack.callback(journal.close)

@@ -30,6 +30,12 @@ class AgentSettings(settings.ServiceSettings):
     run_dir: Path = field(
         default=Path("/run/netweft"), metadata=settings.about("Folder of namespaces and of sandboxes' files.")
     )
+    file_roots: tuple[str, ...] = field(
+        default=("/var/lib/docker", "/var/lib/containers", "/var/lib/containerd", "/run/containers", "/run/containerd"),
+        metadata=settings.about(
+            "Folders below which hosts and resolv.conf may be written where a caller says; several by comma."
+        ),
+    )
     repair_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=60),
         metadata=settings.about("How often the whole kernel is compared with the intent, besides the kernel's events."),

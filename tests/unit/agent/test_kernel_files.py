@@ -1,4 +1,4 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
+# the house writes expected == actual
 """Managed files: whole or not at all, and somebody else's edit stands."""
 
 from __future__ import annotations
@@ -150,3 +150,17 @@ def test_a_symbolic_link_is_not_followed(files, hosts, tmp_path):
         files.write(hosts("one\n"))
 
     assert ("precious\n", True) == (target.read_text(), hosts("").path in str(raised.value))
+
+
+def test_a_callers_path_outside_the_allowed_folders_is_refused(tmp_path):
+    files = Files(tmp_path / "run", [tmp_path / "allowed"])
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "allowed/way-out").symlink_to(tmp_path / "secret")
+
+    for folder in ("secret", "allowed/../secret", "allowed/way-out"):
+        with pytest.raises(errors.FailedPrecondition, match="file_roots"):
+            files.write(File(ns="sandbox/s1", path=str(tmp_path / folder / "hosts"), content="x\n", in_place=True))
+    files.write(File(ns="sandbox/s1", path=str(tmp_path / "allowed/hosts"), content="x\n", in_place=True))
+
+    assert ([], "x\n") == (list((tmp_path / "secret").iterdir()), (tmp_path / "allowed/hosts").read_text())

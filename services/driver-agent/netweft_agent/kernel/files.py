@@ -17,7 +17,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,12 @@ class Files:
 
     Args:
         run_dir: Directory of the agent; its part `files` holds a note of digests for each file written in place.
+        roots: Folders below which files may be written where a caller says; None: anywhere.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, roots: Sequence[Path] | None = None) -> None:
         self._run_dir = run_dir
+        self._roots = None if roots is None else [Path(os.path.realpath(root)) for root in (*roots, run_dir)]
         self._notes = run_dir / "files"
 
     def write(self, file: resources.File) -> None:
@@ -46,11 +48,13 @@ class Files:
         Directories are made with mode 0755. Readers see old or new, except of a file that is written in place.
 
         Raises:
+            FailedPrecondition: It was given by a path that is none of those that callers may have written.
             KernelError: It cannot be written.
         """
         if file.content is None:
             return
         path, content = Path(file.path), file.content.encode()
+        self._refuse_elsewhere(path)
         with _translated(f"install -m 644 /dev/stdin {path}", path):
             there = _read(path)
             if self._edited(file, there):
@@ -92,6 +96,19 @@ class Files:
                 return None
             content = None if self._edited(file, there) else there.content.decode(errors="replace")
         return resources.File(ns=file.ns, path=file.path, content=content, in_place=file.in_place)
+
+    def _refuse_elsewhere(self, path: Path) -> None:
+        """Who may attach a container may not have any file of the host written by it."""
+        if self._roots is None:
+            return
+        folder = Path(os.path.realpath(path.parent))
+        if not any(root in (folder, *folder.parents) for root in self._roots):
+            raise errors.FailedPrecondition(
+                "FILE_NOT_ALLOWED",
+                f"{path} was given to be written, but lies in none of {', '.join(map(str, self._roots))}; "
+                "give a path there, or name its folder in the agent's setting file_roots",
+                path=str(path),
+            )
 
     def _edited(self, file: resources.File, there: _Content | None) -> bool:
         """Return whether somebody else wrote what is there, after we had written something."""

@@ -28,10 +28,11 @@ class LinuxKernel:
     Args:
         run_dir: Directory for what lives as long as the host is up: pinned namespaces, notes on managed files. It is
             made when needed, and should be on a mount that containers share if they are to open namespaces by path.
+        file_roots: Folders below which hosts and resolv.conf may be written where a caller says; None: anywhere.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        files = Files(run_dir)
+    def __init__(self, run_dir: Path, file_roots: Sequence[Path] | None = None) -> None:
+        files = Files(run_dir, file_roots)
         self._namespaces = Namespaces(run_dir)
         self._executor = Executor(self._namespaces, files)
         self._observer = Observer(self._namespaces, files)

@@ -273,11 +273,18 @@ class Namespaces:
         Raises:
             NotFound: A given one does not exist.
             InvalidArgument: The path leads to something else.
+            FailedPrecondition: It is the host's own, or another sandbox's.
             KernelError: The kernel refused.
         """
         ns = namespace.ns
         if not namespace.owned:
-            self._register(ns, namespace.source, open_path(source_path(namespace.source)))
+            fd = open_path(source_path(namespace.source))
+            try:
+                self._refuse_taken(namespace, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._register(ns, namespace.source, fd)
             return False
         path = self.pin(ns)
         try:
@@ -290,6 +297,20 @@ class Namespaces:
             made = False
         self._register(ns, "", fd)
         return made
+
+    def _refuse_taken(self, namespace: Namespace, fd: int) -> None:
+        """Refuse the host's own namespace, and one that another sandbox has: two would fight over links and routes."""
+        wanted = os.fstat(fd)
+        for ns, held in self._open.items():
+            there = os.fstat(held)
+            if ns != namespace.ns and (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
+                holder = "the host's own namespace; create the sandbox with namespace `host`" if ns == HOST else ns
+                raise errors.FailedPrecondition(
+                    "NETNS_TAKEN",
+                    f"{namespace.source} was given as the namespace of {namespace.ns}, but it is {holder}",
+                    path=namespace.source,
+                    holder=ns or "host",
+                )
 
     def look(self, namespace: Namespace) -> bool:
         """Return whether the namespace exists as described, and if it is held, is the one that is held."""
