@@ -15,6 +15,7 @@ from typing import Any, Never
 
 import grpc
 import prometheus_client
+from google.protobuf import message as protobuf
 from grpc import aio
 
 from netweft_common import deadline, errors, identity, logs, status
@@ -152,12 +153,12 @@ class ServerInterceptor(aio.ServerInterceptor):
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_reader(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._wrap_unary(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_reader(method, handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -169,7 +170,7 @@ class ServerInterceptor(aio.ServerInterceptor):
             started = time.perf_counter()
             self._active += weight
             try:
-                enter(context)
+                enter(request, context)
                 response = await behaviour(request, context)
             except asyncio.CancelledError:
                 finish(grpc.StatusCode.CANCELLED, started)
@@ -196,7 +197,7 @@ class ServerInterceptor(aio.ServerInterceptor):
             iterator: AsyncIterator[Any] | None = None
             self._active += weight
             try:
-                enter(context)
+                enter(request, context)
                 if weight:
                     self._refuse_while_draining()
                 iterator = _iterate(behaviour(request, context))
@@ -223,19 +224,21 @@ class ServerInterceptor(aio.ServerInterceptor):
 
         return handle
 
-    def _bind(self, method: str) -> tuple[Callable[[Context], None], Callable[[grpc.StatusCode, float], None]]:
+    def _bind(self, method: str) -> tuple[Callable[[Any, Context], None], Callable[[grpc.StatusCode, float], None]]:
         """Return what is done before and after each RPC of a method, with all that is constant looked up."""
         roles = identity.roles_of(self._access, method)
         record = self._metrics.of_method(method) if self._metrics is not None else None
         log = self._log.bind()  # resolved now: a lazy logger is assembled anew at each call
 
-        def enter(context: Context) -> None:
+        def enter(request: Any, context: Context) -> None:
             remaining_s = context.time_remaining()
             deadline.set_remaining(remaining_s)
             if self._tls:
                 caller = caller_of(context)
                 identity.set_current(caller)
                 identity.authorise(caller, method, roles)
+            if isinstance(request, errors.InvalidArgument):  # `_reader` could not read it
+                raise request
 
         def finish(code: grpc.StatusCode, started: float) -> None:
             seconds = time.perf_counter() - started
@@ -286,6 +289,21 @@ class ServerInterceptor(aio.ServerInterceptor):
             f"{method} failed by a bug of ours; incident {incident} is in the server's log",
             incident=incident,
         )
+
+
+def _reader(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that returns what is wrong with a request: what it raised would be answered UNKNOWN."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except protobuf.DecodeError as error:
+            return errors.InvalidArgument(
+                "REQUEST_MALFORMED",
+                f"{method}: {len(data)} bytes came that cannot be read as its request ({error}); texts must be UTF-8",
+            )
+
+    return read
 
 
 async def _next(iterator: AsyncIterator[Any], task: asyncio.Task[Any], waiting: set[asyncio.Task[Any]]) -> Any:

@@ -115,6 +115,26 @@ async def health_of(connection: client.Connection, service: str) -> str:
 # Listening
 
 
+@pytest.mark.parametrize(
+    ("service", "method", "body"),
+    [
+        (IPAM, "GetPool", b"\x0a\x02\xff\xfe"),
+        (IPAM, "GetPool", b"\xff\xff\xff"),
+        (EVENTS, "Watch", b"\x12\x02\xff\xfe"),
+    ],
+    ids=["not UTF-8", "no message", "a stream's"],
+)
+async def test_bytes_that_are_no_request_are_the_callers_mistake(world, service, method, body):
+    async with world.server(), client.open_channel(world.target) as channel:
+        open_stream = channel.unary_stream(f"/{service}/{method}")
+        with pytest.raises(aio.AioRpcError) as caught:
+            await anext(aiter(open_stream(body)))
+    error = status.from_rpc_error(caught.value, target=world.target, method=method)
+
+    assert (errors.InvalidArgument, "REQUEST_MALFORMED") == (type(error), error.reason)
+    assert world.count("INVALID_ARGUMENT", method, service) == 1
+
+
 async def test_one_server_answers_at_all_its_targets_and_says_which_ports(world):
     async with world.server(listen_at=[world.target, "127.0.0.1:0", "[::1]:0"]) as made:
         found = []
