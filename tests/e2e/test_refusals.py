@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import netweft_client
 import pytest
+from netweft.controller.v1 import endpoint_pb2, endpoint_pb2_grpc
 from netweft_cli import netns, rtnl
 from netweft_client import (
     AttachItem,
+    DetachItem,
     EndpointSpec,
     HostNamespace,
     NamespacePath,
@@ -20,7 +24,7 @@ from netweft_client import (
     SandboxSpec,
     SubnetSpec,
 )
-from netweft_common import errors
+from netweft_common import errors, status
 from netweft_controller.engine import requests
 
 from tests.e2e import support
@@ -35,7 +39,9 @@ TROUBLED, FRESH = "hostA", "hostB"
 @pytest.fixture(scope="module")
 def cluster():
     require_tool("ip")
-    with support.running(TROUBLED, FRESH, environ=support.QUICK) as cluster:
+    # What a host could not remove, it tries again as often as it looks for drift.
+    environ = {**support.QUICK, "NETWEFT_AGENT_REPAIR_INTERVAL": "1s"}
+    with support.running(TROUBLED, FRESH, environ=environ) as cluster:
         with cluster.client() as client:
             # What a host makes for the first endpoint of a network is there from the start.
             client.create_network(STEADY, driver="overlay", subnets=[SubnetSpec(subnet="10.41.0.0/16")])
@@ -170,13 +176,22 @@ def default_route_taken(trouble: Trouble) -> AttachItem:
     return bad(box("bad", namespace=NamespacePath(path=str(space))))
 
 
+def hosts_file_of_the_system(trouble: Trouble) -> AttachItem:
+    del trouble
+    return bad(box("bad", hosts_path="/etc/hosts"))
+
+
 def hosts_file_below_a_file(trouble: Trouble) -> AttachItem:
-    return bad(box("bad", hosts_path=str(trouble.file("plain") / "hosts")))
+    plain = trouble.cluster.agent_dir(TROUBLED) / "plain"
+    plain.write_text("mine\n")
+    trouble.stack.callback(plain.unlink)
+    return bad(box("bad", hosts_path=str(plain / "hosts")))
 
 
 def resolv_conf_is_a_folder(trouble: Trouble) -> AttachItem:
-    path = trouble.folder / "resolv.conf"
+    path = trouble.cluster.agent_dir(TROUBLED) / "resolv.conf"
     path.mkdir()
+    trouble.stack.callback(path.rmdir)
     return bad(box("bad", resolv_conf_path=str(path)))
 
 
@@ -246,6 +261,7 @@ TROUBLES: dict[Callable[[Trouble], AttachItem], tuple[type[errors.NetweftError],
     another_kind: (errors.InvalidArgument, ("/ns/uts",)),
     pid_gone: (errors.NotFound, ("/proc/", "does not exist")),
     default_route_taken: (errors.FailedPrecondition, ("0.0.0.0/0", "remove it")),
+    hosts_file_of_the_system: (errors.FailedPrecondition, ("/etc/hosts", "give a path")),
     hosts_file_below_a_file: (errors.KernelError, ("/plain/hosts",)),
     resolv_conf_is_a_folder: (errors.KernelError, ("/resolv.conf", "EISDIR")),
     bridge_name_taken: (errors.FailedPrecondition, ("lan9",)),
@@ -296,3 +312,259 @@ def seen_inside(item: AttachItem) -> set[str]:
         return {link.name for link in netns.call(Path(source.path), rtnl.links)}
     except errors.NotFound:
         return set()
+
+
+# Bad input over the real API: told by field, and not even a revision is used up
+
+
+def net(name: str = "never", **fields):
+    return lambda client: client.create_network(name, **{"host": TROUBLED, **fields})
+
+
+def subnet(**fields):
+    return net(subnets=[SubnetSpec(**{"subnet": "10.50.0.0/24", **fields})])
+
+
+def attach(*, name: str = "never", network: str = STEADY, sandbox: SandboxSpec | None = None, **fields):
+    def ask(client: netweft_client.Client) -> None:
+        client.attach_endpoint(EndpointSpec(network=network, name=name, **fields), sandbox or box("never"))
+
+    return ask
+
+
+def in_box(container_id: str = "never", host: str = TROUBLED, **fields):
+    return attach(sandbox=box(container_id, host, **fields))
+
+
+MEGABYTE = "x" * (1 << 20)
+INVALID, MISSING, PRECONDITION = errors.InvalidArgument, errors.NotFound, errors.FailedPrecondition
+ITEM, SPEC = "items[0].endpoint", "items[0].sandbox.spec"
+
+BAD_INPUT = {
+    "name: empty": (net(""), INVALID, "name", "1 to 63"),
+    "name: a space": (net("red name"), INVALID, "name", "red name"),
+    "name: 64 bytes": (net("x" * 64), INVALID, "name", "1 to 63"),
+    "name: begins with a dash": (net("-x"), INVALID, "name", "starting with"),
+    "name: a letter beyond ASCII": (net("nätz"), INVALID, "name", "nätz"),
+    "name: a line break": (net("red\n"), INVALID, "name", "1 to 63"),
+    "subnet: host bits": (subnet(subnet="10.50.0.1/24"), INVALID, "subnets[0].subnet", "write 10.50.0.0/24"),
+    "subnet: no length": (subnet(subnet="10.50.0.0"), INVALID, "subnets[0].subnet", "no prefix length"),
+    "subnet: no CIDR": (subnet(subnet="nonsense"), INVALID, "subnets[0].subnet", "nonsense"),
+    "subnet: length 33": (subnet(subnet="10.50.0.0/33"), INVALID, "subnets[0].subnet", "10.50.0.0/33"),
+    "subnet: loopback": (subnet(subnet="127.5.0.0/16"), INVALID, "subnets[0].subnet", "loopback"),
+    "subnet: multicast": (subnet(subnet="224.0.1.0/24"), INVALID, "subnets[0].subnet", "multicast"),
+    "subnet: IPv6 where it is off": (subnet(subnet="fd00:50::/64"), INVALID, "subnets[0].subnet", "enable_ipv6"),
+    "subnet: twice": (
+        net(subnets=[SubnetSpec(subnet="10.50.0.0/24"), SubnetSpec(subnet="10.50.0.128/25")]),
+        INVALID, "subnets[1].subnet", "10.50.0.0/24",
+    ),
+    "subnet: seventeen": (
+        net(subnets=[SubnetSpec(subnet=f"10.50.{number}.0/24") for number in range(17)]), INVALID, "subnets", "16",
+    ),
+    "subnet: of another network": (
+        net(driver="overlay", host="", subnets=[SubnetSpec(subnet="10.41.7.0/24")]), PRECONDITION, "", "10.41.0.0/16",
+    ),
+    "gateway: outside": (subnet(gateway="10.51.0.1"), INVALID, "subnets[0].gateway", "not in the subnet"),
+    "gateway: network address": (subnet(gateway="10.50.0.0"), INVALID, "subnets[0].gateway", "network address"),
+    "gateway: broadcast address": (subnet(gateway="10.50.0.255"), INVALID, "subnets[0].gateway", "broadcast"),
+    "gateway: with a length": (subnet(gateway="10.50.0.1/24"), INVALID, "subnets[0].gateway", "without prefix"),
+    "gateway: other family": (subnet(gateway="fd00::1"), INVALID, "subnets[0].gateway", "not in the subnet"),
+    "gateway: without a subnet": (subnet(subnet="", gateway="10.50.0.1"), INVALID, "subnets[0].gateway", "subnet"),
+    "range: outside": (subnet(ip_range="10.51.0.0/25"), INVALID, "subnets[0].ip_range", "not inside"),
+    "range: host bits": (subnet(ip_range="10.50.0.1/25"), INVALID, "subnets[0].ip_range", "host bits"),
+    "aux: outside": (subnet(aux_addresses={"a": "10.51.0.9"}), INVALID, "subnets[0].aux_addresses['a']", "not in"),
+    "aux: the gateway": (
+        subnet(gateway="10.50.0.1", aux_addresses={"a": "10.50.0.1"}),
+        INVALID, "subnets[0].aux_addresses['a']", "gateway",
+    ),
+    "aux: twice": (
+        subnet(aux_addresses={"a": "10.50.0.9", "b": "10.50.0.9"}),
+        INVALID, "subnets[0].aux_addresses['b']", "10.50.0.9",
+    ),
+    "driver: unknown": (net(driver="nonsense"), INVALID, "driver", "bridge, host, null, overlay"),
+    "option: unknown": (net(options={"nonsense": "1"}), INVALID, "options", "bridge_name, icc, masquerade, mtu"),
+    "option: no number": (net(options={"mtu": "big"}), INVALID, "options", "whole number"),
+    "option: too small": (net(options={"mtu": "67"}), INVALID, "options", "68"),
+    "option: too large": (net(options={"mtu": "9" * 19}), INVALID, "options", "65535"),
+    "option: absurd": (net(options={"mtu": "9" * 5000}), INVALID, "options", "bytes"),
+    "option: neither true nor false": (net(options={"icc": "perhaps"}), INVALID, "options", "true nor false"),
+    "option: a bridge of 16 bytes": (net(options={"bridge_name": "b" * 16}), INVALID, "options", "match"),
+    "option: a bridge with a slash": (net(options={"bridge_name": "a/b"}), INVALID, "options", "match"),
+    "label: a megabyte": (net(labels={"big": MEGABYTE}), INVALID, "labels", "big"),
+    "label: a key of a megabyte": (net(labels={MEGABYTE: "big"}), INVALID, "labels", "256"),
+    "label: no key": (net(labels={"": "x"}), INVALID, "labels", "key"),
+    "labels: 129": (net(labels={str(number): "" for number in range(129)}), INVALID, "labels", "128"),
+    "family: none": (net(enable_ipv4=False), INVALID, "disable_ipv4", "IPv4, IPv6 or both"),
+    "ipam driver: unknown": (net(ipam_driver="nonsense"), INVALID, "ipam_driver", "default, null"),
+    "address space: malformed": (net(address_space="a b"), INVALID, "address_space", "A-Za-z0-9"),
+    "host: unknown": (net(host="nowhere"), MISSING, "", "nowhere"),
+    "host: of an overlay": (net(driver="overlay"), INVALID, "host", "leave the host out"),
+    "request id: 129 bytes": (net(request_id="x" * 129), INVALID, "request_id", "128"),
+    "request id: a control character": (net(request_id="a\x07"), INVALID, "request_id", "printable"),
+    "network: unknown": (attach(network="nowhere"), MISSING, "", "nowhere"),
+    "network: none": (attach(network=""), INVALID, f"{ITEM}.network", ""),
+    "endpoint: name": (attach(name="a/b"), INVALID, f"{ITEM}.name", "a/b"),
+    "address: outside": (attach(addresses=("10.42.0.9",)), INVALID, f"{ITEM}.addresses[0]", "10.42.0.9"),
+    "address: network": (attach(addresses=("10.41.0.0",)), INVALID, f"{ITEM}.addresses[0]", "network address"),
+    "address: broadcast": (attach(addresses=("10.41.255.255",)), INVALID, f"{ITEM}.addresses[0]", "broadcast"),
+    "address: the gateway's": (attach(addresses=("10.41.0.1",)), PRECONDITION, "", "10.41.0.1"),
+    "address: malformed": (attach(addresses=("10.41.0",)), INVALID, f"{ITEM}.addresses[0]", "10.41.0"),
+    "address: two": (attach(addresses=("10.41.0.8", "10.41.0.9")), INVALID, f"{ITEM}.addresses", ""),
+    "address: IPv6 where it is off": (attach(addresses=("fd00::9",)), INVALID, f"{ITEM}.addresses[0]", "fd00::9"),
+    "MAC: multicast": (attach(mac_address="01:00:5e:00:00:01"), INVALID, f"{ITEM}.mac_address", "multicast"),
+    "MAC: malformed": (attach(mac_address="02:00"), INVALID, f"{ITEM}.mac_address", "02:00"),
+    "interface: 16 bytes": (attach(interface_name="i" * 16), INVALID, f"{ITEM}.interface_name", "15 bytes"),
+    "interface: letters of 2 bytes": (attach(interface_name="ä" * 15), INVALID, f"{ITEM}.interface_name", "15 bytes"),
+    "interface: a slash": (attach(interface_name="a/b"), INVALID, f"{ITEM}.interface_name", "a/b"),
+    "interface: dots": (attach(interface_name=".."), INVALID, f"{ITEM}.interface_name", "'..'"),
+    "interface: a space": (attach(interface_name="a b"), INVALID, f"{ITEM}.interface_name", "space"),
+    "dns name: malformed": (attach(dns_names=("a b",)), INVALID, f"{ITEM}.dns_names[0]", "a b"),
+    "endpoint option: unknown": (attach(options={"nonsense": "1"}), INVALID, f"{ITEM}.options", "no options"),
+    "endpoint label: a megabyte": (attach(labels={"big": MEGABYTE}), INVALID, f"{ITEM}.labels", "big"),
+    "container: none": (in_box(""), INVALID, f"{SPEC}.container_id", "1 to 128"),
+    "container: a slash": (in_box("a/b"), INVALID, f"{SPEC}.container_id", "a/b"),
+    "container: 129 bytes": (in_box("c" * 129), INVALID, f"{SPEC}.container_id", "128"),
+    "container's host: none of several": (in_box(host=""), INVALID, f"{SPEC}.host", "hostA, hostB"),
+    "container's host: unknown": (in_box(host="nowhere"), MISSING, "", "nowhere"),
+    "hostname: malformed": (in_box(hostname="a b"), INVALID, f"{SPEC}.hostname", "a b"),
+    "namespace: relative": (
+        in_box(namespace=NamespacePath(path="run/netns/x")), INVALID, f"{SPEC}.namespace.path", "run/netns/x",
+    ),
+    "namespace: dots": (
+        in_box(namespace=NamespacePath(path="/run/../etc")), INVALID, f"{SPEC}.namespace.path", "..",
+    ),
+    "namespace: pid 0": (in_box(namespace=NamespacePid(pid=0)), INVALID, f"{SPEC}.namespace.pid", ""),
+    "namespace: absurd pid": (in_box(namespace=NamespacePid(pid=1 << 31)), INVALID, f"{SPEC}.namespace.pid", ""),
+    "hosts path: relative": (in_box(hosts_path="etc/hosts"), INVALID, f"{SPEC}.hosts_path", "etc/hosts"),
+    "name server: malformed": (
+        in_box(dns=netweft_client.Dns(servers=("one",))), INVALID, f"{SPEC}.dns.servers[0]", "one",
+    ),
+    "extra host: malformed": (
+        in_box(extra_hosts=(netweft_client.ExtraHost(name="db", address="x"),)),
+        INVALID, f"{SPEC}.extra_hosts[0].address", "x",
+    ),
+    "detach: none": (lambda client: raw(client, "Detach", 0), INVALID, "items", "1 to 1024"),
+    "detach: 1,025": (lambda client: raw(client, "Detach", 1025), INVALID, "items", "1025"),
+    "attach: none": (lambda client: raw(client, "Attach", 0), INVALID, "items", "1 to 1024"),
+    "attach: 1,025": (lambda client: raw(client, "Attach", 1025), INVALID, "items", "1025"),
+    "plan: none": (lambda client: client.plan_attach([]), INVALID, "items", "1 to 1024"),
+    "filter: unknown": (lambda client: list(client.list_networks("colour=red")), INVALID, "filters[0]", "colour"),
+    "sandbox: unknown": (lambda client: client.delete_sandbox("nowhere"), MISSING, "", "nowhere"),
+    "endpoint: unknown": (lambda client: client.delete_endpoint("nowhere", network=STEADY), MISSING, "", "nowhere"),
+}  # fmt: skip
+
+
+def raw(client: netweft_client.Client, verb: str, count: int) -> None:
+    """Call with any number of items; the client itself makes several calls of many."""
+    items = {
+        "Attach": endpoint_pb2.AttachItem(
+            endpoint=endpoint_pb2.EndpointSpec(network=STEADY),
+            sandbox=endpoint_pb2.SandboxRef(spec=endpoint_pb2.SandboxSpec(host=TROUBLED, container_id="never")),
+        ),
+        "Detach": endpoint_pb2.DetachItem(endpoint="resident", network=STEADY),
+    }
+    request = getattr(endpoint_pb2, f"{verb}EndpointsRequest")(items=[items[verb]] * count)
+    with grpc.insecure_channel(client.target) as channel:
+        stub = endpoint_pb2_grpc.EndpointServiceStub(channel)
+        try:
+            getattr(stub, f"{verb}Endpoints")(request, timeout=10)
+        except grpc.RpcError as error:
+            raise status.from_rpc_error(error, target=client.target, method=verb) from error
+
+
+def revision(client: netweft_client.Client) -> int:
+    """Return the revision of the whole cluster: every change of any object makes a new one."""
+    with contextlib.closing(client.watch_batches()) as batches:
+        return next(batches).revision
+
+
+@pytest.fixture(scope="module")
+def at_rest(cluster):
+    """Everything that there is, and the revision, when nothing is under way any more."""
+    assert [] == support.settled(cluster)
+    with cluster.client() as client:
+        return revision(client), world(cluster, client)
+
+
+@pytest.mark.parametrize("case", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_told_by_field_and_changes_nothing(client, at_rest, case):
+    ask, kind, field, words = case
+
+    with pytest.raises(errors.NetweftError) as told:
+        ask(client)
+
+    assert kind is type(told.value), told.value
+    assert field in told.value.metadata.get("field", ""), told.value.metadata
+    assert words in told.value.message
+    assert len(told.value.message) < 1000
+    assert at_rest[0] == revision(client)
+
+
+def test_after_all_the_bad_input_everything_is_as_it_was(cluster, client, at_rest):
+    assert at_rest == (revision(client), world(cluster, client))
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("NetworkService/CreateNetwork", b"\x12\x02\xff\xfe"),
+        ("EndpointService/AttachEndpoints", b"\x12\x06\x0a\x04\x0a\x02\xff\xfe"),
+        ("SandboxService/CreateSandbox", b"\xff\xff\xff\xff"),
+        ("HostService/GetHost", b"\x0a\x7f"),
+    ],
+    ids=["a name that is not UTF-8", "an item that is not UTF-8", "no message", "a message that ends too early"],
+)
+def test_bytes_that_are_no_request_are_refused_and_harm_nobody(client, at_rest, method, body):
+    with grpc.insecure_channel(client.target) as channel:
+        call = channel.unary_unary(f"/netweft.controller.v1.{method}", lambda data: data, lambda data: data)
+        with pytest.raises(grpc.RpcError) as told:
+            call(body, timeout=10)
+
+    assert grpc.StatusCode.INVALID_ARGUMENT is told.value.code()
+    assert at_rest[0] == revision(client)
+
+
+def test_of_four_overlapping_networks_created_at_once_exactly_one_is_made(cluster, client):
+    subnets = ["10.60.0.0/16", "10.60.0.0/17", "10.60.0.0/18", "10.60.0.0/19"]
+
+    def create(number: int) -> netweft_client.Network | errors.NetweftError:
+        with cluster.client() as mine:
+            try:
+                return mine.create_network(
+                    f"race{number}", driver="overlay", subnets=[SubnetSpec(subnet=subnets[number])]
+                )
+            except errors.NetweftError as error:
+                return error
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(create, range(4)))
+
+    made = [one for one in answers if isinstance(one, netweft_client.Network)]
+    refused = [one for one in answers if isinstance(one, errors.NetweftError)]
+    assert 1 == len(made), answers
+    assert {errors.FailedPrecondition} == {type(one) for one in refused}
+    assert all("10.60.0.0/" in one.message for one in refused)
+    client.delete_network(made[0].id)
+    assert [] == support.settled(cluster)
+
+
+def test_of_many_endpoints_that_want_one_address_at_once_exactly_one_gets_it(cluster, client):
+    def ask(number: int) -> netweft_client.Attached | errors.NetweftError:
+        with cluster.client() as mine:
+            try:
+                return mine.attach_endpoint(
+                    EndpointSpec(network=STEADY, name=f"race{number}", addresses=("10.41.0.77",)), box(f"race{number}")
+                )
+            except errors.NetweftError as error:
+                return error
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, range(6)))
+
+    made = [one for one in answers if isinstance(one, netweft_client.Attached)]
+    refused = [one for one in answers if isinstance(one, errors.NetweftError)]
+    assert 1 == len(made), answers
+    assert {errors.FailedPrecondition} == {type(one) for one in refused}
+    assert all("10.41.0.77" in one.message for one in refused)
+    client.detach_endpoints([DetachItem(endpoint=made[0].endpoint.id, delete_sandbox=True)])
+    assert [] == support.settled(cluster)
