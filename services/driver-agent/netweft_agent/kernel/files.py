@@ -99,7 +99,7 @@ class Files:
 
     def _refuse_elsewhere(self, path: Path) -> None:
         """Who may attach a container may not have any file of the host written by it."""
-        if self._roots is None:
+        if self._roots is None or self._run_dir in path.parents:
             return
         folder = Path(os.path.realpath(path.parent))
         if not any(root in (folder, *folder.parents) for root in self._roots):

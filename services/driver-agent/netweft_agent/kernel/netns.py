@@ -160,6 +160,7 @@ class Namespaces:
         self._lock = threading.Lock()
         self._open: dict[Ns, int] = {HOST: os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)}
         self._sources: dict[Ns, str] = {HOST: ""}
+        self._holders: dict[tuple[int, int], Ns] = {_identity(self._open[HOST]): HOST}
 
     def close(self) -> None:
         """Let go of all descriptors; what is pinned stays."""
@@ -168,6 +169,7 @@ class Namespaces:
                 os.close(fd)
             self._open.clear()
             self._sources.clear()
+            self._holders.clear()
 
     def fd(self, ns: Ns) -> int:
         """Return the open descriptor, which the registry keeps.
@@ -300,17 +302,17 @@ class Namespaces:
 
     def _refuse_taken(self, namespace: Namespace, fd: int) -> None:
         """Refuse the host's own namespace, and one that another sandbox has: two would fight over links and routes."""
-        wanted = os.fstat(fd)
-        for ns, held in self._open.items():
-            there = os.fstat(held)
-            if ns != namespace.ns and (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
-                holder = "the host's own namespace; create the sandbox with namespace `host`" if ns == HOST else ns
-                raise errors.FailedPrecondition(
-                    "NETNS_TAKEN",
-                    f"{namespace.source} was given as the namespace of {namespace.ns}, but it is {holder}",
-                    path=namespace.source,
-                    holder=ns or "host",
-                )
+        holder = self._holders.get(_identity(fd))
+        if holder is not None and holder != namespace.ns:
+            whose = (
+                "the host's own; create the sandbox with namespace `host`" if holder == HOST else f"that of {holder}"
+            )
+            raise errors.FailedPrecondition(
+                "NETNS_TAKEN",
+                f"{namespace.source} was given as the namespace of {namespace.ns}, but it is {whose}",
+                path=namespace.source,
+                holder=holder or "host",
+            )
 
     def look(self, namespace: Namespace) -> bool:
         """Return whether the namespace exists as described, and if it is held, is the one that is held."""
@@ -334,6 +336,8 @@ class Namespaces:
         with self._lock:
             fd = self._open.pop(namespace.ns, None)
             self._sources.pop(namespace.ns, None)
+            if fd is not None:
+                self._holders.pop(_identity(fd), None)
         if fd is not None:
             os.close(fd)
         if namespace.owned:
@@ -342,8 +346,11 @@ class Namespaces:
     def _register(self, ns: Ns, source: str, fd: int) -> None:
         with self._lock:
             old = self._open.get(ns)
+            if old is not None:
+                self._holders.pop(_identity(old), None)
             self._open[ns] = fd
             self._sources[ns] = source
+            self._holders[_identity(fd)] = ns
         if old is not None:
             os.close(old)
 
@@ -370,6 +377,12 @@ class Namespaces:
             path.unlink(missing_ok=True)
             raise
         return fd
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return what tells one namespace from another (ioctl_ns(2))."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 def _unpin(path: Path) -> None:
