@@ -138,7 +138,7 @@ def _audit_hosts(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[st
     known = {int(index): text for index, text in fields.items() if not index.startswith(b"n:")}
     names = {name[2:]: int(index) for name, index in fields.items() if name.startswith(b"n:")}
     counted = Counter(cell.host for cell in cells if cell.held and cell.host)
-    found = {index: struct.unpack_from(">I", text)[0] for index, text in known.items()}
+    found = {index: count for index, text in known.items() if (count := struct.unpack_from(">I", text)[0])}
     problems = [f"hosts hold {found}, counted {dict(counted)}"] if found != dict(counted) else []
     wrong = names != {text[10:]: index for index, text in known.items()}
     return [*problems, *([f"host names {names} for {known}"] if wrong else [])]

@@ -12,6 +12,8 @@ from netweft.ipam.v1 import ipam_pb2_grpc
 from netweft_common import errors, lifecycle, logs, metrics, settings, tls
 from netweft_common.server import Server
 
+from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
+from netweft_ipam.engine.nullspace import NullSpaceStore
 from netweft_ipam.rpc.servicer import IpamServicer
 from netweft_ipam.settings import IpamSettings
 from netweft_ipam.store.connection import Connection
@@ -19,20 +21,35 @@ from netweft_ipam.store.protocol import Store
 from netweft_ipam.store.redis_store import RedisStore
 
 OBSERVE_INTERVAL_S = 0.5
+POOLS_INTERVAL_S = 15.0
+POOLS_SHOWN = 1000
 DESCRIPTION = "The address service: pools and leases of addresses, kept in Redis."
 
 
-def build_store(chosen: IpamSettings) -> RedisStore:
+def build_store(chosen: IpamSettings, *, registry: prometheus_client.CollectorRegistry | None = None) -> RedisStore:
     """Return the store that the settings name; nothing is sent yet.
+
+    Args:
+        chosen: Settings.
+        registry: Where the time of store calls is shown; None: nowhere.
 
     Raises:
         InvalidArgument: The URL is malformed.
     """
+    connection = Connection.open(
+        chosen.store_url,
+        replicas=chosen.wait_replicas,
+        replicas_timeout_s=chosen.wait_timeout.total_seconds(),
+    )
+    if registry is not None:
+        connection.observe(StoreMetrics(registry).observe)
     return RedisStore(
-        Connection.open(chosen.store_url),
+        connection,
         prefix=chosen.key_prefix,
         quarantine_ms=round(chosen.quarantine.total_seconds() * 1000),
         check_history=chosen.check_history,
+        patience=chosen.patience(),
+        events_kept=chosen.events_kept,
     )
 
 
@@ -50,7 +67,8 @@ def build_server(
         grace=chosen.grace,
         registry=registry,
     )
-    servicer = IpamServicer(store, chosen.predefined())
+    leases = LeaseMetrics(registry) if registry is not None else None
+    servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases)
     return server.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, servicer)
 
 
@@ -74,6 +92,24 @@ async def sweep_for_ever(store: Store, *, interval_s: float) -> None:
             log.info("leases ran out", count=ended)
 
 
+async def warn_once(store: Store) -> None:
+    """Name what the store lacks, as soon as it answers."""
+    while True:
+        with contextlib.suppress(errors.Unavailable):
+            for weakness in await store.weaknesses():
+                logs.get().warning("store weakness", what=weakness)
+            return
+        await asyncio.sleep(OBSERVE_INTERVAL_S)
+
+
+async def count_pools(store: Store, pools: PoolMetrics) -> None:
+    """Show the use of the first thousand pools, every so often."""
+    while True:
+        with contextlib.suppress(errors.NetweftError):
+            pools.show((await store.list_pools(space="", start=None, limit=POOLS_SHOWN)).pools)
+        await asyncio.sleep(POOLS_INTERVAL_S)
+
+
 async def observe_for_ever(store: Store) -> None:
     """Notice a change of the store's history soon, so that hosts hear of it with their next heartbeat."""
     while True:
@@ -88,10 +124,13 @@ async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
         registry = metrics.new_registry()
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
-        store = build_store(chosen)
+        store = build_store(chosen, registry=registry)
         stack.push_async_callback(store.aclose)
         server = await stack.enter_async_context(build_server(chosen, store, registry=registry))
+        life.spawn(warn_once(store), name="warnings")
         life.spawn(sweep_for_ever(store, interval_s=chosen.sweep_interval.total_seconds()), name="sweep")
+        if chosen.metrics_listen:
+            life.spawn(count_pools(store, PoolMetrics(registry)), name="count-pools")
         life.spawn(observe_for_ever(store), name="observe")
         life.ready(server.targets)
         await life.stopped()

@@ -9,6 +9,7 @@ from dataclasses import field
 from netweft_common.settings import ServiceSettings, about
 
 from netweft_ipam.domain import predefined
+from netweft_ipam.domain.settling import Patience
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +49,35 @@ class IpamSettings(ServiceSettings):
     sweep_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=5), metadata=about("How often leases whose TTL is over are ended.")
     )
+    wait_replicas: int = field(
+        default=0, metadata=about("How many replicas must have a write before it is acknowledged; 0: none.")
+    )
+    wait_timeout: dt.timedelta = field(
+        default=dt.timedelta(seconds=1), metadata=about("How long these replicas may take, for example 500ms.")
+    )
+    report_live: dt.timedelta = field(
+        default=dt.timedelta(seconds=60),
+        metadata=about("After a failover, hosts are waited for whose last heartbeat is no older than this."),
+    )
+    report_least: dt.timedelta = field(
+        default=dt.timedelta(seconds=1), metadata=about("At least so long, if there are such hosts.")
+    )
+    report_most: dt.timedelta = field(default=dt.timedelta(seconds=30), metadata=about("At most so long."))
+    events_kept: int = field(
+        default=1024,
+        metadata=about("Entries of each subnet's history that are kept, of up to 256 events each; 0: no history."),
+    )
     check_history: bool = field(
         default=True,
         metadata=about("Notice that the store restarted or failed over before more leases are given out."),
     )
+
+    def patience(self) -> Patience:
+        """Return how long hosts are waited for after a failover."""
+        live, least, most = (
+            round(time.total_seconds() * 1000) for time in (self.report_live, self.report_least, self.report_most)
+        )
+        return Patience(live_ms=live, least_ms=least, most_ms=most)
 
     def predefined(self) -> predefined.Predefined:
         """Return the predefined lists.

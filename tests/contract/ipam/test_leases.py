@@ -356,3 +356,14 @@ async def test_v6_addresses_far_apart_are_leased_and_listed(desk):
 
     assert [*far, "fd00:1::1"] == given
     assert ["fd00:1::1", *far] == list(await desk.held(pool, limit=1))
+
+
+async def test_a_pools_label_limits_its_leases(desk):
+    pool = await desk.pool("g/10.1.0.0/24", labels={"netweft.quota.leases": "3"})
+
+    given = await desk.lease(pool, *(ask(key) for key in "abcd"), ask("e", "10.1.0.9"), ask("a"))
+    await desk.give_back(pool, ("10.1.0.2", "b"))
+    again = await desk.lease(pool, ask("f", "10.1.0.9"), ask("b"))
+
+    assert ["10.1.0.1", "10.1.0.2", "10.1.0.3", "LEASE_QUOTA", "LEASE_QUOTA", "10.1.0.1"] == given
+    assert ["10.1.0.9", "LEASE_QUOTA"] == again

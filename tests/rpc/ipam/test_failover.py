@@ -1,4 +1,4 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
+# the house writes expected == actual
 """A failover that loses the last writes: no address gets two owners, and no live host loses one."""
 
 from __future__ import annotations
@@ -215,14 +215,16 @@ async def test_a_failover_that_loses_writes_doubles_no_address_and_loses_none_of
         try:
             for _ in range(REPETITIONS):
                 await asyncio.to_thread(pair.join_replica if lost == "the last writes" else pair.join_stranger)
-                while sum(len(host.held) for host in world.hosts) < 200:  # noqa: ASYNC110  # progress, not time
+                while sum(len(host.held) for host in world.hosts) < 200:  # progress, not time
                     await asyncio.sleep(0.01)
                 await asyncio.to_thread(pair.cut_replication)
                 await asyncio.sleep(chance.uniform(0.01, 0.3))  # the writes of this time are lost
                 failed_at = time.monotonic()
                 await asyncio.to_thread(pair.fail_over)
                 async with asyncio.timeout(20):
-                    while world.granted_at < failed_at or any(host.reported_at < failed_at for host in world.hosts):  # noqa: ASYNC110  # the same
+                    while world.granted_at < failed_at or any(
+                        host.reported_at < failed_at for host in world.hosts
+                    ):  # the same
                         await asyncio.sleep(0.01)
                 last_report = max(host.reported_at for host in world.hosts)
                 assert world.granted_at - last_report < 5

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
+# the house writes expected == actual
 """The service when its store, or it itself, dies."""
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ async def test_what_was_acknowledged_outlives_kill_9_of_service_and_store(proces
             async with asyncio.TaskGroup() as group:
                 for worker in range(4):
                     group.create_task(keep_leasing(worker))
-                while len(leased) < 50 * (round_ + 1):  # noqa: ASYNC110  # progress, not time
+                while len(leased) < 50 * (round_ + 1):  # progress, not time
                     await asyncio.sleep(0.001)
                 (process.kill9 if round_ == 1 else store_server.kill9)()
         if round_ == 1:

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
+# the house writes expected == actual
 """The service over gRPC: what a client sends and gets."""
 
 from __future__ import annotations
@@ -246,3 +246,85 @@ async def test_a_heartbeat_needs_a_host(stub):
 
     assert ("INVALID_ARGUMENT", "HOST_ID_MALFORMED", "host_id") == told(caught.value)
     assert 0 == (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).renewed
+
+
+async def test_the_null_space_gives_pools_without_addresses_to_any_number_of_networks(stub):
+    pools = [
+        (await stub.RequestPool(pb.RequestPoolRequest(address_space="null", ipv6=ipv6))).pool.id
+        for ipv6 in (False, False, True)
+    ]
+    answer = await stub.RequestAddresses(pb.RequestAddressesRequest(items=[item(pools[0], "a"), item(pools[2], "b")]))
+    await stub.ReleasePool(pb.ReleasePoolRequest(pool_id=pools[0]))
+
+    assert ["null/0.0.0.0/0", "null/0.0.0.0/0", "null/::/0"] == pools
+    assert [("", 0), ("", 0)] == [(result.lease.address, result.status.code) for result in answer.results]
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub.RequestPool(pb.RequestPoolRequest(address_space="null", subnet="10.0.0.0/8"))
+    assert ("INVALID_ARGUMENT", "NULL_SPACE_SUBNET", "subnet") == told(caught.value)
+    with pytest.raises(grpc.RpcError) as unknown:
+        await stub.ReleasePool(pb.ReleasePoolRequest(pool_id="null/10.0.0.0/8"))
+    assert grpc.StatusCode.NOT_FOUND is unknown.value.code()
+
+
+async def test_leases_move_are_looked_up_and_their_history_is_followed(stub):
+    pool = await make_pool(stub)
+    await stub.RequestAddresses(pb.RequestAddressesRequest(items=[item(pool, "a", host_id="h1")]))
+    watch = stub.WatchLeases(pb.WatchLeasesRequest(pool_id=pool, after_id="0-0.0"))
+    first = await watch.read()
+
+    moved = await stub.TransferLeases(
+        pb.TransferLeasesRequest(
+            host_id="h2", items=[pb.AddressRelease(pool_id=pool, address="10.1.0.1", owner_key="a")]
+        )
+    )
+    second = await watch.read()
+    watch.cancel()
+    found = await stub.LookupAddress(pb.LookupAddressRequest(address_space="GlobalDefault", address="10.1.0.1"))
+    events = await stub.ListLeaseEvents(pb.ListLeaseEventsRequest(pool_id=pool, address="10.1.0.1"))
+
+    assert moved.results[0].lease == found.lease
+    assert "h2" == found.lease.owner.host_id
+    assert ["LEASE_EVENT_TYPE_LEASED", "LEASE_EVENT_TYPE_TRANSFERRED"] == [
+        pb.LeaseEventType.Name(event.type) for event in (*first.events, *second.events)
+    ]
+    assert [*second.events, *first.events] == list(events.events)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "expected"),
+    [
+        ("TransferLeases", pb.TransferLeasesRequest(host_id="h"), ("BATCH_SIZE", "items")),
+        ("TransferLeases", pb.TransferLeasesRequest(items=[pb.AddressRelease()]), ("HOST_ID_MALFORMED", "host_id")),
+        ("LookupAddress", pb.LookupAddressRequest(address_space="g", address="10.1"), ("ADDRESS_MALFORMED", "address")),
+        ("ReassertLeases", pb.ReassertLeasesRequest(), ("HOST_ID_MALFORMED", "host_id")),
+        (
+            "ListLeaseEvents",
+            pb.ListLeaseEventsRequest(pool_id="g/10.1.0.0/24", page_token="eA=="),
+            ("EVENT_ID_MALFORMED", "page_token"),
+        ),
+        (
+            "RequestPool",
+            pb.RequestPoolRequest(address_space="g", labels={"netweft.quota.leases": "many"}),
+            ("QUOTA_MALFORMED", "labels"),
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_other_calls_name_the_field_too(stub, method, request_, expected):
+    with pytest.raises(grpc.RpcError) as caught:
+        await getattr(stub, method)(request_)
+
+    assert ("INVALID_ARGUMENT", *expected) == told(caught.value)
+
+
+async def test_a_claim_with_an_impossible_epoch_has_its_own_status(stub):
+    epoch = (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).store_epoch
+    pool = await make_pool(stub)
+    claims = [
+        pb.Lease(pool_id=pool, address="10.1.0.7/24", owner=pb.Owner(key="e"), epoch=number) for number in (0, 2**48, 5)
+    ]
+
+    answer = await stub.ReassertLeases(pb.ReassertLeasesRequest(host_id="h", store_epoch=epoch, leases=claims))
+
+    assert ["EPOCH_MALFORMED", "EPOCH_MALFORMED", ""] == [result.status.reason for result in answer.results]
+    assert "10.1.0.7/24" == answer.results[2].lease.address

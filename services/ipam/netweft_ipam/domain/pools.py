@@ -14,6 +14,9 @@ from netweft_ipam.domain.addressing import Subnet, parse_subnet
 LOCAL_DEFAULT = "LocalDefault"
 GLOBAL_DEFAULT = "GlobalDefault"
 
+# A pool with this label holds at most so many leases, whatever its size.
+QUOTA_LABEL = "netweft.quota.leases"
+
 _SPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -143,6 +146,12 @@ class PoolAsk:
     choices: tuple[Choice, ...] = ()
     exclude: tuple[Subnet, ...] = ()
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def quota(labels: Mapping[str, str]) -> int | None:
+    """Return how many leases a pool of such labels may hold; None: as many as it has addresses."""
+    text = labels.get(QUOTA_LABEL)
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def is_local(space: str) -> bool:

@@ -7,7 +7,7 @@ import datetime as dt
 from netweft_common import errors
 
 from netweft_ipam.domain.addressing import Subnet, format_address
-from netweft_ipam.domain.pools import PoolId, PoolUse
+from netweft_ipam.domain.pools import QUOTA_LABEL, PoolId, PoolUse
 
 
 def pool_unknown(pool: PoolId) -> errors.NotFound:
@@ -142,6 +142,16 @@ def exhausted(pool: PoolId, use: PoolUse) -> errors.Exhausted:
         leased=str(use.family_leased),
         quarantined=str(use.family_quarantined),
         **({"next_free": format_time(use.next_free_ms)} if use.next_free_ms else {}),
+    )
+
+
+def quota_reached(pool: PoolId, quota: int) -> errors.Exhausted:
+    """The pool's label allows no more leases."""
+    return errors.Exhausted(
+        "LEASE_QUOTA",
+        f"pool {pool} may hold {quota} leases by its label {QUOTA_LABEL}, and does; release some",
+        pool_id=str(pool),
+        quota=str(quota),
     )
 
 

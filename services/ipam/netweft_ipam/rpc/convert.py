@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 from netweft.ipam.v1 import ipam_pb2
 from netweft_common import errors
 
-from netweft_ipam.domain import pools, refusals
+from netweft_ipam.domain import nullspace, pools, refusals
 from netweft_ipam.domain.addressing import Subnet, Version, format_address, parse_address, parse_subnet
 from netweft_ipam.domain.leases import (
     AddressAsk,
@@ -66,7 +66,15 @@ def pool_ask(request: ipam_pb2.RequestPoolRequest, predefined: Predefined) -> Po
         Exhausted: No predefined list has a stretch for what is asked.
     """
     space = pools.check_space(request.address_space, field="address_space")
+    if space == nullspace.SPACE:
+        return nullspace.ask(request.subnet, request.ip_range, ipv6=request.ipv6)
     labels = limits.check_labels(request.labels)
+    if pools.QUOTA_LABEL in labels and pools.quota(labels) is None:
+        raise errors.InvalidArgument(
+            "QUOTA_MALFORMED",
+            f"labels[{pools.QUOTA_LABEL}]: {labels[pools.QUOTA_LABEL][:32]!r} is no number of leases",
+            field="labels",
+        )
     if len(request.exclude) > limits.EXCLUDE_COUNT:
         raise errors.InvalidArgument(
             "EXCLUDE_COUNT",
@@ -374,7 +382,8 @@ class LeaseWriter:
             self._created_ms, self._created = lease.created_ms, _timestamp(lease.created_ms)
         owner, wire_owner = lease.owner, wire.owner
         wire.pool_id = self._pool_text
-        wire.address = format_address(pool.subnet.version, lease.address) + self._suffix
+        if pool.space != nullspace.SPACE:
+            wire.address = format_address(pool.subnet.version, lease.address) + self._suffix
         wire_owner.key = owner.key
         wire_owner.host_id = owner.host_id
         wire_owner.kind = _WIRE_OF_KIND[owner.kind]

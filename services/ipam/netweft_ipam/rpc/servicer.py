@@ -17,6 +17,7 @@ from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, 
 from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
+from netweft_ipam.engine.figures import LeaseMetrics
 from netweft_ipam.rpc import convert, limits
 from netweft_ipam.store.protocol import Store
 
@@ -36,9 +37,11 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
     Args:
         store: Where pools and leases are kept.
         predefined: Where pools come from when nobody names a subnet.
+        metrics: Where outcomes are counted; None: nowhere.
     """
 
-    def __init__(self, store: Store, predefined: Predefined) -> None:
+    def __init__(self, store: Store, predefined: Predefined, metrics: LeaseMetrics | None = None) -> None:
+        self._metrics = metrics
         self._store = store
         self._allocator = Allocator(store)
         self._predefined = predefined
@@ -91,6 +94,8 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             except errors.InvalidArgument as error:
                 items.append(error)
         outcomes = await self._allocator.request(items, tag)
+        if self._metrics is not None:
+            self._metrics.requested(outcomes)
         return _fill(ipam_pb2.RequestAddressesResponse(), outcomes)
 
     async def ReleaseAddresses(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import time
+from collections.abc import Callable
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,6 +22,7 @@ from netweft_ipam.store.scripts import Script
 CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 1.0
 _MAX_CONNECTIONS = 64
+_OLDEST = (7, 0)
 # Enough to replace a pooled connection that died with its server; the caller's own retries do the rest.
 _RETRIES = 2
 
@@ -57,22 +60,31 @@ class Connection:
     Args:
         client: redis-py's client.
         where: The URL without its password, for messages.
+        replicas: How many replicas must have each write before it is acknowledged (WAIT); not with Cluster.
+        replicas_timeout_s: How long they may take.
     """
 
-    def __init__(self, client: Redis | RedisCluster, where: str) -> None:
+    def __init__(
+        self, client: Redis | RedisCluster, where: str, *, replicas: int = 0, replicas_timeout_s: float = 1.0
+    ) -> None:
         self._client = client
         self._where = where
+        self._observer: Callable[[str, float], None] | None = None
+        self._replicas = replicas
+        self._replicas_timeout_ms = max(1, round(replicas_timeout_s * 1000))
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, *, replicas: int = 0, replicas_timeout_s: float = 1.0) -> Self:
         """Return a connection; nothing is sent yet.
 
         Args:
+            replicas: See Connection.
+            replicas_timeout_s: See Connection.
             url: redis://, rediss:// or unix:// for one server, redis+sentinel://host:port,host:port/<service> for
                 Sentinel, redis+cluster://host:port for Cluster.
 
         Raises:
-            InvalidArgument: The URL is of none of these forms.
+            InvalidArgument: The URL is of none of these forms, or replicas are to be waited for in a Cluster.
         """
         parts = urlsplit(url)
         options: dict[str, Any] = {
@@ -104,7 +116,13 @@ class Connection:
                 "redis+sentinel://host:port,host:port/service or redis+cluster://host:port",
                 field="store_url",
             ) from error
-        return cls(client, _masked(url))
+        if replicas and isinstance(client, RedisCluster):
+            raise errors.InvalidArgument(
+                "REPLICAS_IN_CLUSTER",
+                "wait_replicas: a Cluster cannot be waited for by WAIT; set min-replicas-to-write at its servers",
+                field="wait_replicas",
+            )
+        return cls(client, _masked(url), replicas=replicas, replicas_timeout_s=replicas_timeout_s)
 
     async def run(self, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
         """Run a script over one hash tag, in one round trip.
@@ -113,16 +131,68 @@ class Connection:
             Unavailable: No answer in time, or a server that cannot write now.
             Internal: The script failed.
         """
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
                 try:
-                    answer = await self._client.execute_command("EVALSHA", script.sha, 1, key, *args)
+                    answer = await self._send("EVALSHA", script.sha, 1, key, *args)
                 except redis_errors.NoScriptError:
-                    answer = await self._client.execute_command("EVAL", script.text, 1, key, *args)
+                    answer = await self._send("EVAL", script.text, 1, key, *args)
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             raise self._translate(error, script.name) from error
+        if self._observer is not None:
+            self._observer(script.name, time.perf_counter() - started)
         assert isinstance(answer, list)
         return answer
+
+    def observe(self, observer: Callable[[str, float], None]) -> None:
+        """Tell an observer of each script that was answered: its name, and how many seconds it took."""
+        self._observer = observer
+
+    async def _send(self, *args: str | bytes | int) -> Any:
+        if not self._replicas or isinstance(self._client, RedisCluster):
+            return await self._client.execute_command(*args)
+        # WAIT speaks of the writes of its own connection, so both go over one.
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*args)
+            pipe.execute_command("WAIT", self._replicas, self._replicas_timeout_ms)
+            answer, replicas = await pipe.execute(raise_on_error=False)
+        for part in (answer, replicas):
+            if isinstance(part, Exception):
+                raise part
+        if replicas < self._replicas:
+            raise errors.Unavailable(
+                "NOT_REPLICATED",
+                f"{replicas} of {self._replicas} replicas of the store at {self._where} have the write; it is done and "
+                "may be lost: ask again with the same request id",
+                store=self._where,
+            )
+        return answer
+
+    async def weaknesses(self) -> list[str]:
+        """Return in sentences what the store's servers lack; an empty list is good.
+
+        Raises:
+            Unavailable: No answer in time.
+        """
+        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._client, RedisCluster) else {}
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                answer = await self._client.execute_command("INFO", **nodes)
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._translate(error, "INFO") from error
+        servers = {self._where: answer} if "redis_version" in answer else answer
+        found = []
+        for where, info in servers.items():
+            if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < _OLDEST:
+                found.append(f"the store at {where} is version {info['redis_version']}; leases need 7.0 or later")
+            if not int(info.get("aof_enabled", 0)):
+                found.append(
+                    f"the store at {where} keeps no append-only file: a restart forgets leases; set appendonly yes"
+                )
+            if str(info.get("maxmemory_policy", "noeviction")) != "noeviction":
+                found.append(f"the store at {where} may evict leases; set maxmemory-policy noeviction")
+        return found
 
     async def command(self, *args: str | bytes | int) -> Any:
         """Run one command over one key.

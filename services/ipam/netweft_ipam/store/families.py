@@ -9,7 +9,7 @@ from typing import Any
 
 from netweft_common import errors
 
-from netweft_ipam.domain import refusals
+from netweft_ipam.domain import pools, refusals
 from netweft_ipam.domain.leases import (
     AddressAsk,
     AddressReturn,
@@ -28,7 +28,7 @@ from netweft_ipam.store.protocol import LeasePage
 from netweft_ipam.store.registry import Entry
 
 # Statuses of request.lua, transfer.lua, adopt.lua.
-_GRANTED, _STANDS, _IN_USE, _RESTING, _HOLDS_ANOTHER, _EXHAUSTED = range(6)
+_GRANTED, _STANDS, _IN_USE, _RESTING, _HOLDS_ANOTHER, _EXHAUSTED, _QUOTA = range(7)
 # One item of request.lua: length of the key less 1, twice the group plus 1 if a ref follows.
 _ITEM = struct.Struct(">BH").pack
 _MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
@@ -86,7 +86,9 @@ class Families:
             Exhausted: The subnet has had as many pools as it can have.
         """
         layout = self._layout(entry.id)
-        code, *_ = await self._run("open", layout, entry.family_generation, entry.generation, layout.range)
+        code, *_ = await self._run(
+            "open", layout, entry.family_generation, entry.generation, layout.range, _quota(entry)
+        )
         if code == b"CROWDED":
             raise refusals.pool_crowded(entry.id, 65_535)
         return bool(code != b"GONE")
@@ -358,6 +360,11 @@ class Families:
         )
 
 
+def _quota(entry: Entry) -> str:
+    quota = pools.quota(entry.labels)
+    return "" if quota is None else str(quota)
+
+
 def _outcomes(
     pool: PoolId, layout: keys.Layout, asks: Sequence[AddressAsk], answer: list[Any]
 ) -> list[Lease | errors.NetweftError]:
@@ -382,6 +389,8 @@ def _outcomes(
         elif status == _HOLDS_ANOTHER:
             assert ask.address is not None
             outcomes.append(refusals.owner_holds_another(pool, ask.owner.key, ask.address, address))
+        elif status == _QUOTA:
+            outcomes.append(refusals.quota_reached(pool, time_ms))
         else:
             assert status == _EXHAUSTED
             outcomes.append(refusals.exhausted(pool, use))

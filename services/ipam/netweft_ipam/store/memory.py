@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from netweft_common import errors
 
-from netweft_ipam.domain import predefined, refusals
+from netweft_ipam.domain import pools, predefined, refusals
 from netweft_ipam.domain.addressing import Subnet, format_address
 from netweft_ipam.domain.leases import (
     AddressAsk,
@@ -262,6 +262,10 @@ class MemoryStore:
             self._free_rested(family)
         return ended
 
+    async def weaknesses(self) -> list[str]:
+        """See Store."""
+        return ["leases are kept in memory alone; a restart forgets them"]
+
     async def check(self) -> None:
         """See Store."""
 
@@ -361,7 +365,6 @@ class MemoryStore:
             return refusals.stale_epoch(pool, item.address, cell.lease.epoch, item.epoch)
         if not there:
             family.epoch += 1
-            self._welcome(family, host_id)
             moved = Owner(owner.key, host_id, owner.kind)
             cell.lease = dataclasses.replace(cell.lease, owner=moved, epoch=family.epoch)
             cell.renewed_ms = self._now_ms()
@@ -380,11 +383,9 @@ class MemoryStore:
                     return refusals.lease_moved(pool, claim.address, lease.epoch)
                 return refusals.address_in_use(pool, claim.address, lease.owner.key)
             if mine and lease.owner.kind is claim.owner.kind:
-                self._welcome(family, host_id)
                 cell.lease = dataclasses.replace(lease, owner=claim.owner, epoch=max(lease.epoch, claim.epoch))
                 cell.ttl_s, cell.renewed_ms = claim.ttl_s, now
                 return dataclasses.replace(self._as_held(family, cell), pool=pool)
-        self._welcome(family, host_id)
         made = Lease(pool, claim.address, claim.owner, claim.epoch, now)
         cell = family.cells[claim.address] = _Cell(made, ttl_s=claim.ttl_s, renewed_ms=now)
         self._note(family, LeaseEventType.REASSERTED, made)
@@ -397,6 +398,8 @@ class MemoryStore:
             return self._request_that(pool, family, ask, ask.address, standing)
         if standing is not None:
             return self._stand(family, standing, ask)
+        if (refusal := self._over_quota(pool)) is not None:
+            return refusal
         sticky = (
             cell.lease.address for cell in mine if not cell.held and pool.first <= cell.lease.address <= pool.last
         )
@@ -421,7 +424,11 @@ class MemoryStore:
             return refusals.owner_holds_another(pool, ask.owner.key, address, standing.lease.address)
         if cell is not None and cell.rests_until_ms > self._now_ms() and cell.lease.owner.key != ask.owner.key:
             return refusals.address_resting(pool, address, cell.rests_until_ms)
-        return self._grant(pool, family, ask, address)
+        return self._over_quota(pool) or self._grant(pool, family, ask, address)
+
+    def _over_quota(self, pool: PoolId) -> errors.NetweftError | None:
+        quota = pools.quota(self._pools[pool].labels)
+        return refusals.quota_reached(pool, quota) if quota is not None and self._use(pool).leased >= quota else None
 
     def _find_free(self, pool: PoolId, family: _Family, *, serial: bool) -> int | None:
         start = pool.first
@@ -437,23 +444,15 @@ class MemoryStore:
     def _grant(self, pool: PoolId, family: _Family, ask: AddressAsk, address: int) -> Lease:
         family.epoch += 1
         now = self._now_ms()
-        self._welcome(family, ask.owner.host_id)
         cell = family.cells[address] = _Cell(
             Lease(pool, address, ask.owner, family.epoch, now), ttl_s=ask.ttl_s, renewed_ms=now
         )
         self._note(family, LeaseEventType.LEASED, cell.lease)
         return self._as_held(family, cell)
 
-    @staticmethod
-    def _welcome(family: _Family, host_id: str) -> None:
-        """Forget heartbeats of a host that held nothing here."""
-        if not any(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values()):
-            family.beats.pop(host_id, None)
-
     def _stand(self, family: _Family, cell: _Cell, ask: AddressAsk) -> Lease:
         cell.ttl_s, cell.renewed_ms = ask.ttl_s, self._now_ms()
         if not cell.lease.owner.host_id:
-            self._welcome(family, ask.owner.host_id)
             owner = Owner(cell.lease.owner.key, ask.owner.host_id, cell.lease.owner.kind)
             cell.lease = dataclasses.replace(cell.lease, owner=owner)
         return self._as_held(family, cell)

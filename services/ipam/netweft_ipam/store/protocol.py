@@ -198,6 +198,14 @@ class Store(Protocol):
         """End all leases whose time is over, and free what has rested long enough; returns how many ended."""
         ...
 
+    async def weaknesses(self) -> list[str]:
+        """Return in sentences what the store lacks; an empty list is good.
+
+        Raises:
+            Unavailable: It does not answer.
+        """
+        ...
+
     async def check(self) -> None:
         """Raise Unavailable unless the store answers."""
         ...

@@ -276,6 +276,10 @@ class RedisStore:
                 return ended
             start = entries[_SWEEP_PAGE].id
 
+    async def weaknesses(self) -> list[str]:
+        """See Store."""
+        return await self._connection.weaknesses()
+
     async def check(self) -> None:
         """See Store."""
         await self._connection.command("PING")

@@ -28,7 +28,7 @@ if held > 0 then
   end
   flush()
 end
-call('HDEL', M, 'p:' .. ARGV[5], 'i:' .. pool, 'n' .. pool, 'g' .. pool, 's' .. pool)
+call('HDEL', M, 'p:' .. ARGV[5], 'i:' .. pool, 'n' .. pool, 'g' .. pool, 's' .. pool, 'l' .. pool)
 call('HINCRBY', M, 'pc', -1)
 call('SET', gone, '', 'EX', DAY)
 return { 'OK' }

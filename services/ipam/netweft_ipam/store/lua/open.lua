@@ -1,5 +1,5 @@
 -- Makes a pool of the family ready, as the registry of its address space says. Idempotent.
--- ARGV[5] the family's generation, [6] the pool's, [7] range. Returns code.
+-- ARGV[5] the family's generation, [6] the pool's, [7] range, [8] leases at most or ''. Returns code.
 if call('EXISTS', TAG .. ':gone:' .. ARGV[6]) == 1 then return { 'GONE' } end
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[7])
 if meta[1] ~= ARGV[5] then
@@ -18,4 +18,5 @@ local index = call('HINCRBY', M, 'px', 1)
 if index > 65535 then return { 'CROWDED' } end
 call('HINCRBY', M, 'pc', 1)
 call('HSET', M, 'p:' .. ARGV[7], index .. ':' .. ARGV[6], 'i:' .. index, ARGV[7])
+if ARGV[8] ~= '' then call('HSET', M, 'l' .. index, ARGV[8]) end
 return { 'OK' }

@@ -4,7 +4,7 @@
 --   <tag>:m          hash    g generation, ep last epoch, inc server history it was confirmed on, px last pool index,
 --                            pc pools, n/q leases held and addresses resting; p:<range> pool index and generation,
 --                            i:<index> range, n<index> g<index> q<index> held, of these infrastructure, resting,
---                            s<index> last address given out automatically
+--                            s<index> last address given out automatically, l<index> leases at most
 --   <tag>:b:<chunk>  string  bitmap of 2^16 addresses: set while held or resting; made on demand
 --   <tag>:c          zset    chunks that have a bitmap, in lexical order
 --   <tag>:r          hash    block of 16 addresses -> its records, one after the other
@@ -346,12 +346,9 @@ local function flush()
   end
   send(O)
   for index in pairs(hosts_changed) do
+    -- A host without leases stays: the history names it by its index.
     local host = hosts[index]
-    if host.count > 0 then
-      call('HSET', H, index, spack('>I4I6', host.count, host.renewed) .. host.name)
-    else
-      call('HDEL', H, index, 'n:' .. host.name)
-    end
+    call('HSET', H, index, spack('>I4I6', host.count, host.renewed) .. host.name)
   end
   for name in pairs(rests_moved) do
     local next_time

@@ -4,7 +4,7 @@
 -- of the owner's key - 1, 2 bytes twice the group's number + 1 if a ref is asked for, 16 digest of the key, the ref, the key.
 -- Returns code, now, results (packed: status, epoch, time, expiry, ref), words that some results need, whether a host is
 -- new here, the use of the family: held, resting, when the next address stops resting; and the server's history.
-local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED = 0, 1, 2, 3, 4, 5
+local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED, QUOTA = 0, 1, 2, 3, 4, 5, 6
 
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
 local pool = meta[1] and pool_index(meta[4])
@@ -19,6 +19,9 @@ if ARGV[5] ~= '' then
 end
 
 local low, high = ARGV[8], ARGV[9]
+-- What the pool's quota leaves; most pools have none.
+local limits = call('HMGET', M, 'l' .. pool, 'n' .. pool)
+local left = limits[1] and max(0, tonumber(limits[1]) - tonumber(limits[2] or 0)) or math.huge
 local epoch = tonumber(meta[3])
 local groups, at = {}, 11
 for index = 1, tonumber(ARGV[10]) do
@@ -170,7 +173,7 @@ local function grant(ref, group, key, digest)
   else
     index_add(digest, ref)
   end
-  epoch = epoch + 1
+  epoch, left = epoch + 1, left - 1
   local host = 0
   if group.host ~= '' then
     group.index = group.index or ensure_host(group.host).index
@@ -242,6 +245,7 @@ local function ask_address(ref, group, key, digest)
     if held then return refuse(HOLDS_ANOTHER, held) end
   end
   if lease and lease.time > now and lease.key ~= key then return refuse(RESTING, ref, lease.time) end
+  if left < 1 then return refuse(QUOTA, ref, tonumber(limits[1])) end
   if not lease or lease.time == 0 then set_bit(ref) end
   grant(ref, group, key, digest)
 end
@@ -249,6 +253,7 @@ end
 local function ask_any(group, key, digest)
   local ref, lease, sticky = of_owner(digest, key, group.kind)
   if ref then return stand(ref, lease, group) end
+  if left < 1 then return refuse(QUOTA, low, tonumber(limits[1])) end
   if sticky then
     if decode(find_record(sticky)).time == 0 then set_bit(sticky) end
     return grant(sticky, group, key, digest)
@@ -262,9 +267,11 @@ end
 local seen, run, run_group = {}, {}, nil
 local function finish_run()
   if #run == 0 then return end
-  local found = take_all(#run, run_group.serial)
+  local found = take_all(min(#run, left), run_group.serial)
   for index, item in ipairs(run) do
-    if found[index] then
+    if left < 1 then
+      refuse(QUOTA, low, tonumber(limits[1]))
+    elseif found[index] then
       grant(found[index], item[1], item[2], item[3])
     else
       refuse(EXHAUSTED, low)
