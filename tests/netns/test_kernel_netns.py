@@ -212,7 +212,7 @@ def test_the_hosts_own_namespace_is_not_taken_for_a_container(tmp_path):
     require_root()
     namespaces = Namespaces(tmp_path)
 
-    with pytest.raises(errors.FailedPrecondition, match="the host's own namespace"):
+    with pytest.raises(errors.FailedPrecondition, match="the host's own"):
         namespaces.hold(Namespace(ns="sandbox/s1", source=f"pid:{os.getpid()}"))
 
     assert not namespaces.holds("sandbox/s1")
