@@ -25,6 +25,7 @@ from netweft_agent.rpc import convert, link, servicer
 from netweft_agent.settings import AgentSettings
 
 REGISTER_WAIT_S = 3.0
+SWITCH_INTERVAL_S = 0.0005
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except errors.NetweftError as error:
         sys.stderr.write(f"netweft-agent: {error}\n")
         return 2
+    # The kernel's thread hands the interpreter back and forth with the loop's: waiting 5 ms for it would be an attach.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.configure(level=chosen.log_level, style=chosen.log_format)
     return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd)
 
