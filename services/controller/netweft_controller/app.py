@@ -72,8 +72,14 @@ class Controller:
         self.settler = Settler(self.replica)
         self.liveness = Liveness(store, grace=config.host_grace)
         self.watches = HostWatches(self.replica)
-        self.remover = Remover(self.replica, self.ipam, self.agents)
-        self.joiner = Joiner(replica=self.replica, agents=self.agents, remover=self.remover, settler=self.settler)
+        self.remover = Remover(replica=self.replica, ipam=self.ipam, agents=self.agents, watches=self.watches)
+        self.joiner = Joiner(
+            replica=self.replica,
+            agents=self.agents,
+            remover=self.remover,
+            settler=self.settler,
+            watches=self.watches,
+        )
         self.networks = NetworkEngine(replica=self.replica, ipam=self.ipam, work=self.work)
         self.endpoints = EndpointEngine(
             replica=self.replica,

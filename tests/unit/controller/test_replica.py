@@ -222,10 +222,71 @@ async def test_a_host_that_does_not_read_is_sent_away(watched, monkeypatch):
     stream = watches.stream("1" * 32, resume_revision=0, store_id="")
     await anext(stream)
     (watch,) = watches._watches["1" * 32]
-    watch.note((changes.HostKind.PEER, str(n)) for n in range(6))
+    watch.note([(changes.HostKind.PEER, str(n)) for n in range(6)], 1, 0.0)
 
     with pytest.raises(errors.Conflict, match="resume"):
         await anext(stream)
+
+
+ENDPOINT = (changes.HostKind.ENDPOINT, "e")
+PEER = (changes.HostKind.PEER, "p")
+NET = (changes.HostKind.NETWORK, "n")
+
+
+def change(key, revision):
+    return changes.Change(revision, *key, None)
+
+
+@pytest.mark.parametrize(
+    ("noted", "told", "after_s", "taken"),
+    [
+        ([(ENDPOINT, 5)], [], 0.01, []),
+        ([(ENDPOINT, 5)], [], 0.06, [ENDPOINT]),
+        ([(ENDPOINT, 5)], [change(ENDPOINT, 5)], 0.06, []),
+        ([(ENDPOINT, 5)], [change(ENDPOINT, 4)], 0.06, [ENDPOINT]),
+        ([(ENDPOINT, 5), (ENDPOINT, 7)], [change(ENDPOINT, 5)], 0.06, [ENDPOINT]),
+        ([(PEER, 5), (ENDPOINT, 5)], [], 0.01, [PEER]),
+        ([(NET, 5), (PEER, 5), (ENDPOINT, 5)], [], 0.01, [PEER, NET, ENDPOINT]),
+        ([(NET, 5), (ENDPOINT, 5)], [change(NET, 5), change(ENDPOINT, 5)], 0.01, []),
+    ],
+    ids=[
+        "held back",
+        "for a moment",
+        "or until the host has it",
+        "not an older version of it",
+        "nor the version before",
+        "peers go at once",
+        "and a new network with all that is its",
+        "unless the host has all of it",
+    ],
+)
+def test_what_a_call_applies_directly_is_not_told_again(noted, told, after_s, taken):
+    watch = hostwatch._Watch()
+    for key, revision in noted:
+        watch.note([key], revision, 0.0)
+
+    watch.told(told)
+
+    assert taken == watch.take(after_s)
+
+
+async def test_a_host_is_not_past_what_is_held_back(build, watched, endpoint_of):
+    replica, watches = watched
+    await replica.commit(create(Host(id="2" * 32, name="h2", agent_target="unix:/y", vtep_address="192.0.2.2")))
+    await replica.commit(create(dataclasses.replace(NETWORK, scope=Scope.GLOBAL)))
+    ids = {"network_id": NETWORK.id, "host_id": "1" * 32, "state": EndpointState.JOINED}
+    first = dataclasses.replace(endpoint_of(1), **ids)
+    await replica.commit(create(first))
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    began = (await anext(stream)).revision
+
+    await replica.commit(create(dataclasses.replace(endpoint_of(2), **ids)))
+    await replica.commit(create(dataclasses.replace(endpoint_of(3), **ids | {"host_id": "2" * 32})))
+    peers, own = await anext(stream), await anext(stream)
+    await stream.aclose()
+
+    assert (["peer"], began) == ([one.kind for one in peers.changes], peers.revision)
+    assert (["endpoint"], began + 2) == ([one.kind for one in own.changes], own.revision)
 
 
 async def test_a_silent_stream_moves_its_revision_on(watched, monkeypatch):

@@ -239,6 +239,9 @@ def _touch_endpoint(state: State, delta: Delta, found: dict[str, set[Key]]) -> N
 
 def _differs_for_hosts(before: Endpoint | None, after: Endpoint | None) -> bool:
     """Whether hosts must be told: not of a confirmation that came from the host itself."""
+    if not (before is not None and before.is_active) and not (after is not None and after.is_active):
+        # It was gone for hosts when it began to leave.
+        return False
     if before is None or after is None:
         return True
     return _seen_by_hosts(before) != _seen_by_hosts(after)

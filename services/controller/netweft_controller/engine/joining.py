@@ -15,6 +15,7 @@ from netweft_controller.domain.objects import Endpoint, Record, Sandbox
 from netweft_controller.domain.state import State
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.settle import Confirmed, Settler, settled_endpoint, settled_sandbox
+from netweft_controller.sync.hostwatch import HostWatches
 from netweft_controller.sync.replica import Replica
 
 _log = logs.get()
@@ -41,10 +42,14 @@ class Joiner:
         agents: Kernels.
         remover: Takes away what did not work.
         settler: Records confirmations.
+        watches: Streams that need not say again what a host has taken up.
     """
 
-    def __init__(self, *, replica: Replica, agents: Agents, remover: Remover, settler: Settler) -> None:
+    def __init__(
+        self, *, replica: Replica, agents: Agents, remover: Remover, settler: Settler, watches: HostWatches
+    ) -> None:
         self._replica = replica
+        self._watches = watches
         self._agents = agents
         self._remover = remover
         self._settler = settler
@@ -88,28 +93,34 @@ class Joiner:
             sandbox = state.sandboxes.get(id_)
             if sandbox is not None:
                 on_host.setdefault(sandbox.value.host_id, ([], []))[1].append(id_)
-        answers = await asyncio.gather(*(self._ask(host_id, *ids) for host_id, ids in on_host.items()))
+        if len(on_host) == 1:
+            # The common case without the tasks of a gather.
+            ((host_id, ids),) = on_host.items()
+            answers = [await self._ask(host_id, *ids)]
+        else:
+            answers = await asyncio.gather(*(self._ask(host_id, *ids) for host_id, ids in on_host.items()))
         return {(status.kind, status.id): status for answer in answers for status in answer}
 
     async def _ask(self, host_id: str, endpoint_ids: list[str], sandbox_ids: list[str]) -> list[Status]:
         state = self._replica.state
         told = changes.for_apply(state, host_id, endpoint_ids, sandbox_ids)
         host = state.hosts.get(host_id)
-        error: errors.NetweftError
         if host is None:
-            error = errors.FailedPrecondition("HOST_GONE", f"host {host_id} was deleted meanwhile", host=host_id)
-        else:
-            try:
-                return await self._agents.apply(host.value, told, state.store_id)
-            except errors.NetweftError as raised:
-                how = "does not answer" if isinstance(raised, errors.Unavailable) else "could not take it"
-                error = errors.Unavailable(
-                    "HOST_UNREACHABLE",
-                    f"host {host.value.name} {how} ({raised.message}); check its agent, and ask again with"
-                    " the same request id",
-                    host=host_id,
-                )
-        return [Status(kind=one.kind, id=one.id, revision=one.revision, error=error) for one in told]
+            gone = errors.FailedPrecondition("HOST_GONE", f"host {host_id} was deleted meanwhile", host=host_id)
+            return _all_failed(told, gone)
+        try:
+            statuses = await self._agents.apply(host.value, told, state.store_id)
+        except errors.NetweftError as error:
+            how = "does not answer" if isinstance(error, errors.Unavailable) else "could not take it"
+            silent = errors.Unavailable(
+                "HOST_UNREACHABLE",
+                f"host {host.value.name} {how} ({error.message}); check its agent, and ask again with"
+                " the same request id",
+                host=host_id,
+            )
+            return _all_failed(told, silent)
+        self._watches.told(host_id, (one for one, of in zip(told, statuses, strict=True) if of.error is None))
+        return statuses
 
     async def undo(
         self,
@@ -191,3 +202,7 @@ def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbo
         return sandbox
     made = Confirmed(id=sandbox.value.id, revision=sandbox.revision, netns_path=status.netns_path)
     return dataclasses.replace(sandbox, value=settled_sandbox(sandbox.value, made))
+
+
+def _all_failed(told: Iterable[changes.Change], error: errors.NetweftError) -> list[Status]:
+    return [Status(kind=one.kind, id=one.id, revision=one.revision, error=error) for one in told]

@@ -13,6 +13,7 @@ from netweft_controller.domain import commits, removal
 from netweft_controller.domain.changes import Change, HostKind
 from netweft_controller.domain.objects import EndpointState, SandboxState
 from netweft_controller.domain.state import State
+from netweft_controller.sync.hostwatch import HostWatches
 from netweft_controller.sync.replica import Replica
 
 Failures = dict[str, errors.NetweftError]
@@ -25,10 +26,12 @@ class Remover:
         replica: Intent.
         ipam: Where addresses go back to.
         agents: Who takes it out of kernels.
+        watches: Streams that need not say again what a host has dropped.
     """
 
-    def __init__(self, replica: Replica, ipam: Ipam, agents: Agents) -> None:
+    def __init__(self, *, replica: Replica, ipam: Ipam, agents: Agents, watches: HostWatches) -> None:
         self._replica = replica
+        self._watches = watches
         self._ipam = ipam
         self._agents = agents
 
@@ -106,6 +109,8 @@ class Remover:
                 host=host_id,
             )
             return [failure] * len(changes)
+        gone = (one for one, status in zip(changes, statuses, strict=True) if status.error is None)
+        self._watches.told(host_id, gone)
         return [status.error for status in statuses]
 
     async def _give_back(self, endpoint_ids: Sequence[str], failures: Failures) -> set[str]:

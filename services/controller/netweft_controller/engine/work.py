@@ -28,8 +28,13 @@ class Work:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what runs."""
-        await self._group.__aexit__(kind, error, trace)
+        """Wait for what runs; a failure of the block stays what it is."""
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            # The group wraps the block's own failure, which is the user's to read where a setting is wrong.
+            if error is None or group.exceptions != (error,):
+                raise
 
     async def finish(self, coroutine: Coroutine[Any, Any, R], *, name: str) -> R:
         """Run to the end, even when the caller is cancelled; a failure is the caller's, if he still waits."""

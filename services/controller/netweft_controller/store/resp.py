@@ -11,6 +11,7 @@ import asyncio
 import collections
 import dataclasses
 import ssl
+import typing
 import urllib.parse
 from typing import Any
 
@@ -194,9 +195,8 @@ class _Protocol(asyncio.Protocol):
         self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "a stream"
-        transport.set_write_buffer_limits(high=_WRITE_LIMIT_BYTES)
-        self._transport = transport
+        self._transport = typing.cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_LIMIT_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True

@@ -7,6 +7,7 @@ a slow host gets each object once, at its latest version, and a watch costs at m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Sequence
 
@@ -21,6 +22,8 @@ NOTES_MAX = 262_144
 BOOKMARK_S = 15.0
 COALESCE_S = 0.01
 """How long changes gather before they are sent: what a call applies directly does not wait for this."""
+HOLD_S = 0.05
+"""How long a change of the host's own sandboxes waits for the call that applies it directly."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +38,58 @@ class Batch:
 
 
 class _Watch:
-    """What one stream still has to look at."""
+    """What one stream still has to look at, with the revision at which it was noted.
+
+    What concerns the host's own sandboxes is held back a moment: a controller that makes it so applies it on the host
+    directly, and then there is nothing to tell.
+    """
 
     def __init__(self) -> None:
-        self.notes: dict[changes.Key, None] = {}
+        self.own: dict[changes.Key, int] = {}
+        self.peers: dict[changes.Key, int] = {}
         self.wake = asyncio.Event()
         self.restart = False
-        self.overrun = False
+        self._due_s = 0.0
 
-    def note(self, keys: Iterable[changes.Key]) -> None:
-        self.notes.update(dict.fromkeys(keys))
-        if len(self.notes) > NOTES_MAX:
-            self.overrun = True
+    @property
+    def is_overrun(self) -> bool:
+        """Whether the host is too far behind to be waited for."""
+        return len(self.own) + len(self.peers) > NOTES_MAX
+
+    def note(self, keys: Iterable[changes.Key], revision: int, now_s: float) -> None:
+        """Take note that objects have changed at a revision."""
+        if not self.own:
+            self._due_s = now_s + HOLD_S
+        for key in keys:
+            (self.peers if key[0] is changes.HostKind.PEER else self.own)[key] = revision
+            if key[0] is changes.HostKind.NETWORK:
+                # Its peers are noted with it, and are of no use before it.
+                self._due_s = now_s
         self.wake.set()
+
+    def told(self, known: Iterable[changes.Change]) -> None:
+        """Take note that the host has these from elsewhere."""
+        for change in known:
+            if self.own.get((change.kind, change.id), change.revision + 1) <= change.revision:
+                del self.own[change.kind, change.id]
+
+    def take(self, now_s: float) -> list[changes.Key]:
+        """Return what is to be told now."""
+        keys = [*self.peers]
+        self.peers.clear()
+        if self.own and now_s >= self._due_s:
+            keys += self.own
+            self.own.clear()
+        return keys
+
+    def wait_s(self, now_s: float) -> float:
+        """Return how long to wait for news, in seconds: until what is held back is due, if anything is."""
+        return max(0.0, self._due_s - now_s) if self.own else BOOKMARK_S
+
+    def clear(self) -> None:
+        """Forget all notes: everything is being told."""
+        self.own.clear()
+        self.peers.clear()
 
 
 class HostWatches:
@@ -66,9 +108,15 @@ class HostWatches:
         """Note what hosts must look at again."""
         if not self._watches:
             return
+        now_s = asyncio.get_running_loop().time()
         for host_id, keys in changes.touched(state, deltas).items():
             for watch in self._watches.get(host_id, ()):
-                watch.note(keys)
+                watch.note(keys, state.revision, now_s)
+
+    def told(self, host_id: str, known: Iterable[changes.Change]) -> None:
+        """Take note that a host has taken up or dropped these: its stream need not say so again."""
+        for watch in self._watches.get(host_id, ()):
+            watch.told(known)
 
     def reloaded(self, state: State) -> None:
         """Have every stream start anew."""
@@ -98,7 +146,9 @@ class HostWatches:
             state = self._replica.state
             sent = state.revision
             batches = (
-                self._snapshot(host_id, watch) if missed is None else self._batches(missed, state, resume_revision)
+                self._snapshot(host_id, watch)
+                if missed is None
+                else self._batches(missed, state.store_id, resume_revision, state.revision)
             )
             for batch in batches:
                 yield batch
@@ -113,30 +163,32 @@ class HostWatches:
                 del self._watches[host_id]
 
     async def _next(self, host_id: str, watch: _Watch, sent: int) -> Iterable[Batch]:
-        try:
-            async with asyncio.timeout(BOOKMARK_S):
-                await watch.wake.wait()
-            await asyncio.sleep(COALESCE_S)
-        except TimeoutError:
-            state = self._replica.state
+        """Wait for what is to be told next; nothing may come of it."""
+        now_s = asyncio.get_running_loop().time
+        silent_until_s = now_s() + BOOKMARK_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(watch.wait_s(now_s()), silent_until_s - now_s())):
+                    await watch.wake.wait()
+                await asyncio.sleep(COALESCE_S)
+            watch.wake.clear()
             self._require(host_id)
-            # So that a resume after a long silence is not older than the log.
-            return (
-                [Batch(changes=(), revision=state.revision, store_id=state.store_id)] if state.revision > sent else []
-            )
-        watch.wake.clear()
-        self._require(host_id)
-        if watch.overrun:
-            raise errors.Conflict(
-                "WATCH_TOO_SLOW", f"host {host_id} fell more than {NOTES_MAX} objects behind; resume by revision"
-            )
-        if watch.restart:
-            watch.restart = False
-            return self._snapshot(host_id, watch)
-        keys = list(watch.notes)
-        watch.notes.clear()
-        state = self._replica.state
-        return self._batches(changes.resolve(state, host_id, keys), state, sent)
+            if watch.is_overrun:
+                raise errors.Conflict(
+                    "WATCH_TOO_SLOW", f"host {host_id} fell more than {NOTES_MAX} objects behind; resume by revision"
+                )
+            if watch.restart:
+                watch.restart = False
+                return self._snapshot(host_id, watch)
+            state = self._replica.state
+            if keys := watch.take(now_s()):
+                # What is held back has not been sent: the host is not past it.
+                reached = min(watch.own.values(), default=state.revision + 1) - 1
+                return self._batches(changes.resolve(state, host_id, keys), state.store_id, sent, max(sent, reached))
+            if now_s() >= silent_until_s:
+                # So that a resume after a long silence is not older than the log.
+                moved = state.revision > sent and not watch.own
+                return [Batch(changes=(), revision=state.revision, store_id=state.store_id)] if moved else []
 
     async def _missed(self, host_id: str, revision: int, store_id: str) -> list[changes.Change] | None:
         """Return what a host has missed since a revision, or None when it needs a snapshot."""
@@ -163,7 +215,7 @@ class HostWatches:
 
     def _snapshot(self, host_id: str, watch: _Watch) -> list[Batch]:
         state = self._replica.state
-        watch.notes.clear()
+        watch.clear()
         everything = changes.view(state, host_id)
         chunks = [everything[start : start + CHUNK] for start in range(0, len(everything), CHUNK)] or [[]]
         return [
@@ -177,14 +229,14 @@ class HostWatches:
             for index, chunk in enumerate(chunks)
         ]
 
-    def _batches(self, told: Sequence[changes.Change], state: State, sent: int) -> list[Batch]:
+    def _batches(self, told: Sequence[changes.Change], store_id: str, sent: int, reached: int) -> list[Batch]:
         chunks = [told[start : start + CHUNK] for start in range(0, len(told), CHUNK)]
         return [
             Batch(
                 changes=chunk,
                 # Until the last chunk has come, the host is where it was.
-                revision=state.revision if index == len(chunks) - 1 else sent,
-                store_id=state.store_id,
+                revision=reached if index == len(chunks) - 1 else sent,
+                store_id=store_id,
             )
             for index, chunk in enumerate(chunks)
         ]
