@@ -30,10 +30,13 @@ async def test_a_block_that_fails_waits_for_nothing_but_ends_its_sagas():
         finally:
             ended.set()
 
-    with pytest.raises(errors.InvalidArgument):
+    async def fail() -> None:
         async with Work() as work:
             work.spawn(saga(), name="saga")
             await asyncio.sleep(0)
             raise errors.InvalidArgument("SETTING_MALFORMED", "the setting is wrong")
+
+    with pytest.raises(errors.InvalidArgument):
+        await fail()
 
     assert ended.is_set()
