@@ -37,12 +37,12 @@ class Ear:
 
     async def ready(self) -> None:
         """Wait until tampering is heard at all."""
-        while not self._host.kernel._monitor._sockets:  # noqa: ASYNC110  # no event tells of a listener
+        while not self._host.kernel._monitor._sockets:  # no event tells of a listener
             await asyncio.sleep(0)
 
     async def at_rest(self) -> None:
         """Wait until what the writer caused has been read: what comes then is somebody else's for certain."""
-        while self._host.kernel._monitor._unread:  # noqa: ASYNC110  # as above
+        while self._host.kernel._monitor._unread:  # as above
             await asyncio.sleep(0)
 
     async def heard(self) -> set[str]:

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Facts of a host, found in a host of the test's own."""
 
 from __future__ import annotations

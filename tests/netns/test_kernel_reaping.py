@@ -64,7 +64,7 @@ async def test_a_single_doomed_link_is_gone_soon_without_another_call(host: Host
     await host.remove(*endpoint())
 
     async with asyncio.timeout(5):
-        while "nwv-1" in links(host):  # noqa: ASYNC110  # the kernel tells of it, but to whom the test does not ask
+        while "nwv-1" in links(host):  # the kernel tells of it, but to whom the test does not ask
             await asyncio.sleep(0)
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """From any state to any other in one pass, also when somebody has broken things in between: seeded random walks."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Rules of ours at work: real packets between namespaces.
 
 outside 198.51.100.9 --- 198.51.100.1 host 10.1.0.1 --- 10.1.0.2 red

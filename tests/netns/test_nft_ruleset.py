@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Our rulesets in a real kernel, seen through the eyes of the real nft.
 
 What nft prints is compared with what `domain/nft.py` prints, apart from: order of elements and of members of anonymous

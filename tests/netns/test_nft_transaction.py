@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Transactions in a real kernel: all or nothing, exact blame, and removing what is gone."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """What every store does with leases."""
 
 from __future__ import annotations

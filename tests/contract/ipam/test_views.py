@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """What every store tells of leases, and how they move between hosts."""
 
 from __future__ import annotations

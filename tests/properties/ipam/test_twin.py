@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """Redis and its twin in memory never differ: a random walk over both, compared step by step."""
 
 from __future__ import annotations
@@ -239,8 +238,8 @@ def address_of(pool: Any, offset: int | None) -> int | None:
 
 
 Walk.TestCase.settings = settings(
-    max_examples=200 if LONG else 20,
-    stateful_step_count=200 if LONG else 50,
+    max_examples=200 if LONG else 15,
+    stateful_step_count=200 if LONG else 40,
     database=None,  # leaves no file in the clone
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -1,4 +1,4 @@
-# ruff: noqa: N802  # servicers have the names of their rpcs
+# servicers have the names of their rpcs
 """A server with the real generated servicers: it answers as it is told and remembers what it was asked."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """The asynchronous client against an in-process server with the real servicers."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Where the client looks for services."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """The synchronous client, used from threads and from plain scripts."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: N802, SIM300  # servicers have the names of their rpcs; the house writes expected == actual
+# servicers have the names of their rpcs; the house writes expected == actual
 """Servers that demand certificates, and what each certificate may do."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: N802, SIM300  # servicers have the names of their rpcs; the house writes expected == actual
+# servicers have the names of their rpcs; the house writes expected == actual
 """A real server and a real client of ours, over unix sockets and TCP."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """A failover that loses the last writes: no address gets two owners, and no live host loses one."""
 
 from __future__ import annotations

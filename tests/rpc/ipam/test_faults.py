@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """The service when its store, or it itself, dies."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """The service over gRPC: what a client sends and gets."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Pure parts of the executor: which steps go together, names of files, the book-keeping of a batch."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """The double behaves like the real kernel where the engine would notice."""
 
 from __future__ import annotations

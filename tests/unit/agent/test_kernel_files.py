@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """Managed files: whole or not at all, and somebody else's edit stands."""
 
 from __future__ import annotations

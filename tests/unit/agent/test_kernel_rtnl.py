@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Encoded requests, read by pyroute2 as somebody else's eyes, and answers decoded to values."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """The writer thread: in order, never half done, and with time for what is due."""
 
 from __future__ import annotations

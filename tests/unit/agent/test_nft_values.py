@@ -1,4 +1,3 @@
-# the house writes expected == actual
 from __future__ import annotations
 
 import ipaddress

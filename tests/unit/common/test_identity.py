@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """Who a certificate says its holder is, and what that lets him do."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """A process's life, in a process of its own where signals are concerned."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Addresses to listen at, and what a socket's path may hold."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Log lines, their styles and what they hide."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Settings: defaults < file < environment < flags, each parsed to its type."""
 
 from __future__ import annotations

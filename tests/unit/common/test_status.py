@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Every error survives each of its wire forms."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  # the house writes expected == actual
 """Back-off, deadlines and clocks."""
 
 from __future__ import annotations

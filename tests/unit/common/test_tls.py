@@ -1,4 +1,3 @@
-# the house writes expected == actual
 """TLS files: what is wrong with which one."""
 
 from __future__ import annotations

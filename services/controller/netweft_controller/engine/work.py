@@ -49,7 +49,7 @@ class Work:
                 await coroutine
             except errors.NetweftError as error:
                 _log.warning("background work failed", work=name, reason=error.reason, error=error.message)
-            except Exception:  # the outermost frame of a task
+            except Exception:  # noqa: BLE001  # the outermost frame of a task
                 _log.exception("background work broke", work=name)
 
         self._group.create_task(guarded(), name=name)
@@ -81,7 +81,7 @@ class Work:
             except asyncio.CancelledError:
                 future.cancel()
                 raise
-            except Exception as error:  # the outermost frame of a task: it is the waiter's
+            except Exception as error:  # noqa: BLE001  # the outermost frame of a task: it is the waiter's
                 if not future.cancelled():
                     future.set_exception(error)
                     # Nobody may be waiting any more; then it must not be reported as never retrieved.
