@@ -6,11 +6,10 @@ import dataclasses
 import hashlib
 import struct
 from collections import Counter
+from typing import Any
 
-import redis
 
-
-def audit(client: redis.Redis, prefix: str) -> list[str]:
+def audit(client: Any, prefix: str) -> list[str]:
     """Return what is wrong with all families under a key prefix; an empty list is good.
 
     Args:
@@ -31,7 +30,7 @@ def audit(client: redis.Redis, prefix: str) -> list[str]:
     return problems
 
 
-def _audit_family(client: redis.Redis, tag: bytes) -> list[str]:
+def _audit_family(client: Any, tag: bytes) -> list[str]:
     meta = {key.decode(): value for key, value in client.hgetall(tag + b":m").items()}
     cells = _read_cells(client, tag)
     return [
@@ -64,7 +63,7 @@ class _Cell:
         return not self.held and self.time_ms > 0
 
 
-def _read_cells(client: redis.Redis, tag: bytes) -> list[_Cell]:
+def _read_cells(client: Any, tag: bytes) -> list[_Cell]:
     cells = []
     for block, text in client.hgetall(tag + b":r").items():
         at = 0
@@ -95,7 +94,7 @@ def _audit_epochs(meta: dict[str, bytes], cells: list[_Cell]) -> list[str]:
     return [f"epoch {cell.epoch} of {cell.address:#x} is beyond {last}" for cell in cells if cell.epoch > last]
 
 
-def _audit_bitmap(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[str]:
+def _audit_bitmap(client: Any, tag: bytes, cells: list[_Cell]) -> list[str]:
     bits: set[int] = set()
     chunks = {key.rpartition(b":")[2] for key in client.scan_iter(tag + b":b:*")}
     for chunk in chunks:
@@ -108,7 +107,7 @@ def _audit_bitmap(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[s
     return [*problems, *([f"bitmaps {chunks} but listed {listed}"] if chunks != listed else [])]
 
 
-def _audit_owners(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[str]:
+def _audit_owners(client: Any, tag: bytes, cells: list[_Cell]) -> list[str]:
     width = max((len(cell.block) + 1 for cell in cells), default=4)
     indexed: Counter[tuple[int, str]] = Counter()
     buckets = client.hgetall(tag + b":o")
@@ -133,7 +132,7 @@ def _audit_counters(meta: dict[str, bytes], cells: list[_Cell]) -> list[str]:
     return [f"counters {found}, counted {expected}"] if found != expected else []
 
 
-def _audit_hosts(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[str]:
+def _audit_hosts(client: Any, tag: bytes, cells: list[_Cell]) -> list[str]:
     fields = client.hgetall(tag + b":h")
     known = {int(index): text for index, text in fields.items() if not index.startswith(b"n:")}
     names = {name[2:]: int(index) for name, index in fields.items() if name.startswith(b"n:")}
@@ -144,7 +143,7 @@ def _audit_hosts(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[st
     return [*problems, *([f"host names {names} for {known}"] if wrong else [])]
 
 
-def _audit_timers(client: redis.Redis, tag: bytes, cells: list[_Cell]) -> list[str]:
+def _audit_timers(client: Any, tag: bytes, cells: list[_Cell]) -> list[str]:
     ends: dict[bytes, int] = {}
     for cell in cells:
         if cell.rests:
