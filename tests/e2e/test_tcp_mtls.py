@@ -14,8 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from google.protobuf import descriptor_pool
+from netweft.agent.v1 import agent_pb2
+from netweft.controller.v1 import endpoint_pb2, event_pb2, host_pb2, network_pb2, sandbox_pb2
+from netweft.ipam.v1 import ipam_pb2
+from netweft_agent.rpc import servicer
 from netweft_cli import layout, netns, processes, reach, stack
-from netweft_common import tls
+from netweft_common import identity, tls
+from netweft_controller import app as controller_app
+from netweft_ipam import app as ipam_app
 
 from tests.e2e import support, support_tls
 
@@ -31,6 +38,7 @@ CONTROLLER, IPAM, AGENT = 7700, 7710, 7720
 HOSTS = "netweft.controller.v1.HostService"
 NETWORKS = "netweft.controller.v1.NetworkService"
 AGENTS = "netweft.agent.v1.AgentService"
+LEASES = "netweft.ipam.v1.IpamService"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +178,7 @@ def test_the_loopback_listener_demands_a_certificate_too(cluster, user):
 
 TARGETS = {
     "controller": (f"{CENTRE}:{CONTROLLER}", f"{NETWORKS}/ListNetworks"),
-    "ipam": (f"{CENTRE}:{IPAM}", "netweft.ipam.v1.IpamService/ListPools"),
+    "ipam": (f"{CENTRE}:{IPAM}", f"{LEASES}/ListPools"),
     "agent": (f"{H1}:{AGENT}", f"{AGENTS}/GetFacts"),
 }
 
@@ -213,6 +221,11 @@ ROLES = ("client/c", "admin/a", "agent/h1", "controller/c", "ipam/i")
     ("target", "method", "request_", "allowed"),
     [
         (f"{CENTRE}:{CONTROLLER}", f"{NETWORKS}/ListNetworks", {}, {"client", "admin", "agent"}),
+        (f"{CENTRE}:{IPAM}", f"{LEASES}/ListPools", {}, {"client", "admin", "agent", "controller"}),
+        (f"{CENTRE}:{IPAM}", f"{LEASES}/ReleasePool", {"pool_id": "x/10.0.0.0/8"}, {"admin", "controller"}),
+        (f"{CENTRE}:{IPAM}", f"{LEASES}/ReleaseAddresses", {}, {"admin", "controller"}),
+        (f"{CENTRE}:{IPAM}", f"{LEASES}/RequestAddresses", {}, {"admin", "controller"}),
+        (f"{CENTRE}:{IPAM}", f"{LEASES}/ReassertLeases", {}, {"admin", "agent", "controller"}),
         (f"{CENTRE}:{CONTROLLER}", f"{HOSTS}/DeleteHost", {"host": "nowhere"}, {"client", "admin"}),
         (f"{CENTRE}:{CONTROLLER}", f"{HOSTS}/RegisterHost", {"host": {"id": "f" * 32, "name": "-"}}, {"admin"}),
         (f"{CENTRE}:{CONTROLLER}", f"{HOSTS}/ReportHost", {"host_id": "f" * 32}, {"admin"}),
@@ -242,6 +255,36 @@ def test_each_role_may_do_its_own(cluster, target, method, request_, allowed):
         if answer["code"] not in ("PERMISSION_DENIED", "UNAVAILABLE")
     }
     assert allowed == served, answers
+
+
+@pytest.mark.parametrize(
+    ("module", "access"),
+    [
+        (ipam_pb2, ipam_app.ACCESS),
+        (agent_pb2, servicer.ACCESS),
+        *((module, controller_app.ACCESS) for module in (endpoint_pb2, event_pb2, host_pb2, network_pb2, sandbox_pb2)),
+    ],
+    ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
+)
+def test_every_method_says_who_may_call_it(module, access):
+    methods = [
+        f"/{service.full_name}/{method.name}"
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+
+    assert [] == [method for method in methods if not identity.roles_of(access, method)]
+    assert [] == [name for name in access if name.startswith(f"/{module.DESCRIPTOR.package}.") and is_gone(name)]
+
+
+def is_gone(name: str) -> bool:
+    """Return whether a table of roles speaks of a method that no service has."""
+    service, _, method = name[1:].rpartition("/")
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service)
+    except KeyError:
+        return True
+    return method != "*" and method not in found.methods_by_name
 
 
 def test_an_agent_acts_for_its_own_host_only(cluster, user):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import prometheus_client
 from netweft.ipam.v1 import ipam_pb2_grpc
-from netweft_common import errors, lifecycle, logs, metrics, settings, tls
+from netweft_common import errors, identity, lifecycle, logs, metrics, settings, tls
+from netweft_common.identity import Role
 from netweft_common.server import Server
 
 from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
@@ -24,6 +25,29 @@ OBSERVE_INTERVAL_S = 0.5
 POOLS_INTERVAL_S = 15.0
 POOLS_SHOWN = 1000
 DESCRIPTION = "The address service: pools and leases of addresses, kept in Redis."
+
+_SERVICE = "/netweft.ipam.v1.IpamService/"
+_CONTROLLERS = frozenset({Role.CONTROLLER, Role.ADMIN})
+_HOSTS = _CONTROLLERS | {Role.AGENT}
+_READERS = _HOSTS | {Role.CLIENT}
+
+# Leases belong to records of the controller: whoever else gave one back would take an address from a running container.
+ACCESS: identity.Access = {
+    f"{_SERVICE}RequestPool": _CONTROLLERS,
+    f"{_SERVICE}ReleasePool": _CONTROLLERS,
+    f"{_SERVICE}RequestAddresses": _CONTROLLERS,
+    f"{_SERVICE}ReleaseAddresses": _CONTROLLERS,
+    f"{_SERVICE}TransferLeases": _CONTROLLERS,
+    f"{_SERVICE}RenewLeases": _HOSTS,
+    f"{_SERVICE}ReassertLeases": _HOSTS,
+    f"{_SERVICE}GetDefaultAddressSpaces": _READERS,
+    f"{_SERVICE}GetPool": _READERS,
+    f"{_SERVICE}ListPools": _READERS,
+    f"{_SERVICE}ListLeases": _READERS,
+    f"{_SERVICE}LookupAddress": _READERS,
+    f"{_SERVICE}ListLeaseEvents": _READERS,
+    f"{_SERVICE}WatchLeases": _READERS,
+}
 
 
 def build_store(chosen: IpamSettings, *, registry: prometheus_client.CollectorRegistry | None = None) -> RedisStore:
@@ -64,6 +88,7 @@ def build_server(
     server = Server(
         listen_at=chosen.listen,
         tls_files=tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key),
+        access=ACCESS,
         grace=chosen.grace,
         registry=registry,
     )
