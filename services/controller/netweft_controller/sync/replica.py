@@ -22,6 +22,7 @@ from netweft_controller.store.protocol import Store, StoreReplacedError
 _log = logs.get()
 _TAIL_WAIT_S = 1.0
 _TAIL_REST_S = 0.005
+_TAIL_IDLE_REST_S = 0.05
 _LOG_PAGE = 1000
 _RECENT_WRITES = 16_384
 _DECISIONS = 10
@@ -56,6 +57,9 @@ class Replica:
         self._recent: collections.deque[commits.Entry] = collections.deque()
         self._recent_writes = 0
         self._moved = asyncio.Event()
+        # Who waits for a revision that the tail is to bring, and how the tail's rest is ended for him.
+        self._waiting = 0
+        self._hurry = asyncio.Event()
         self._stale = False
         self._clock_offset_ms = 0
 
@@ -154,6 +158,8 @@ class Replica:
         """
         if self.state.revision >= revision:
             return
+        self._waiting += 1
+        self._hurry.set()
         try:
             async with asyncio.timeout(deadline.remaining_s(5.0)):
                 while self.state.revision < revision:
@@ -162,6 +168,8 @@ class Replica:
             raise errors.Unavailable(
                 "REPLICA_BEHIND", f"the controller has not yet read the store's log up to revision {revision}"
             ) from error
+        finally:
+            self._waiting -= 1
 
     async def wait_past(self, revision: int, wait_s: float) -> bool:
         """Wait until the state is past a revision, or was reloaded; False when it did not come in time."""
@@ -247,10 +255,17 @@ class Replica:
 
     async def _follow(self) -> None:
         while not self._stale:
-            for entry in await self.store.tail(lambda: self.state.revision, _TAIL_WAIT_S):
+            entries = await self.store.tail(lambda: self.state.revision, _TAIL_WAIT_S)
+            for entry in entries:
                 self.offer(entry)
             # What this replica commits is in its state already: rest, rather than read back each of its own commits.
-            await asyncio.sleep(_TAIL_REST_S)
+            # Where others commit too, rest little; and not at all while somebody waits for what they have committed.
+            if self._waiting:
+                continue
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TAIL_REST_S if entries else _TAIL_IDLE_REST_S):
+                    await self._hurry.wait()
 
     async def _check_identity(self) -> None:
         """After an outage: the server that answers now may be another one, with a log that looks continuous."""
