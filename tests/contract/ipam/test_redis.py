@@ -1,0 +1,176 @@
+# the house writes expected == actual
+"""What only the store in Redis can show: parallel callers, chunks, crashes, and what its keys hold."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import uuid
+
+import pytest
+import redis
+from netweft_common import errors
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, Owner, RequestTag
+from netweft_ipam.domain.pools import PoolAsk
+from netweft_ipam.store import keys
+from netweft_ipam.store.connection import Connection
+from netweft_ipam.store.redis_store import RedisStore
+
+from tests.support.ipam import PREDEFINED, Desk, ask, pool_id, subnet, text, told
+from tests.support.ipam_audit import audit
+from tests.support.store import StoreServer
+
+pytestmark = pytest.mark.anyio
+
+LONG = os.environ.get("NETWEFT_LONG") == "1"
+SUBNETS = 16_384 if LONG else 1024
+CRASHES = 1000 if LONG else 8
+
+
+@pytest.fixture
+def raw(server):
+    client = redis.Redis(unix_socket_path=server.socket_path)
+    yield client
+    client.close()
+
+
+@pytest.mark.timeout(600)
+async def test_pools_requested_in_parallel_are_each_given_out_once(redis_store):
+    choices = PREDEFINED.choices("GlobalDefault", 4)
+    wanted = PoolAsk(space="GlobalDefault", choices=choices)
+    gate = asyncio.Semaphore(64)
+
+    async def request() -> str:
+        async with gate:
+            return str((await redis_store.request_pool(wanted, RequestTag())).id.subnet)
+
+    given = await asyncio.gather(*(request() for _ in range(SUBNETS)))
+
+    first = subnet("10.0.0.0/24")
+    expected = {str(type(first)(4, first.base + (number << 8), 24)) for number in range(SUBNETS)}
+    assert expected == set(given)
+
+
+@pytest.mark.parametrize("prefix", range(21, 30))
+async def test_clients_that_race_for_a_pool_get_exactly_what_it_holds(server, clock, prefix):
+    name = f"t{uuid.uuid4().hex[:8]}"
+    stores = [RedisStore(Connection.open(server.url), prefix=name, now_ms=clock) for _ in range(8)]
+    pool = pool_id(await Desk(stores[0]).pool(f"g/10.1.0.0/{prefix}"))
+    wishes = pool.capacity + 10
+
+    async def client(number: int) -> list[Lease | errors.NetweftError]:
+        outcomes = []
+        batch = max(1, wishes // 40)
+        for at in range(number * batch, wishes * 8, 8 * batch):
+            mine = range(at, min(at + batch, wishes * 8))
+            asks = [AddressAsk(Owner(f"e{number}-{key}")) for key in mine]
+            outcomes += await stores[number].request_addresses(pool, asks, RequestTag())
+        return outcomes
+
+    outcomes = [
+        outcome for found in await asyncio.gather(*(client(number) for number in range(8))) for outcome in found
+    ]
+    for store in stores:
+        await store.aclose()
+
+    leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
+    assert pool.capacity == len(leases) == len({lease.address for lease in leases})
+    assert {"ADDRESSES_EXHAUSTED"} == {told(outcome) for outcome in outcomes if not isinstance(outcome, Lease)}
+
+
+async def test_allocation_goes_on_in_the_next_chunk(redis_store, raw):
+    desk = Desk(redis_store)
+    pool = await desk.pool("g/10.0.0.0/14")
+    await desk.lease(pool, ask("a"))
+    tag = keys.layout(redis_store._prefix, pool_id(pool)).key[:-1]
+    raw.set(f"{tag}b:0", b"\xff" * 8191 + b"\xfe")  # one address left in the first chunk
+    raw.set(f"{tag}b:1", b"\xff" * 8192)
+    raw.zadd(f"{tag}c", {"1": 0})
+
+    given = await desk.lease(pool, ask("b"), ask("c"), ask("d", "10.3.255.254"), ask("e"))
+
+    assert ["10.0.255.255", "10.2.0.0", "10.3.255.254", "10.2.0.1"] == given
+
+
+async def test_a_wide_pool_costs_what_is_used(redis_store, raw):
+    desk = Desk(redis_store)
+    before = raw.info("memory")["used_memory"]
+    wide = await desk.pool("g/10.0.0.0/8")
+    six = await desk.pool("g/fd00::/64")
+
+    await desk.lease(wide, ask("a"), ask("b", "10.255.255.254"))
+    await desk.lease(six, ask("a"), ask("b", "fd00::ffff:ffff:ffff:ffff"))
+
+    assert raw.info("memory")["used_memory"] - before < 100_000
+
+
+async def test_a_lease_takes_at_most_250_bytes_of_the_store(redis_store, raw):
+    desk = Desk(redis_store)
+    pool = await desk.pool("g/10.1.0.0/18")
+    before = raw.info("memory")["used_memory"]
+
+    for start in range(0, 16_382, 4096):
+        names = [f"endpoint/{uuid.uuid4()}" for _ in range(start, min(start + 4096, 16_382))]
+        await desk.lease(pool, *(ask(name, host=f"host-{number % 50}") for number, name in enumerate(names)))
+
+    assert 16_382 == (await redis_store.get_pool(pool_id(pool))).use.leased
+    assert (raw.info("memory")["used_memory"] - before) / 16_382 < 250
+
+
+@pytest.mark.timeout(1200)
+async def test_after_a_kill_at_any_moment_bitmap_records_and_indexes_agree():
+    chance = random.Random(3)
+    with StoreServer(appendfsync="always") as server:
+        store = RedisStore(Connection.open(server.url), prefix="crash", quarantine_ms=20, events_kept=50)
+        desk = Desk(store)
+        pool = pool_id(await desk.pool("g/10.1.0.0/22"))
+        held: dict[str, str] = {}
+        numbers = iter(range(10**9))
+
+        async def churn() -> None:
+            """Lease and release for ever; `held` has what was acknowledged and not asked back."""
+            while True:
+                try:
+                    if held and chance.random() < len(held) / 1000:
+                        mine = [held.popitem() for _ in range(min(len(held), chance.randint(1, 40)))]
+                        items = [AddressReturn(pool.subnet.base + int(key), owner) for key, owner in mine]
+                        await store.release_addresses(pool, items, RequestTag())
+                    else:
+                        asks = [ask(f"e{next(numbers)}", host=f"h{chance.randint(0, 3)}") for _ in range(40)]
+                        for lease in await store.request_addresses(pool, asks, RequestTag()):
+                            if isinstance(lease, Lease):
+                                address = str(lease.address - pool.subnet.base)
+                                assert address not in held, f"{text(lease)} was given out twice"
+                                held[address] = lease.owner.key
+                except errors.Unavailable:
+                    await asyncio.sleep(0.005)
+
+        tasks = [asyncio.create_task(churn()) for _ in range(3)]
+        try:
+            for _ in range(CRASHES):
+                await asyncio.sleep(chance.uniform(0.005, 0.05))
+                await asyncio.to_thread(server.kill9)
+                await asyncio.to_thread(server.restart)
+                with redis.Redis(unix_socket_path=server.socket_path) as client:
+                    # One snapshot of all keys, while the churn goes on: nothing else runs between two of its reads.
+                    assert [] == await asyncio.to_thread(audit_at_rest, client)
+                assert not [task for task in tasks if task.done()]
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [asyncio.CancelledError] * 3 == [type(error) for error in ended]
+        stored = {str(lease.address - pool.subnet.base): lease.owner.key for lease in await desk.listed(str(pool))}
+        await store.aclose()
+
+    assert held.items() <= stored.items()
+
+
+def audit_at_rest(client: redis.Redis) -> list[str]:
+    """Audit while nobody writes: scripts are held up for the time, as a replica's takeover does it."""
+    client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
+    try:
+        return audit(client, "crash")
+    finally:
+        client.execute_command("CLIENT", "UNPAUSE")
