@@ -6,7 +6,7 @@
 local ADOPTED, STALE, LOST = 0, 1, 2
 
 local meta = call('HMGET', M, 'g', 'ep', 'p:' .. ARGV[5])
-local pool = meta[1] and pool_index(meta[3])
+local pool = meta[1] and pool_entry(meta[3])
 if not pool then return { 'NOPOOL' } end
 
 local last, out, words = tonumber(meta[2]), {}, {}

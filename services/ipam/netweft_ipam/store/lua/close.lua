@@ -4,12 +4,11 @@
 --
 -- The end of a pool is decided here and is final for its generation: the registry follows, whoever gets to it.
 local gone = TAG .. ':gone:' .. ARGV[6]
-local text = call('HGET', M, 'p:' .. ARGV[5])
-if not text or sub(text, -#ARGV[6]) ~= ARGV[6] then
+local pool, generation = pool_entry(call('HGET', M, 'p:' .. ARGV[5]))
+if generation ~= ARGV[6] then
   call('SET', gone, '', 'EX', DAY)
   return { 'OK' }
 end
-local pool = pool_index(text)
 local counts = call('HMGET', M, 'n' .. pool, 'g' .. pool, 'pc')
 local held, infrastructure = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
 if ARGV[7] ~= '1' then infrastructure = 0 end
@@ -28,7 +27,7 @@ if held > 0 then
   end
   flush()
 end
-call('HDEL', M, 'p:' .. ARGV[5], 'i:' .. pool, 'n' .. pool, 'g' .. pool, 's' .. pool, 'l' .. pool)
+call('HDEL', M, 'p:' .. ARGV[5], 'i:' .. pool, 'n' .. pool, 'g' .. pool, 's' .. pool)
 call('HINCRBY', M, 'pc', -1)
 call('SET', gone, '', 'EX', DAY)
 return { 'OK' }

@@ -3,7 +3,7 @@
 -- [9] its digest, [10] host ('' all).
 -- Returns code, leases (ref and record, packed), hosts (index, renewed, name of each), ref to continue after or ''.
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[5])
-local pool = meta[1] and pool_index(meta[2])
+local pool = meta[1] and pool_entry(meta[2])
 if not pool then return { 'NOPOOL' } end
 local after, limit, key, wanted_host = ARGV[6], tonumber(ARGV[7]), ARGV[8], nil
 if ARGV[10] ~= '' then

@@ -10,13 +10,13 @@ if meta[1] ~= ARGV[5] then
   call('HSET', M, 'g', ARGV[5], 'inc', '', 'ep', floor(now / 1000) * 65536)
   meta[2] = false
 end
-if meta[2] then
-  if sub(meta[2], -#ARGV[6]) == ARGV[6] then return { 'OK' } end
+local _, generation = pool_entry(meta[2])
+if generation then
+  if generation == ARGV[6] then return { 'OK' } end
   call('HINCRBY', M, 'pc', -1)
 end
 local index = call('HINCRBY', M, 'px', 1)
 if index > 65535 then return { 'CROWDED' } end
 call('HINCRBY', M, 'pc', 1)
-call('HSET', M, 'p:' .. ARGV[7], index .. ':' .. ARGV[6], 'i:' .. index, ARGV[7])
-if ARGV[8] ~= '' then call('HSET', M, 'l' .. index, ARGV[8]) end
+call('HSET', M, 'p:' .. ARGV[7], index .. ':' .. ARGV[6] .. ':' .. ARGV[8], 'i:' .. index, ARGV[7])
 return { 'OK' }

@@ -2,9 +2,9 @@
 --
 -- KEYS[1] is <tag>:m and every other key is derived from the same hash tag, so one script is atomic in Redis Cluster.
 --   <tag>:m          hash    g generation, ep last epoch, inc server history it was confirmed on, px last pool index,
---                            pc pools, n/q leases held and addresses resting; p:<range> pool index and generation,
+--                            pc pools, n/q leases held and addresses resting; p:<range> <pool index>:<generation>:<quota>,
 --                            i:<index> range, n<index> g<index> q<index> held, of these infrastructure, resting,
---                            s<index> last address given out automatically, l<index> leases at most
+--                            s<index> last address given out automatically
 --   <tag>:b:<chunk>  string  bitmap of 2^16 addresses: set while held or resting; made on demand
 --   <tag>:c          zset    chunks that have a bitmap, in lexical order
 --   <tag>:r          hash    block of 16 addresses -> its records, one after the other
@@ -60,7 +60,8 @@ local function request_key(generation, id)
   return TAG .. ':req:' .. (generation or '') .. ':' .. id
 end
 
-local deltas = {}
+-- Counters to move, and other fields of <tag>:m to set.
+local deltas, meta_changed = {}, {}
 local function add(field, amount)
   deltas[field] = (deltas[field] or 0) + amount
 end
@@ -218,6 +219,7 @@ end
 
 local chunks_seen = {}
 
+-- Lists a chunk that has a bitmap now.
 local function note_chunk(chunk)
   if not chunks_seen[chunk] then
     call('ZADD', C, 0, chunk)
@@ -361,14 +363,29 @@ local function flush()
   for name, time in pairs(rests) do call('ZADD', Q, 'LT', time, name) end
   for name, time in pairs(expiries) do call('ZADD', X, 'LT', time, name) end
   write_events()
+  local fields = {}
   for field, amount in pairs(deltas) do
-    if amount ~= 0 then call('HINCRBY', M, field, amount) end
+    if amount ~= 0 then fields[#fields + 1] = field end
   end
+  if #fields > 0 then
+    local counts = call('HMGET', M, unpack(fields))
+    for index, field in ipairs(fields) do
+      args[#args + 1] = field
+      args[#args + 1] = tonumber(counts[index] or 0) + deltas[field]
+    end
+  end
+  for field, value in pairs(meta_changed) do
+    args[#args + 1] = field
+    args[#args + 1] = value
+  end
+  send(M)
 end
 
--- Returns the pool index of a range, or nil.
-local function pool_index(text)
-  return text and tonumber(string.match(text, '^(%d+):'))
+-- Returns a pool's index, generation, and quota or nil, out of its p: field; nil without one.
+local function pool_entry(text)
+  if not text then return nil end
+  local index, generation, quota = string.match(text, '^(%d+):(%w+):(%d*)$')
+  return tonumber(index), generation, tonumber(quota)
 end
 
 -- Removes everything of the family.

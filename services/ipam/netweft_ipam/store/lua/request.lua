@@ -7,8 +7,8 @@
 local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED, QUOTA = 0, 1, 2, 3, 4, 5, 6
 
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
-local pool = meta[1] and pool_index(meta[4])
-if not pool then return { 'NOPOOL' } end
+local pool, _, quota = pool_entry(meta[4])
+if not (meta[1] and pool) then return { 'NOPOOL' } end
 local unsettled, server = stale(meta[2])
 if unsettled then return { 'STALE', unsettled } end
 local remember
@@ -20,8 +20,7 @@ end
 
 local low, high = ARGV[8], ARGV[9]
 -- What the pool's quota leaves; most pools have none.
-local limits = call('HMGET', M, 'l' .. pool, 'n' .. pool)
-local left = limits[1] and max(0, tonumber(limits[1]) - tonumber(limits[2] or 0)) or math.huge
+local left = quota and max(0, quota - tonumber(call('HGET', M, 'n' .. pool) or 0)) or math.huge
 local epoch = tonumber(meta[3])
 local groups, at = {}, 11
 for index = 1, tonumber(ARGV[10]) do
@@ -76,23 +75,34 @@ local function scan(from, to, count, found)
   while true do
     local stop = chunk == last_chunk and tonumber(sub(to, W - 3), 16) or 65535
     local key = B .. chunk
-    local size = call('STRLEN', key)
-    local here = floor(start / 8)
-    while here * 8 <= stop and #found < wanted do
-      if here < size then here = floor(call('BITPOS', key, 0, here) / 8) end
-      if here * 8 > stop then break end
-      -- A window wide enough for what is wanted if all were free; Redis skips what is full.
-      local length = min(floor(stop / 8) - here + 1, max(8, floor((wanted - #found) / 8) + 2), 1024)
+    while start <= stop and #found < wanted do
+      -- Redis skips what is taken.
+      local first = call('BITPOS', key, 0, start, -1, 'BIT')
+      if first < start or first == 0 then
+        -- Nothing is free in the bitmap from here on, or there is none: behind its end all is free.
+        local size = call('STRLEN', key) * 8
+        if size == 0 then note_chunk(chunk) end
+        if first < start then first = max(start, size) end
+      end
+      if first > stop then break end
+      if wanted - #found == 1 then
+        call('SETBIT', key, first, 1)
+        found[#found + 1] = chunk .. fmt('%04x', first)
+        return
+      end
+      -- A window wide enough for what is wanted if all were free.
+      local here = floor(first / 8)
+      local length = min(floor(stop / 8) - here + 1, floor((wanted - #found) / 8) + 2, 1024)
       local window = call('GETRANGE', key, here, here + length - 1)
       if #window < length then window = window .. string.rep('\0', length - #window) end
-      local parts, copied, changed_from, p = {}, 0, nil, 1
+      local parts, copied, p = {}, 0, 1
       while #found < wanted do
         p = find(window, '[^\255]', p)
         if not p then break end
         local old = byte(window, p)
         local new, base, weight = old, (here + p - 1) * 8, 128
         for bit_number = base, base + 7 do
-          if floor(old / weight) % 2 == 0 and bit_number >= start and bit_number <= stop then
+          if floor(old / weight) % 2 == 0 and bit_number >= first and bit_number <= stop then
             new = new + weight
             found[#found + 1] = chunk .. fmt('%04x', bit_number)
             if #found == wanted then break end
@@ -100,19 +110,14 @@ local function scan(from, to, count, found)
           weight = weight / 2
         end
         if new ~= old then
-          if not changed_from then changed_from, copied = p, p - 1 end
           parts[#parts + 1] = sub(window, copied + 1, p - 1)
           parts[#parts + 1] = char(new)
           copied = p
         end
         p = p + 1
       end
-      if changed_from then
-        note_chunk(chunk)
-        call('SETRANGE', key, here + changed_from - 1, concat(parts))
-        size = max(size, here + copied)
-      end
-      here = here + length
+      call('SETRANGE', key, here, concat(parts))
+      start = (here + length) * 8
     end
     if #found >= wanted or chunk == last_chunk then return end
     chunk, start = successor(chunk), 0
@@ -214,7 +219,9 @@ local function stand(ref, lease, group)
   out[#out + 1] = spack('>BI8I8I8', STANDS, lease.epoch, lease.time, expiry(lease)) .. ref
 end
 
+local full = false
 local function refuse(status, ref, time)
+  full = full or status == EXHAUSTED
   out[#out + 1] = spack('>BI8I8I8', status, 0, time or 0, 0) .. ref
 end
 
@@ -245,7 +252,7 @@ local function ask_address(ref, group, key, digest)
     if held then return refuse(HOLDS_ANOTHER, held) end
   end
   if lease and lease.time > now and lease.key ~= key then return refuse(RESTING, ref, lease.time) end
-  if left < 1 then return refuse(QUOTA, ref, tonumber(limits[1])) end
+  if left < 1 then return refuse(QUOTA, ref, quota) end
   if not lease or lease.time == 0 then set_bit(ref) end
   grant(ref, group, key, digest)
 end
@@ -253,7 +260,7 @@ end
 local function ask_any(group, key, digest)
   local ref, lease, sticky = of_owner(digest, key, group.kind)
   if ref then return stand(ref, lease, group) end
-  if left < 1 then return refuse(QUOTA, low, tonumber(limits[1])) end
+  if left < 1 then return refuse(QUOTA, low, quota) end
   if sticky then
     if decode(find_record(sticky)).time == 0 then set_bit(sticky) end
     return grant(sticky, group, key, digest)
@@ -270,7 +277,7 @@ local function finish_run()
   local found = take_all(min(#run, left), run_group.serial)
   for index, item in ipairs(run) do
     if left < 1 then
-      refuse(QUOTA, low, tonumber(limits[1]))
+      refuse(QUOTA, low, quota)
     elseif found[index] then
       grant(found[index], item[1], item[2], item[3])
     else
@@ -296,15 +303,17 @@ finish_run()
 add('n', used.n or 0)
 add('n' .. pool, used.n or 0)
 add('g' .. pool, used.g or 0)
-flush()
 if used.n then
-  call('HSET', M, 'ep', epoch)
-  if cursor and cursor ~= '' then call('HSET', M, 's' .. pool, cursor) end
+  meta_changed.ep = epoch
+  if cursor and cursor ~= '' then meta_changed['s' .. pool] = cursor end
 end
+flush()
 if remember then call('SET', remember, ARGV[6], 'EX', DAY) end
-local use = call('HMGET', M, 'n', 'q')
-local next_rest = call('ZRANGE', Q, 0, 0, 'WITHSCORES')
-return {
-  'OK', now, concat(out), words, host_added and 1 or 0,
-  tonumber(use[1] or 0), tonumber(use[2] or 0), tonumber(next_rest[2] or 0), server,
-}
+-- Only a full pool's refusal tells how full it is.
+local held, resting, next_rest = 0, 0, 0
+if full then
+  local use = call('HMGET', M, 'n', 'q')
+  held, resting = tonumber(use[1] or 0), tonumber(use[2] or 0)
+  next_rest = tonumber(call('ZRANGE', Q, 0, 0, 'WITHSCORES')[2] or 0)
+end
+return { 'OK', now, concat(out), words, host_added and 1 or 0, held, resting, next_rest, server }

@@ -1,7 +1,7 @@
 -- Counts a pool's use. ARGV[5] range. Returns code, held and resting through it, when the next address stops resting, held
 -- and resting in the family.
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[5])
-local pool = meta[1] and pool_index(meta[2])
+local pool = meta[1] and pool_entry(meta[2])
 if not pool then return { 'NOPOOL' } end
 local counts = call('HMGET', M, 'n' .. pool, 'q' .. pool, 'n', 'q')
 local next_rest = call('ZRANGE', Q, 0, 0, 'WITHSCORES')
