@@ -85,8 +85,11 @@ async def test_a_commit_whose_predecessors_do_not_come_is_unavailable_in_time(re
     await replica.store.commit(create(dataclasses.replace(NETWORK, id="b" * 32)))
     deadline.set_remaining(0.05)
 
-    with pytest.raises(errors.Unavailable, match="not yet read"):
-        await replica.commit(create(NETWORK))
+    try:
+        with pytest.raises(errors.Unavailable, match="not yet read"):
+            await replica.commit(create(NETWORK))
+    finally:
+        deadline.set_remaining(None)
 
 
 async def test_a_decision_is_made_again_on_what_others_have_done(replica):
