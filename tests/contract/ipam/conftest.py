@@ -21,7 +21,7 @@ def anyio_backend():
 
 @pytest.fixture(scope="session")
 def server():
-    with StoreServer() as started:
+    with StoreServer(appendfsync="no") as started:
         yield started
 
 

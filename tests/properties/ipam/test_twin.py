@@ -59,7 +59,7 @@ asks = st.lists(
 
 @pytest.fixture(scope="module", autouse=True)
 def server():
-    with StoreServer() as Walk.server:
+    with StoreServer(appendfsync="no") as Walk.server:
         yield
 
 
