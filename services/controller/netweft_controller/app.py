@@ -128,10 +128,12 @@ class Controller:
             network_pb2_grpc.add_NetworkServiceServicer_to_server, NetworkService(self.replica, self.networks)
         )
         grpc_server.add(
-            endpoint_pb2_grpc.add_EndpointServiceServicer_to_server, EndpointService(self.replica, self.endpoints)
+            endpoint_pb2_grpc.add_EndpointServiceServicer_to_server,
+            EndpointService(self.replica, self.endpoints, self.settler),
         )
         grpc_server.add(
-            sandbox_pb2_grpc.add_SandboxServiceServicer_to_server, SandboxService(self.replica, self.sandboxes)
+            sandbox_pb2_grpc.add_SandboxServiceServicer_to_server,
+            SandboxService(self.replica, self.sandboxes, self.settler),
         )
         grpc_server.add(
             host_pb2_grpc.add_HostServiceServicer_to_server,

@@ -313,6 +313,18 @@ async def test_two_items_may_share_a_sandbox_that_is_made_for_them(face, make_it
 # Detach
 
 
+async def test_who_was_told_of_an_attach_reads_it_at_once(face, make_item):
+    await face.network()
+
+    (result,) = await face.attach(make_item("front", "e1"))
+    endpoint = (await face.endpoints.ListEndpoints(endpoint_pb2.ListEndpointsRequest())).endpoints[0]
+    sandbox = (await face.sandboxes.ListSandboxes(sandbox_pb2.ListSandboxesRequest())).sandboxes[0]
+
+    assert common_endpoint_pb2.ENDPOINT_STATE_JOINED == endpoint.state
+    assert result.endpoint.interface_name == endpoint.interface_name != ""
+    assert result.sandbox.netns_path == sandbox.netns_path != ""
+
+
 async def test_what_is_not_there_is_detached_already(face):
     (result,) = await face.detach("nope")
 

@@ -20,6 +20,7 @@ from netweft_controller.sync.replica import Replica
 
 _log = logs.get()
 _BATCH = 512
+_CATCH_UP_S = 1.0
 _COALESCE_S = 0.1
 """Each confirmation is another commit for every replica and another message to the host; together they cost little."""
 
@@ -78,6 +79,16 @@ class Settler:
             # A courtesy: the reconciler of another controller would ask the hosts.
             with contextlib.suppress(errors.NetweftError, TimeoutError):
                 async with asyncio.timeout(1.0):
+                    await self.flush()
+
+    async def catch_up(self) -> None:
+        """Record what waits before somebody reads, so that he sees what was acknowledged.
+
+        A store that is away keeps nobody from reading: he sees the state before.
+        """
+        if self._confirmed:
+            with contextlib.suppress(errors.NetweftError, TimeoutError):
+                async with asyncio.timeout(_CATCH_UP_S):
                     await self.flush()
 
     async def flush(self) -> None:

@@ -15,6 +15,7 @@ from netweft_controller.domain import filters, names
 from netweft_controller.domain.specs import EndpointWord
 from netweft_controller.engine.endpoints import EndpointEngine
 from netweft_controller.engine.joining import Result
+from netweft_controller.engine.settle import Settler
 from netweft_controller.rpc import convert
 from netweft_controller.sync.replica import Replica
 
@@ -25,11 +26,13 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
     Args:
         replica: What is read.
         endpoints: What is done.
+        settler: Caught up with before a read, so that who was told reads it.
     """
 
-    def __init__(self, replica: Replica, endpoints: EndpointEngine) -> None:
+    def __init__(self, replica: Replica, endpoints: EndpointEngine, settler: Settler) -> None:
         self._replica = replica
         self._endpoints = endpoints
+        self._settler = settler
 
     async def CreateEndpoint(
         self, request: endpoint_pb2.CreateEndpointRequest, context: Any
@@ -45,6 +48,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
     ) -> endpoint_pb2.GetEndpointResponse:
         """Return one endpoint."""
         del context
+        await self._settler.catch_up()
         record = names.get_endpoint(self._replica.state, request.endpoint, request.network)
         return endpoint_pb2.GetEndpointResponse(endpoint=wire.endpoint(record))
 
@@ -53,6 +57,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
     ) -> endpoint_pb2.ListEndpointsResponse:
         """List endpoints by id."""
         del context
+        await self._settler.catch_up()
         candidates, test = filters.endpoints(self._replica.state, request.filters)
         found, token = filters.page(
             filter(test, candidates),

@@ -11,6 +11,7 @@ from netweft.controller.v1 import sandbox_pb2, sandbox_pb2_grpc
 from netweft_controller.clients import wire
 from netweft_controller.domain import filters, names
 from netweft_controller.engine.sandboxes import SandboxEngine
+from netweft_controller.engine.settle import Settler
 from netweft_controller.rpc import convert
 from netweft_controller.sync.replica import Replica
 
@@ -21,11 +22,13 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     Args:
         replica: What is read.
         sandboxes: What is done.
+        settler: Caught up with before a read, so that who was told reads it.
     """
 
-    def __init__(self, replica: Replica, sandboxes: SandboxEngine) -> None:
+    def __init__(self, replica: Replica, sandboxes: SandboxEngine, settler: Settler) -> None:
         self._replica = replica
         self._sandboxes = sandboxes
+        self._settler = settler
 
     async def CreateSandbox(
         self, request: sandbox_pb2.CreateSandboxRequest, context: Any
@@ -39,6 +42,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     async def GetSandbox(self, request: sandbox_pb2.GetSandboxRequest, context: Any) -> sandbox_pb2.GetSandboxResponse:
         """Return one sandbox."""
         del context
+        await self._settler.catch_up()
         state = self._replica.state
         record = names.get_sandbox(state, request.sandbox)
         return sandbox_pb2.GetSandboxResponse(
@@ -51,6 +55,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     ) -> sandbox_pb2.ListSandboxesResponse:
         """List sandboxes by host and container id."""
         del context
+        await self._settler.catch_up()
         state = self._replica.state
         found, token = filters.page(
             filter(filters.sandboxes(state, request.filters), state.sandboxes.values()),
