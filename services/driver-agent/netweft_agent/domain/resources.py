@@ -85,8 +85,26 @@ class Rank:
     NEIGHBOUR = 61
 
 
+class Plain:
+    """The face of a resource that is either there as described or not, and that the kernel replaces in place."""
+
+    __slots__ = ()
+
+    def matches(self, observed: Self) -> bool:
+        return self == observed
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+    def add_command(self) -> str:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Namespace:
+class Namespace(Plain):
     """A network namespace that the agent holds open.
 
     Attributes:
@@ -112,9 +130,6 @@ class Namespace:
     def needs(self) -> Iterable[Key]:
         return ()
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
     def convertible(self, observed: Self) -> bool:
         return False
 
@@ -125,9 +140,6 @@ class Namespace:
 
     def delete_command(self) -> str:
         return f"ip netns del {self.ns.replace('/', '-')}"
-
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +298,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Address(Plain):
     """An address of a link.
 
     Attributes:
@@ -308,24 +320,15 @@ class Address:
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         return f"ip address add {self.address} dev {self.link}" + (" nodad" if ":" in self.address else "")
 
     def delete_command(self) -> str:
         return f"ip address del {self.address} dev {self.link}"
 
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(Plain):
     """A route of the main table.
 
     Attributes:
@@ -351,12 +354,6 @@ class Route:
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         return self._command("add")
 
@@ -374,7 +371,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour:
+class Neighbour(Plain):
     """A permanent neighbour (ip-neighbour(8)), always written with replace."""
 
     ns: Ns
@@ -393,24 +390,15 @@ class Neighbour:
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         return f"ip neighbour replace {self.ip} lladdr {self.mac} dev {self.link} nud permanent"
 
     def delete_command(self) -> str:
         return f"ip neighbour del {self.ip} dev {self.link}"
 
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fdb:
+class Fdb(Plain):
     """A forwarding entry, always written with replace.
 
     Attributes:
@@ -434,12 +422,6 @@ class Fdb:
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         if self.vtep is None:
             return f"bridge fdb replace {self.mac} dev {self.link} master static"
@@ -448,12 +430,9 @@ class Fdb:
     def delete_command(self) -> str:
         return f"bridge fdb del {self.mac} dev {self.link} {'master' if self.vtep is None else 'self'}"
 
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sysctl:
+class Sysctl(Plain):
     """A kernel setting below /proc/sys/net that is made so and never put back: others may rely on it by then.
 
     Attributes:
@@ -475,24 +454,15 @@ class Sysctl:
     def needs(self) -> Iterable[Key]:
         return (("netns", self.ns),)
 
-    def matches(self, observed: Self) -> bool:
-        return self == observed
-
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         return f"sysctl -w {self.path.replace('/', '.')}={self.value}"
 
     def delete_command(self) -> str:
         return ""
 
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class File:
+class File(Plain):
     """A small text file of a sandbox (hosts, resolv.conf), written by rename so that a reader sees old or new.
 
     Attributes:
@@ -520,17 +490,11 @@ class File:
     def matches(self, observed: Self) -> bool:
         return observed.content is None or self.content == observed.content
 
-    def convertible(self, observed: Self) -> bool:
-        return True
-
     def add_command(self) -> str:
         return f"install -m 644 /dev/stdin {self.path}"
 
     def delete_command(self) -> str:
         return f"rm -f {self.path}"
-
-    def change_command(self, observed: Self) -> str:
-        return self.add_command()
 
 
 def as_down(link: Link) -> Link:
