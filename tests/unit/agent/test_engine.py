@@ -830,6 +830,27 @@ async def test_two_changes_of_one_object_that_are_merged_keep_their_order_and_ea
     assert rig.rendered() == rig.kernel.state
 
 
+async def test_what_builds_on_the_newer_of_two_merged_changes_follows_it(rig):
+    await rig.put(1, *BRIDGE)
+
+    # A stream that is behind says that the sandbox was gone, while a call brings it again with another endpoint.
+    of_stream, of_call = await asyncio.gather(
+        rig.gone(2, endpoint(), sandbox()), rig.put(3, network(), sandbox(), endpoint(1002))
+    )
+
+    assert ["", "", "", "", ""] == errors_of([*of_stream, *of_call])
+    assert {oid(1002)} == {one.id for one in rig.engine.store.endpoints_of_sandbox(oid(101))}
+    assert lasting(rig.rendered()) == lasting(rig.kernel.state)
+
+
+async def test_a_change_that_comes_twice_costs_one_round(rig):
+    one, other = await asyncio.gather(rig.put(1, *BRIDGE), rig.put(1, *BRIDGE))
+
+    assert one == other
+    assert ["", "", ""] == errors_of(one)
+    assert 1 == len(rig.kernel.calls)
+
+
 async def test_a_cancelled_call_does_not_stop_the_work(rig):
     call = asyncio.ensure_future(rig.put(1, *BRIDGE))
     await asyncio.sleep(0)

@@ -321,15 +321,19 @@ class Engine:
             for place, change in enumerate(group)
         ]
         while pending:
-            # Two changes of one object keep their order: the second goes into the next round.
-            now: dict[Ref, tuple[list[Status], int, Change]] = {}
-            later = []
-            for one in pending:
-                (later.append(one) if one[2].ref in now else now.__setitem__(one[2].ref, one))
-            await self._round([change for _, _, change in now.values()])
-            for answer, place, change in now.values():
+            # Two changes of one object keep their order: the newer one goes into the next round, and all that follows
+            # it goes there too, for it may build on it.
+            now: dict[Ref, Change] = {}
+            count = 0
+            for _, _, change in pending:
+                before = now.setdefault(change.ref, change)
+                if before is not change and change.revision > before.revision:
+                    break
+                count += 1
+            await self._round(list(now.values()))
+            for answer, place, change in pending[:count]:
                 answer[place] = self._answer(change)
-            pending = later
+            pending = pending[count:]
         return answers
 
     def _reach(self, position: Position | None) -> None:
