@@ -355,7 +355,7 @@ def _aux_addresses(subnet: Subnet, prefix: fields.IpNetwork, gateway: str, path:
     fields.count(subnet.aux_addresses, fields.AUX_ADDRESSES_MAX, f"{path}.aux_addresses")
     used = {gateway: "the gateway"} if gateway else {}
     aux: dict[str, str] = {}
-    for name, text in subnet.aux_addresses.items():
+    for name, text in sorted(subnet.aux_addresses.items()):  # a protobuf map has no order of its own
         field = f"{path}.aux_addresses[{name[:64]!r}]"
         fields.name(name, field)
         address = str(fields.host_address_in(text, prefix, field))
