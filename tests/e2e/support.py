@@ -26,7 +26,8 @@ SETTLE_S = 30.0
 QUICK: Mapping[str, str] = {
     "NETWEFT_CONTROLLER_RECONCILE_INTERVAL": "200ms",
     "NETWEFT_CONTROLLER_SETTLE_AFTER": "1s",
-    "NETWEFT_CONTROLLER_ORPHAN_GRACE": "3s",
+    # Longer than the outages here, so that a caller who asks again is not taken for one who has given up.
+    "NETWEFT_CONTROLLER_ORPHAN_GRACE": "8s",
     "NETWEFT_CONTROLLER_REPORT_INTERVAL": "1s",
     "NETWEFT_CONTROLLER_HOST_GRACE": "10s",
 }
