@@ -393,3 +393,16 @@ async def test_a_retry_after_the_endpoint_has_gone_gets_the_first_answer_and_att
 
     assert first.endpoint == second.endpoint
     assert_nothing_left(world, face)
+
+
+async def test_a_detach_that_found_nothing_takes_nothing_away_when_it_is_asked_for_again(world, face, make_item):
+    await face.network()
+
+    first = await face.detach("web", network="front", request_id="d1")
+    await face.attach(make_item(name="web"))
+    again = await face.detach("web", network="front", request_id="d1")
+
+    assert [0, 0] == [result.code for result in (*first, *again)]
+    assert ["web"] == [record.value.name for record in face.state.endpoints.values()]
+    with pytest.raises(errors.AlreadyExists):
+        await face.detach("db", network="front", request_id="d1")

@@ -97,8 +97,8 @@ class Detach:
             except errors.NetweftError as error:
                 self._results[index] = error
             else:
-                if endpoint_id:
-                    self._choose(state, index, endpoint_id, word)
+                # Remembered also where it is not there: a retry must not take away what gets its name meanwhile.
+                self._choose(state, index, endpoint_id, word)
         items = tuple(
             Done(id=self._chosen[index], told=True) if index in self._chosen else None
             for index in range(len(self._words))
