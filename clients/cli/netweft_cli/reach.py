@@ -126,7 +126,9 @@ class Pinger:
                 due = time.monotonic()
                 while not self._stop.is_set():
                     self._sent[echoes.send(self._pair)] = due
-                    due += self._interval_s
+                    # A beat that was missed is not made up for: the answers to a burst would overflow the socket, and
+                    # look like a loss.
+                    due = max(due + self._interval_s, time.monotonic() + self._interval_s / 2)
                     self._collect(echoes, due, expected=None)
                 missing = len(self._sent) - len(self._answered)
                 self._collect(echoes, time.monotonic() + self._patience_s, expected=missing)

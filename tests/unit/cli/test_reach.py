@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ipaddress
 import os
 import shutil
@@ -104,6 +106,19 @@ def test_a_pinger_counts_every_echo_that_had_no_answer(wire):
     assert whole.loss.lost == 0
     assert whole.loss.sent > 0
     assert broken.loss.lost > 0
+
+
+def test_a_pinger_that_had_no_time_to_ask_does_not_make_up_for_it(wire):
+    here, _ = wire
+    pair = reach.Pair(source=here, destination="192.0.2.2")
+
+    with contextlib.ExitStack() as stack:
+        pingers = [stack.enter_context(reach.Pinger(pair, interval_s=0.002)) for _ in range(4)]
+        assert reach.reach(here, "192.0.2.2")
+        # Python's lock is held by a call that does not let go of it, as if the machine had no time for this process.
+        ctypes.PyDLL(None).usleep(900_000)
+
+    assert [0] * 4 == [pinger.loss.lost for pinger in pingers]
 
 
 def test_a_path_that_is_no_namespace_is_named(tmp_path):
