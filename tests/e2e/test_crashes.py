@@ -77,8 +77,7 @@ class Workload:
         with contextlib.ExitStack() as stack:
             pingers = {name: stack.enter_context(reach.Pinger(pair, interval_s=0.01)) for name, pair in pairs.items()}
             yield
-        assert dict.fromkeys(pairs, 0) == {name: one.loss.lost for name, one in pingers.items()}
-        assert min(one.loss.sent for one in pingers.values()) > 20
+        assert {} == {name: one.loss for name, one in pingers.items() if one.loss.lost or one.loss.sent <= 20}
 
 
 @pytest.fixture(scope="module")
