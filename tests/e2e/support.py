@@ -18,6 +18,8 @@ import pytest
 from netweft_cli import layout, netns, rtnl, stack
 from netweft_common import errors
 
+from tests.support import logs
+
 T = TypeVar("T")
 
 SETTLE_S = 30.0
@@ -117,8 +119,9 @@ def running(*names: str, environ: Mapping[str, str] | None = None) -> Iterator[C
     folder = Path(tempfile.mkdtemp(prefix="nw-"))
     cluster = Cluster(stack.Stack(layout.plan(folder / "run", names=names)), environ or {})
     try:
-        cluster.up()
-        yield cluster
+        with logs.kept(cluster.layout.run_dir):
+            cluster.up()
+            yield cluster
     finally:
         left = cluster.stack.down()
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,8 @@ import netweft_client
 import pytest
 from netweft_cli import demo, layout, processes, reach, scenario, stack
 
+from tests.support import logs
+
 pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("demo")]
 
 NETWEFT = Path(sys.executable).parent / "netweft"
@@ -66,9 +68,10 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="nw-"))
     running = stack.Stack(layout.plan(folder / "run", names=scenario.HOSTS))
     try:
-        running.up()
-        running.wait_for_hosts()
-        yield Cluster(running, asyncio.run(set_up(running.layout)))
+        with logs.kept(running.layout.run_dir):
+            running.up()
+            running.wait_for_hosts()
+            yield Cluster(running, asyncio.run(set_up(running.layout)))
     finally:
         left = running.down()
         shutil.rmtree(folder)

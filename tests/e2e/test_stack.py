@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from netweft_cli import layout, main, netns, reach, rtnl, stack
 
+from tests.support import logs
+
 pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("stack")]
 
 NETWEFT = Path(sys.executable).parent / "netweft"
@@ -66,8 +68,9 @@ def running() -> Iterator[Shell]:
     # A unix socket's path is short: pytest's own directories may be too long.
     shell = Shell(Path(tempfile.mkdtemp(prefix="nw-")) / "run")
     try:
-        assert shell.process("up").wait(60) == 0
-        yield shell
+        with logs.kept(shell.run_dir):
+            assert shell.process("up").wait(60) == 0
+            yield shell
     finally:
         shell("down")
         shutil.rmtree(shell.run_dir.parent)

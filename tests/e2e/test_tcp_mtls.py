@@ -25,6 +25,7 @@ from netweft_controller import app as controller_app
 from netweft_ipam import app as ipam_app
 
 from tests.e2e import support, support_tls
+from tests.support import logs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("mtls")]
 
@@ -107,33 +108,35 @@ def cluster():
     made = stack.Stack(layout.plan(folder / "run", names=("h1", "h2")))
     parts = Cluster(made, support_tls.Authority(folder / "tls"), support_tls.Authority(folder / "stranger"))
     try:
-        made.layout.run_dir.mkdir()
-        made._make_underlay(lambda _: None)
-        made.start("store")
-        store = ("--store-url", made.layout.effective_store_url)
-        parts.start(
-            "ipam",
-            parts.between,
-            f"{LOOPBACK}:{IPAM}",
-            f"{CENTRE}:{IPAM}",
-            identity="netweft://ipam/one",
-            options=store,
-        )
-        parts.start(
-            "controller", parts.between, f"{LOOPBACK}:{CONTROLLER}", f"{CENTRE}:{CONTROLLER}",
-            identity="netweft://controller/one", options=(*store, "--ipam-target", f"{LOOPBACK}:{IPAM}"),
-        )  # fmt: skip
-        for name, address in (("h1", H1), ("h2", H2)):
-            home = made.layout.run_dir / "hosts" / name
+        with logs.kept(made.layout.run_dir):
+            made.layout.run_dir.mkdir()
+            made._make_underlay(lambda _: None)
+            made.start("store")
+            store = ("--store-url", made.layout.effective_store_url)
             parts.start(
-                f"agent-{name}", parts.host(name), f"{LOOPBACK}:{AGENT}", f"{address}:{AGENT}",
-                identity=f"netweft://agent/{name}",
-                options=(
-                    "--advertise", f"{address}:{AGENT}", "--controller", f"{CENTRE}:{CONTROLLER}", "--host-name", name,
-                    "--vtep-address", address, "--state-dir", str(home / "state"), "--run-dir", str(home / "run"),
-                ),
+                "ipam",
+                parts.between,
+                f"{LOOPBACK}:{IPAM}",
+                f"{CENTRE}:{IPAM}",
+                identity="netweft://ipam/one",
+                options=store,
+            )
+            parts.start(
+                "controller", parts.between, f"{LOOPBACK}:{CONTROLLER}", f"{CENTRE}:{CONTROLLER}",
+                identity="netweft://controller/one", options=(*store, "--ipam-target", f"{LOOPBACK}:{IPAM}"),
             )  # fmt: skip
-        yield parts
+            for name, address in (("h1", H1), ("h2", H2)):
+                home = made.layout.run_dir / "hosts" / name
+                parts.start(
+                    f"agent-{name}", parts.host(name), f"{LOOPBACK}:{AGENT}", f"{address}:{AGENT}",
+                    identity=f"netweft://agent/{name}",
+                    options=(
+                        "--advertise", f"{address}:{AGENT}", "--controller", f"{CENTRE}:{CONTROLLER}",
+                        "--host-name", name,
+                        "--vtep-address", address, "--state-dir", str(home / "state"), "--run-dir", str(home / "run"),
+                    ),
+                )  # fmt: skip
+            yield parts
     finally:
         left = made.down()
         shutil.rmtree(folder)
