@@ -759,9 +759,15 @@ class AsyncClient:
 
     @functools.cached_property
     def _endpoints(self) -> endpoint_pb2_grpc.EndpointServiceAsyncStub:
-        stub: endpoint_pb2_grpc.EndpointServiceAsyncStub = endpoint_pb2_grpc.EndpointServiceStub(
-            self._connection(self.target).channel
-        )
+        connection = self._connection(self.target)
+        stub: endpoint_pb2_grpc.EndpointServiceAsyncStub = endpoint_pb2_grpc.EndpointServiceStub(connection.channel)
+        if isinstance(connection, client.Connection):
+            connection.over_stream(
+                stub.EndpointStream,
+                endpoint_pb2.EndpointStreamRequest,
+                attach=stub.AttachEndpoints,
+                detach=stub.DetachEndpoints,
+            )
         return stub
 
     @functools.cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc import aio
 
-from netweft_common import deadline, errors, listen, status, tls
+from netweft_common import deadline, errors, exchange, listen, status, tls
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -134,6 +135,22 @@ class Connection:
         self.channel = open_channel(target, tls_files=tls_files, retry=retry)
         self._timeout_s = timeout.total_seconds()
         self._wait_for_ready = wait_for_ready
+        self._exchanges: list[exchange.Exchange] = []
+        self._over_stream: dict[str, tuple[exchange.Exchange, str]] = {}
+
+    def over_stream(self, method: Callable[..., Any], request_type: Callable[..., Any], **calls: object) -> None:
+        """Make some unary calls over one bidirectional stream from now on (see `exchange`).
+
+        Only for methods that may be done twice: when the stream breaks, a call on it is made again by itself.
+
+        Args:
+            method: The stream's method, of a stub made on `channel`.
+            request_type: Its request.
+            **calls: The unary methods, by the name of their field in the oneof `call`.
+        """
+        made = exchange.Exchange(method, request_type, wait_for_ready=self._wait_for_ready)
+        self._exchanges.append(made)
+        self._over_stream.update((method_name(unary), (made, name)) for name, unary in calls.items())
 
     async def __aenter__(self) -> Self:
         """Return the connection itself."""
@@ -147,6 +164,8 @@ class Connection:
 
     async def close(self, grace: dt.timedelta | None = None) -> None:
         """Close the channel; calls in flight get the grace, or end at once."""
+        for made in self._exchanges:
+            made.close()
         await self.channel.close(None if grace is None else grace.total_seconds())
 
     async def call(
@@ -168,10 +187,24 @@ class Connection:
         Raises:
             NetweftError: What the server said; Unavailable when it said nothing or not in time.
         """
+        remaining_s = deadline.remaining_s(self._timeout_s if timeout_s is None else timeout_s)
+        if self._over_stream:
+            name = method_name(method)
+            if (found := self._over_stream.get(name)) is not None:
+                ends_at = time.monotonic() + remaining_s
+                try:
+                    response: Response | None = await found[0].call(found[1], request, remaining_s)
+                except TimeoutError:
+                    raise status.late(target=self.target, method=name) from None
+                except aio.UsageError as error:
+                    raise closed(self.target, method) from error
+                if response is not None:
+                    return response
+                remaining_s = max(0.0, ends_at - time.monotonic())
         try:
             return await method(
                 request,
-                timeout=deadline.remaining_s(self._timeout_s if timeout_s is None else timeout_s),
+                timeout=remaining_s,
                 wait_for_ready=self._wait_for_ready if wait_for_ready is None else wait_for_ready,
             )
         except aio.AioRpcError as error:

@@ -7,6 +7,8 @@ microseconds here. It is the only place that calls `context.abort`.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import logging
 import secrets
 import time
@@ -117,8 +119,8 @@ class ServerInterceptor(aio.ServerInterceptor):
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
-            if handler is None or handler.request_streaming:
-                return handler
+            if handler is None or (handler.request_streaming and identity.is_open(method)):
+                return handler  # unknown, or the library's own reflection
             wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
 
@@ -150,6 +152,12 @@ class ServerInterceptor(aio.ServerInterceptor):
             self._idle.set()
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._wrap_exchange(method, handler.stream_stream),
+                request_deserializer=_reader(method, handler.request_deserializer),
+                response_serializer=handler.response_serializer,
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.unary_stream),
@@ -221,6 +229,40 @@ class ServerInterceptor(aio.ServerInterceptor):
             finally:
                 await _close(iterator)
                 self._leave(weight)
+
+        return handle
+
+    def _wrap_exchange(self, method: str, behaviour: Callable[[Any, Any], Awaitable[None]]) -> Callable[..., Any]:
+        """Wrap a bidirectional stream whose handler answers each message as a call (`exchange.serve`)."""
+        enter, finish = self._bind(method)
+
+        async def handle(requests: Any, context: Context) -> None:
+            del requests  # the library's iterator costs more than its `read`
+            started = time.perf_counter()
+            task = asyncio.current_task()
+            assert task is not None
+            self._active += 1
+            try:
+                enter(None, context)
+                self._refuse_while_draining()
+                requests_of = _Requests(
+                    context=context,
+                    task=task,
+                    waiting=self._streams,
+                    is_draining=lambda: self._draining,
+                    answered=finish,
+                    translate=functools.partial(self._translate, method),
+                )
+                await behaviour(requests_of, context)
+            except asyncio.CancelledError:
+                if not self._draining or context.cancelled():
+                    raise
+                task.uncancel()
+                await self._fail(method, context, _drained(), started, _unrecorded)
+            except Exception as error:  # noqa: BLE001  # the outermost frame of an RPC
+                await self._fail(method, context, error, started, finish)
+            finally:
+                self._leave(1)
 
         return handle
 
@@ -304,6 +346,37 @@ def _reader(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes
             )
 
     return read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Requests:
+    """The requests of an exchange; while the next one is awaited, its task is among those that a drain may cancel."""
+
+    context: Context
+    task: asyncio.Task[Any]
+    waiting: set[asyncio.Task[Any]]
+    is_draining: Callable[[], bool]
+    answered: Callable[[grpc.StatusCode, float], None]
+    translate: Callable[[Exception], errors.NetweftError]
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        self.waiting.add(self.task)
+        try:
+            request = await self.context.read()
+        finally:
+            self.waiting.discard(self.task)
+        if request is aio.EOF:
+            raise StopAsyncIteration
+        if isinstance(request, errors.InvalidArgument):  # `_reader` could not read it
+            raise request
+        return request
+
+
+def _unrecorded(code: grpc.StatusCode, started: float) -> None:
+    """Record nothing: of an exchange each call counts, not how long it was open."""
 
 
 async def _next(iterator: AsyncIterator[Any], task: asyncio.Task[Any], waiting: set[asyncio.Task[Any]]) -> Any:

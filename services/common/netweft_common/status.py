@@ -166,6 +166,11 @@ def from_rpc_error(error: grpc.RpcError, *, target: str = "", method: str = "") 
     return _from_library(code, text, target=target, method=method)
 
 
+def late(*, target: str, method: str) -> errors.NetweftError:
+    """Return the error of a call that was not answered in time."""
+    return _from_library(grpc.StatusCode.DEADLINE_EXCEEDED, "", target=target, method=method)
+
+
 def to_item_status(error: errors.NetweftError | None) -> status_pb2.Status:
     """Return the form that an error has as one item of a batch; None is OK."""
     if error is None:

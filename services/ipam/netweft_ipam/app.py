@@ -37,6 +37,7 @@ ACCESS: identity.Access = {
     f"{_SERVICE}ReleasePool": _CONTROLLERS,
     f"{_SERVICE}RequestAddresses": _CONTROLLERS,
     f"{_SERVICE}ReleaseAddresses": _CONTROLLERS,
+    f"{_SERVICE}AddressStream": _CONTROLLERS,
     f"{_SERVICE}TransferLeases": _CONTROLLERS,
     f"{_SERVICE}RenewLeases": _HOSTS,
     f"{_SERVICE}ReassertLeases": _HOSTS,

@@ -100,6 +100,7 @@ class Agents:
                 timeout=self._timeout,
             )
             channel = _Channel(connection, agent_pb2_grpc.AgentServiceStub(connection.channel))
+            connection.over_stream(channel.stub.ApplyStream, agent_pb2.ApplyStreamRequest, apply=channel.stub.Apply)
             self._channels[host.agent_target] = channel
         return channel
 

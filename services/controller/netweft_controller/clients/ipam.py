@@ -81,6 +81,12 @@ class Ipam:
     ) -> None:
         self._connection = client.Connection(target, tls_files=tls_files, retry=_RETRY, timeout=timeout)
         self._stub = ipam_pb2_grpc.IpamServiceStub(self._connection.channel)
+        self._connection.over_stream(
+            self._stub.AddressStream,
+            ipam_pb2.AddressStreamRequest,
+            request=self._stub.RequestAddresses,
+            release=self._stub.ReleaseAddresses,
+        )
 
     async def close(self) -> None:
         """Close the channel."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from netweft.common.v1 import plan_pb2
 from netweft.controller.v1 import endpoint_pb2, endpoint_pb2_grpc
-from netweft_common import errors, status
+from netweft_common import errors, exchange, status
 
 from netweft_controller.clients import wire
 from netweft_controller.domain import filters, names
@@ -120,6 +120,11 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         identity = convert.request("DetachEndpoints", request, request.request_id)
         results = await self._endpoints.detach(identity, words)
         return endpoint_pb2.DetachEndpointsResponse(results=[status.to_item_status(error) for error in results])
+
+    def EndpointStream(self, requests: Any, context: Any) -> Any:
+        """Attach and detach, over a stream."""
+        methods: exchange.Methods = {"attach": self.AttachEndpoints, "detach": self.DetachEndpoints}
+        return exchange.serve(requests, context, endpoint_pb2.EndpointStreamResponse, methods)
 
     async def PlanAttach(
         self, request: endpoint_pb2.PlanAttachRequest, context: Any

@@ -7,6 +7,7 @@ from typing import Any
 from grpc import aio
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
 from netweft.common.v1 import host_pb2
+from netweft_common import exchange
 from netweft_common.identity import Access, Role
 
 from netweft_agent.domain.objects import Kind, Ref
@@ -20,6 +21,7 @@ _CONTROLLERS = frozenset({Role.CONTROLLER, Role.ADMIN})
 
 ACCESS: Access = {
     f"{SERVICE}/Apply": _CONTROLLERS,
+    f"{SERVICE}/ApplyStream": _CONTROLLERS,
     f"{SERVICE}/CreateSandbox": _CONTROLLERS,
     f"{SERVICE}/DeleteSandbox": _CONTROLLERS,
     f"{SERVICE}/Plan": _CONTROLLERS,
@@ -51,6 +53,10 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         held = self._engine.store.objects.get if same_store else convert.nothing_held
         statuses = await self._engine.apply(convert.changes(request.changes, held), store_id=request.store_id)
         return agent_pb2.ApplyResponse(statuses=[convert.status_message(one) for one in statuses])
+
+    def ApplyStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        """Apply, over a stream."""
+        return exchange.serve(requests, context, agent_pb2.ApplyStreamResponse, {"apply": self.Apply})
 
     async def Plan(self, request: agent_pb2.PlanRequest, context: Context) -> agent_pb2.PlanResponse:  # noqa: N802
         """Say what Apply would do."""

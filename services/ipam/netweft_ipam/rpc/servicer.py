@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
-from netweft_common import errors, status
+from netweft_common import errors, exchange, status
 
 from netweft_ipam.domain import pools
 from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, RequestTag
@@ -107,6 +107,11 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         items = _returns(request.items)
         outcomes = await self._allocator.release(items, tag)
         return ipam_pb2.ReleaseAddressesResponse(results=[status.to_item_status(outcome) for outcome in outcomes])
+
+    def AddressStream(self, requests: Any, context: Any) -> Any:
+        """Lease and release, over a stream."""
+        methods: exchange.Methods = {"request": self.RequestAddresses, "release": self.ReleaseAddresses}
+        return exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, methods)
 
     async def RenewLeases(self, request: ipam_pb2.RenewLeasesRequest, context: Context) -> ipam_pb2.RenewLeasesResponse:
         """Renew all leases of a host. Idempotent by nature, so the request id is only checked."""

@@ -236,6 +236,76 @@ class ApplyResponse(_message.Message):
 Global___ApplyResponse: _TypeAlias = ApplyResponse  # noqa: Y015
 
 @_typing.final
+class ApplyStreamRequest(_message.Message):
+    """ApplyStreamRequest is one call of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Returned with the answer; unique among the stream's calls in flight. Since 0.1."""
+    timeout_ms: _builtins.int
+    """How long the caller waits, in milliseconds; 0: no limit. Since 0.1."""
+    @_builtins.property
+    def apply(self) -> Global___ApplyRequest:
+        """Apply. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        apply: Global___ApplyRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "call", b"call", "id", b"id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["apply"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___ApplyStreamRequest: _TypeAlias = ApplyStreamRequest  # noqa: Y015
+
+@_typing.final
+class ApplyStreamResponse(_message.Message):
+    """ApplyStreamResponse is the answer to one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the request. Since 0.1."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """OK, or why the whole call failed. Since 0.1."""
+
+    @_builtins.property
+    def apply(self) -> Global___ApplyResponse:
+        """Of apply. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+        apply: Global___ApplyResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "apply", b"apply", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "apply", b"apply", "id", b"id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["apply"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___ApplyStreamResponse: _TypeAlias = ApplyStreamResponse  # noqa: Y015
+
+@_typing.final
 class PlanRequest(_message.Message):
     """PlanRequest carries changes."""
 

@@ -40,6 +40,11 @@ class AgentServiceStub:
                 request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.ApplyStream = channel.stream_stream(
+                '/netweft.agent.v1.AgentService/ApplyStream',
+                request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamRequest.SerializeToString,
+                response_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamResponse.FromString,
+                _registered_method=True)
         self.Plan = channel.unary_unary(
                 '/netweft.agent.v1.AgentService/Plan',
                 request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.PlanRequest.SerializeToString,
@@ -74,6 +79,14 @@ class AgentServiceServicer:
     def Apply(self, request, context):
         """Bring the kernel to the given versions of objects and wait for it. Older versions than those held are ignored.
         Idempotent. Each change has its own outcome; one that failed has left nothing in the kernel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyStream(self, request_iterator, context):
+        """Apply any number of times over one stream, each request with its own answer, in any order. A message on an open
+        stream costs a third of a call of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +134,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Apply,
                     request_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyRequest.FromString,
                     response_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyResponse.SerializeToString,
+            ),
+            'ApplyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ApplyStream,
+                    request_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamRequest.FromString,
+                    response_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamResponse.SerializeToString,
             ),
             'Plan': grpc.unary_unary_rpc_method_handler(
                     servicer.Plan,
@@ -176,6 +194,33 @@ class AgentService:
             '/netweft.agent.v1.AgentService/Apply',
             netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyRequest.SerializeToString,
             netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netweft.agent.v1.AgentService/ApplyStream',
+            netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamRequest.SerializeToString,
+            netweft_dot_agent_dot_v1_dot_agent__pb2.ApplyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

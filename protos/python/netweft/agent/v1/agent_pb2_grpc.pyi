@@ -37,6 +37,10 @@ class AgentServiceStub:
     """Bring the kernel to the given versions of objects and wait for it. Older versions than those held are ignored.
     Idempotent. Each change has its own outcome; one that failed has left nothing in the kernel.
     """
+    ApplyStream: _grpc.StreamStreamMultiCallable[_agent_pb2.ApplyStreamRequest, _agent_pb2.ApplyStreamResponse]
+    """Apply any number of times over one stream, each request with its own answer, in any order. A message on an open
+    stream costs a third of a call of its own.
+    """
     Plan: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PlanRequest, _agent_pb2.PlanResponse]
     """Say what Apply would do; nothing is done."""
     Observe: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ObserveRequest, _agent_pb2.ObserveResponse]
@@ -56,6 +60,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Apply: _aio.UnaryUnaryMultiCallable[_agent_pb2.ApplyRequest, _agent_pb2.ApplyResponse]  # type: ignore[assignment]
     """Bring the kernel to the given versions of objects and wait for it. Older versions than those held are ignored.
     Idempotent. Each change has its own outcome; one that failed has left nothing in the kernel.
+    """
+    ApplyStream: _aio.StreamStreamMultiCallable[_agent_pb2.ApplyStreamRequest, _agent_pb2.ApplyStreamResponse]  # type: ignore[assignment]
+    """Apply any number of times over one stream, each request with its own answer, in any order. A message on an open
+    stream costs a third of a call of its own.
     """
     Plan: _aio.UnaryUnaryMultiCallable[_agent_pb2.PlanRequest, _agent_pb2.PlanResponse]  # type: ignore[assignment]
     """Say what Apply would do; nothing is done."""
@@ -79,6 +87,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.ApplyResponse, _abc.Awaitable[_agent_pb2.ApplyResponse]]:
         """Bring the kernel to the given versions of objects and wait for it. Older versions than those held are ignored.
         Idempotent. Each change has its own outcome; one that failed has left nothing in the kernel.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplyStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.ApplyStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ApplyStreamResponse], _abc.AsyncIterator[_agent_pb2.ApplyStreamResponse]]:
+        """Apply any number of times over one stream, each request with its own answer, in any order. A message on an open
+        stream costs a third of a call of its own.
         """
 
     @_abc_1.abstractmethod

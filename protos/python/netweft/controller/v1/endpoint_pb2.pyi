@@ -780,6 +780,88 @@ class DetachEndpointsResponse(_message.Message):
 Global___DetachEndpointsResponse: _TypeAlias = DetachEndpointsResponse  # noqa: Y015
 
 @_typing.final
+class EndpointStreamRequest(_message.Message):
+    """EndpointStreamRequest is one call of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Returned with the answer; unique among the stream's calls in flight. Since 0.1."""
+    timeout_ms: _builtins.int
+    """How long the caller waits, in milliseconds; 0: no limit. Since 0.1."""
+    @_builtins.property
+    def attach(self) -> Global___AttachEndpointsRequest:
+        """AttachEndpoints. Since 0.1."""
+
+    @_builtins.property
+    def detach(self) -> Global___DetachEndpointsRequest:
+        """DetachEndpoints. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        attach: Global___AttachEndpointsRequest | None = ...,
+        detach: Global___DetachEndpointsRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "detach", b"detach"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "detach", b"detach", "id", b"id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["attach", "detach"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___EndpointStreamRequest: _TypeAlias = EndpointStreamRequest  # noqa: Y015
+
+@_typing.final
+class EndpointStreamResponse(_message.Message):
+    """EndpointStreamResponse is the answer to one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the request. Since 0.1."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """OK, or why the whole call failed. Since 0.1."""
+
+    @_builtins.property
+    def attach(self) -> Global___AttachEndpointsResponse:
+        """Of attach. Since 0.1."""
+
+    @_builtins.property
+    def detach(self) -> Global___DetachEndpointsResponse:
+        """Of detach. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+        attach: Global___AttachEndpointsResponse | None = ...,
+        detach: Global___DetachEndpointsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attach", b"attach", "detach", b"detach", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attach", b"attach", "detach", b"detach", "id", b"id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["attach", "detach"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___EndpointStreamResponse: _TypeAlias = EndpointStreamResponse  # noqa: Y015
+
+@_typing.final
 class PlanAttachRequest(_message.Message):
     """PlanAttachRequest describes what would be attached."""
 

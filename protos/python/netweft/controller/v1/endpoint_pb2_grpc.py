@@ -75,6 +75,11 @@ class EndpointServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsResponse.FromString,
                 _registered_method=True)
+        self.EndpointStream = channel.stream_stream(
+                '/netweft.controller.v1.EndpointService/EndpointStream',
+                request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamResponse.FromString,
+                _registered_method=True)
         self.PlanAttach = channel.unary_unary(
                 '/netweft.controller.v1.EndpointService/PlanAttach',
                 request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.PlanAttachRequest.SerializeToString,
@@ -142,6 +147,14 @@ class EndpointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndpointStream(self, request_iterator, context):
+        """Attach and detach any number of times over one stream, each request with its own answer, in any order. A message on
+        an open stream costs a third of a call of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanAttach(self, request, context):
         """Say what AttachEndpoints would do on the host, as command lines; nothing is done and nothing is leased.
         """
@@ -191,6 +204,11 @@ def add_EndpointServiceServicer_to_server(servicer, server):
                     servicer.DetachEndpoints,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsResponse.SerializeToString,
+            ),
+            'EndpointStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EndpointStream,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamResponse.SerializeToString,
             ),
             'PlanAttach': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanAttach,
@@ -415,6 +433,33 @@ class EndpointService:
             '/netweft.controller.v1.EndpointService/DetachEndpoints',
             netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_endpoint__pb2.DetachEndpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndpointStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netweft.controller.v1.EndpointService/EndpointStream',
+            netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_endpoint__pb2.EndpointStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class EndpointServiceStub:
     """Create and join in one call, for 1 to 1,024 items, each with its own outcome. A failed item leaves nothing behind."""
     DetachEndpoints: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.DetachEndpointsRequest, _endpoint_pb2.DetachEndpointsResponse]
     """Leave and delete in one call, for 1 to 1,024 items, each with its own outcome. An endpoint that is gone is OK."""
+    EndpointStream: _grpc.StreamStreamMultiCallable[_endpoint_pb2.EndpointStreamRequest, _endpoint_pb2.EndpointStreamResponse]
+    """Attach and detach any number of times over one stream, each request with its own answer, in any order. A message on
+    an open stream costs a third of a call of its own.
+    """
     PlanAttach: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.PlanAttachRequest, _endpoint_pb2.PlanAttachResponse]
     """Say what AttachEndpoints would do on the host, as command lines; nothing is done and nothing is leased."""
 
@@ -73,6 +77,10 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
     """Create and join in one call, for 1 to 1,024 items, each with its own outcome. A failed item leaves nothing behind."""
     DetachEndpoints: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.DetachEndpointsRequest, _endpoint_pb2.DetachEndpointsResponse]  # type: ignore[assignment]
     """Leave and delete in one call, for 1 to 1,024 items, each with its own outcome. An endpoint that is gone is OK."""
+    EndpointStream: _aio.StreamStreamMultiCallable[_endpoint_pb2.EndpointStreamRequest, _endpoint_pb2.EndpointStreamResponse]  # type: ignore[assignment]
+    """Attach and detach any number of times over one stream, each request with its own answer, in any order. A message on
+    an open stream costs a third of a call of its own.
+    """
     PlanAttach: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.PlanAttachRequest, _endpoint_pb2.PlanAttachResponse]  # type: ignore[assignment]
     """Say what AttachEndpoints would do on the host, as command lines; nothing is done and nothing is leased."""
 
@@ -142,6 +150,16 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_endpoint_pb2.DetachEndpointsResponse, _abc.Awaitable[_endpoint_pb2.DetachEndpointsResponse]]:
         """Leave and delete in one call, for 1 to 1,024 items, each with its own outcome. An endpoint that is gone is OK."""
+
+    @_abc_1.abstractmethod
+    def EndpointStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_endpoint_pb2.EndpointStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_endpoint_pb2.EndpointStreamResponse], _abc.AsyncIterator[_endpoint_pb2.EndpointStreamResponse]]:
+        """Attach and detach any number of times over one stream, each request with its own answer, in any order. A message on
+        an open stream costs a third of a call of its own.
+        """
 
     @_abc_1.abstractmethod
     def PlanAttach(

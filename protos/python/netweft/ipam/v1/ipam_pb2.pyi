@@ -773,6 +773,88 @@ class ReleaseAddressesResponse(_message.Message):
 Global___ReleaseAddressesResponse: _TypeAlias = ReleaseAddressesResponse  # noqa: Y015
 
 @_typing.final
+class AddressStreamRequest(_message.Message):
+    """AddressStreamRequest is one call of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Returned with the answer; unique among the stream's calls in flight. Since 0.1."""
+    timeout_ms: _builtins.int
+    """How long the caller waits, in milliseconds; 0: no limit. Since 0.1."""
+    @_builtins.property
+    def request(self) -> Global___RequestAddressesRequest:
+        """RequestAddresses. Since 0.1."""
+
+    @_builtins.property
+    def release(self) -> Global___ReleaseAddressesRequest:
+        """ReleaseAddresses. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        request: Global___RequestAddressesRequest | None = ...,
+        release: Global___ReleaseAddressesRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "release", b"release", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "id", b"id", "release", b"release", "request", b"request", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["request", "release"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___AddressStreamRequest: _TypeAlias = AddressStreamRequest  # noqa: Y015
+
+@_typing.final
+class AddressStreamResponse(_message.Message):
+    """AddressStreamResponse is the answer to one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the request. Since 0.1."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """OK, or why the whole call failed. Since 0.1."""
+
+    @_builtins.property
+    def request(self) -> Global___RequestAddressesResponse:
+        """Of request. Since 0.1."""
+
+    @_builtins.property
+    def release(self) -> Global___ReleaseAddressesResponse:
+        """Of release. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+        request: Global___RequestAddressesResponse | None = ...,
+        release: Global___ReleaseAddressesResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "release", b"release", "request", b"request", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "id", b"id", "release", b"release", "request", b"request", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["request", "release"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___AddressStreamResponse: _TypeAlias = AddressStreamResponse  # noqa: Y015
+
+@_typing.final
 class RenewLeasesRequest(_message.Message):
     """RenewLeasesRequest renews leases that have a TTL."""
 

@@ -70,6 +70,11 @@ class IpamServiceStub:
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesRequest.SerializeToString,
                 response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesResponse.FromString,
                 _registered_method=True)
+        self.AddressStream = channel.stream_stream(
+                '/netweft.ipam.v1.IpamService/AddressStream',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamResponse.FromString,
+                _registered_method=True)
         self.RenewLeases = channel.unary_unary(
                 '/netweft.ipam.v1.IpamService/RenewLeases',
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesRequest.SerializeToString,
@@ -156,6 +161,14 @@ class IpamServiceServicer:
 
     def ReleaseAddresses(self, request, context):
         """Give addresses back. Idempotent: an address that is not leased is OK; one held by another owner is not touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddressStream(self, request_iterator, context):
+        """Lease and release any number of times over one stream, each request with its own answer, in any order. A message on
+        an open stream costs a third of a call of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,6 +261,11 @@ def add_IpamServiceServicer_to_server(servicer, server):
                     servicer.ReleaseAddresses,
                     request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesRequest.FromString,
                     response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesResponse.SerializeToString,
+            ),
+            'AddressStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AddressStream,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamResponse.SerializeToString,
             ),
             'RenewLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLeases,
@@ -475,6 +493,33 @@ class IpamService:
             '/netweft.ipam.v1.IpamService/ReleaseAddresses',
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesRequest.SerializeToString,
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.ReleaseAddressesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddressStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netweft.ipam.v1.IpamService/AddressStream',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.AddressStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

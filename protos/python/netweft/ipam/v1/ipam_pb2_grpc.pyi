@@ -49,6 +49,10 @@ class IpamServiceStub:
     """Lease any number of addresses, each item with its own outcome; one script call a pool."""
     ReleaseAddresses: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ReleaseAddressesRequest, _ipam_pb2.ReleaseAddressesResponse]
     """Give addresses back. Idempotent: an address that is not leased is OK; one held by another owner is not touched."""
+    AddressStream: _grpc.StreamStreamMultiCallable[_ipam_pb2.AddressStreamRequest, _ipam_pb2.AddressStreamResponse]
+    """Lease and release any number of times over one stream, each request with its own answer, in any order. A message on
+    an open stream costs a third of a call of its own.
+    """
     RenewLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.RenewLeasesRequest, _ipam_pb2.RenewLeasesResponse]
     """Renew leases with a TTL, by owner host or by address."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]
@@ -87,6 +91,10 @@ class IpamServiceAsyncStub(IpamServiceStub):
     """Lease any number of addresses, each item with its own outcome; one script call a pool."""
     ReleaseAddresses: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ReleaseAddressesRequest, _ipam_pb2.ReleaseAddressesResponse]  # type: ignore[assignment]
     """Give addresses back. Idempotent: an address that is not leased is OK; one held by another owner is not touched."""
+    AddressStream: _aio.StreamStreamMultiCallable[_ipam_pb2.AddressStreamRequest, _ipam_pb2.AddressStreamResponse]  # type: ignore[assignment]
+    """Lease and release any number of times over one stream, each request with its own answer, in any order. A message on
+    an open stream costs a third of a call of its own.
+    """
     RenewLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.RenewLeasesRequest, _ipam_pb2.RenewLeasesResponse]  # type: ignore[assignment]
     """Renew leases with a TTL, by owner host or by address."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]  # type: ignore[assignment]
@@ -164,6 +172,16 @@ class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ipam_pb2.ReleaseAddressesResponse, _abc.Awaitable[_ipam_pb2.ReleaseAddressesResponse]]:
         """Give addresses back. Idempotent: an address that is not leased is OK; one held by another owner is not touched."""
+
+    @_abc_1.abstractmethod
+    def AddressStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ipam_pb2.AddressStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ipam_pb2.AddressStreamResponse], _abc.AsyncIterator[_ipam_pb2.AddressStreamResponse]]:
+        """Lease and release any number of times over one stream, each request with its own answer, in any order. A message on
+        an open stream costs a third of a call of its own.
+        """
 
     @_abc_1.abstractmethod
     def RenewLeases(
