@@ -81,6 +81,19 @@ async def test_a_commit_is_visible_when_it_returns_also_when_others_were_before_
         following.cancel()
 
 
+@pytest.mark.parametrize("others", [1, 2], ids=["one entry behind", "two entries behind"])
+async def test_a_commit_without_writes_does_not_take_the_place_of_an_entry_that_was_not_read_yet(replica, others):
+    made = [dataclasses.replace(NETWORK, id=f"{n:032x}", name=f"n{n}") for n in range(others)]
+    for value in made:
+        await replica.store.commit(create(value))
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        await replica.commit(commits.Commit(take=(("claim", "me"),)))
+        assert {value.id for value in made} == replica.state.networks.keys()
+        following.cancel()
+
+
 async def test_a_commit_whose_predecessors_do_not_come_is_unavailable_in_time(replica):
     await replica.store.commit(create(dataclasses.replace(NETWORK, id="b" * 32)))
     deadline.set_remaining(0.05)

@@ -99,7 +99,9 @@ class Replica:
             self._stale = True
             raise
         if isinstance(outcome, commits.Committed):
-            self.offer(outcome.entry)
+            if outcome.entry.writes:
+                self.offer(outcome.entry)
+            # Else the revision is of somebody's entry, which may not have been read yet: this one must not take its place.
             await self.reached(outcome.entry.revision)
         else:
             # The reason for the refusal must be visible to whoever decides again.
