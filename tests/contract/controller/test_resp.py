@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 
 import pytest
-from netweft_common import errors
+from netweft_common import errors, resp
 from netweft_controller.store import redis as redis_store
-from netweft_controller.store import resp
 
 pytestmark = pytest.mark.anyio
 

@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from netweft_common import deadline, errors
+from netweft_common import deadline, errors, resp
 
 from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Kind
-from netweft_controller.store import codec, protocol, resp
+from netweft_controller.store import codec, protocol
 
 _KINDS = tuple(Kind)
 _KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS, start=1)}

@@ -7,38 +7,23 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit, urlunsplit
 
-import redis.exceptions as redis_errors
 from netweft_common import deadline, errors
-from redis.asyncio import BlockingConnectionPool, Redis, sentinel
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
+from netweft_ipam.store import link
+from netweft_ipam.store.direct import Direct
+from netweft_ipam.store.discovered import BySentinel, InCluster
+from netweft_ipam.store.link import Argument, Command, Link, LinkLost, Refused
 from netweft_ipam.store.scripts import Script
 
 CALL_TIMEOUT_S = 5.0
-_CONNECT_TIMEOUT_S = 1.0
-_MAX_CONNECTIONS = 64
+# A little less than a call waits, so that the first one to run out of time ends a dead connection for all.
+_SILENT_S = 0.9 * CALL_TIMEOUT_S
 _OLDEST = (7, 0)
-# Enough to replace a pooled connection that died with its server; the caller's own retries do the rest.
-_RETRIES = 2
-
-_AWAY = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.BusyLoadingError,
-    redis_errors.ReadOnlyError,
-    redis_errors.ClusterDownError,
-    redis_errors.MovedError,
-    redis_errors.TryAgainError,
-    redis_errors.MasterDownError,
-    OSError,
-)
-# Refusals that an operator cures, by the first word of the server's answer.
-_REFUSES = ("OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "BUSY")
+# Refusals that an operator or the next seconds cure, by the first word of the server's answer.
+_REFUSES = ("OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "BUSY", "TRYAGAIN")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,88 +43,85 @@ class Connection:
     """A client of the store, whatever runs there.
 
     Args:
-        client: redis-py's client.
+        way: How its servers are reached.
         where: The URL without its password, for messages.
         replicas: How many replicas must have each write before it is acknowledged (WAIT); not with Cluster.
-        replicas_timeout_s: How long they may take.
     """
 
-    def __init__(
-        self, client: Redis | RedisCluster, where: str, *, replicas: int = 0, replicas_timeout_s: float = 1.0
-    ) -> None:
-        self._client = client
+    def __init__(self, way: Link, where: str, *, replicas: int = 0) -> None:
+        self._link = way
         self._where = where
         self._observer: Callable[[str, float], None] | None = None
         self._replicas = replicas
-        self._replicas_timeout_ms = max(1, round(replicas_timeout_s * 1000))
 
     @classmethod
     def open(cls, url: str, *, replicas: int = 0, replicas_timeout_s: float = 1.0) -> Self:
         """Return a connection; nothing is sent yet.
 
         Args:
-            replicas: See Connection.
-            replicas_timeout_s: See Connection.
             url: redis://, rediss:// or unix:// for one server, redis+sentinel://host:port,host:port/<service> for
                 Sentinel, redis+cluster://host:port for Cluster.
+            replicas: See Connection.
+            replicas_timeout_s: How long they may take.
 
         Raises:
             InvalidArgument: The URL is of none of these forms, or replicas are to be waited for in a Cluster.
         """
-        parts = urlsplit(url)
-        options: dict[str, Any] = {
-            "socket_timeout": CALL_TIMEOUT_S,
-            "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-            "retry": Retry(ExponentialBackoff(base=0.02, cap=0.2), _RETRIES),
-        }
-        client: Redis | RedisCluster
+        where, timeout_ms = "", max(1, round(replicas_timeout_s * 1000))
+        way: Link
         try:
+            parts, where = urlsplit(url), _masked(url)
             if parts.scheme in ("redis", "rediss", "unix"):
-                pool = BlockingConnectionPool.from_url(
-                    url, max_connections=_MAX_CONNECTIONS, timeout=CALL_TIMEOUT_S, **options
-                )
-                client = Redis.from_pool(pool)
+                way = Direct(url, where, replicas=replicas, replicas_timeout_ms=timeout_ms)
             elif parts.scheme == "redis+cluster":
-                client = RedisCluster.from_url(
-                    urlunsplit(parts._replace(scheme="redis")),
-                    socket_timeout=CALL_TIMEOUT_S,
-                    socket_connect_timeout=_CONNECT_TIMEOUT_S,
-                )
+                way = InCluster(parts, timeout_s=CALL_TIMEOUT_S)
             elif parts.scheme == "redis+sentinel":
-                client = _by_sentinel(parts.netloc, parts.path.strip("/"), options)
+                way = BySentinel(
+                    parts, where, timeout_s=CALL_TIMEOUT_S, replicas=replicas, replicas_timeout_ms=timeout_ms
+                )
             else:
                 raise ValueError(f"scheme {parts.scheme!r}")  # noqa: TRY301  # told as the other malformations are
         except ValueError as error:
             raise errors.InvalidArgument(
                 "STORE_URL_MALFORMED",
-                f"store_url: {_masked(url)!r} is no store URL ({error}); use redis://host:port, unix:///path, "
+                f"store_url: {where!r} is no store URL ({error}); use redis://host:port, unix:///path, "
                 "redis+sentinel://host:port,host:port/service or redis+cluster://host:port",
                 field="store_url",
             ) from error
-        if replicas and isinstance(client, RedisCluster):
+        if replicas and isinstance(way, InCluster):
             raise errors.InvalidArgument(
                 "REPLICAS_IN_CLUSTER",
                 "wait_replicas: a Cluster cannot be waited for by WAIT; set min-replicas-to-write at its servers",
                 field="wait_replicas",
             )
-        return cls(client, _masked(url), replicas=replicas, replicas_timeout_s=replicas_timeout_s)
+        return cls(way, where, replicas=replicas)
 
-    async def run(self, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+    async def run(self, script: Script, key: str, *args: Argument, repeatable: bool = True) -> list[Any]:
         """Run a script over one hash tag, in one round trip.
 
+        Args:
+            script: The script.
+            key: Its only key; all others are of the same hash tag.
+            args: Its arguments.
+            repeatable: Whether a second run changes nothing that the first has not; if not, it is never sent twice.
+
         Raises:
-            Unavailable: No answer in time, or a server that cannot write now.
+            Unavailable: No answer in time, a server that cannot write now, or replicas that do not have the write.
             Internal: The script failed.
         """
         started = time.perf_counter()
+        command: Command = ("EVALSHA", script.sha, 1, key, *args)
         try:
             async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
                 try:
-                    answer = await self._send("EVALSHA", script.sha, 1, key, *args)
-                except redis_errors.NoScriptError:
-                    answer = await self._send("EVAL", script.text, 1, key, *args)
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
-            raise self._translate(error, script.name) from error
+                    answer = await self._send(script, command, repeatable=repeatable)
+                except Refused as refused:
+                    if not str(refused).startswith("NOSCRIPT"):
+                        raise
+                    # The server was restarted, or is another one: a script is not data, it is not kept.
+                    answer = await self._send(script, ("EVAL", script.text, *command[2:]), repeatable=repeatable)
+        except (LinkLost, Refused, TimeoutError) as error:
+            self._fail(error, script.name)
         if self._observer is not None:
             self._observer(script.name, time.perf_counter() - started)
         assert isinstance(answer, list)
@@ -149,17 +131,10 @@ class Connection:
         """Tell an observer of each script that was answered: its name, and how many seconds it took."""
         self._observer = observer
 
-    async def _send(self, *args: str | bytes | int) -> Any:
-        if not self._replicas or isinstance(self._client, RedisCluster):
-            return await self._client.execute_command(*args)
-        # WAIT speaks of the writes of its own connection, so both go over one.
-        async with self._client.pipeline(transaction=False) as pipe:
-            pipe.execute_command(*args)
-            pipe.execute_command("WAIT", self._replicas, self._replicas_timeout_ms)
-            answer, replicas = await pipe.execute(raise_on_error=False)
-        for part in (answer, replicas):
-            if isinstance(part, Exception):
-                raise part
+    async def _send(self, script: Script, command: Command, *, repeatable: bool) -> Any:
+        if not self._replicas or script.is_read:
+            return await link.again(lambda: self._link.call(command), repeatable=repeatable)
+        answer, replicas = await link.again(lambda: self._link.call_durably(command), repeatable=repeatable)
         if replicas < self._replicas:
             raise errors.Unavailable(
                 "NOT_REPLICATED",
@@ -175,27 +150,20 @@ class Connection:
         Raises:
             Unavailable: No answer in time.
         """
-        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._client, RedisCluster) else {}
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                answer = await self._client.execute_command("INFO", **nodes)
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
-            raise self._translate(error, "INFO") from error
-        servers = {self._where: answer} if "redis_version" in answer else answer
         found = []
-        for where, info in servers.items():
-            if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < _OLDEST:
+        for where, info in (await self._info("")).items():
+            if tuple(int(part) for part in info["redis_version"].split(".")[:2]) < _OLDEST:
                 found.append(f"the store at {where} is version {info['redis_version']}; leases need 7.0 or later")
-            if not int(info.get("aof_enabled", 0)):
+            if not int(info.get("aof_enabled", "0")):
                 found.append(
                     f"the store at {where} keeps no append-only file: a restart forgets leases; set appendonly yes"
                 )
-            if str(info.get("maxmemory_policy", "noeviction")) != "noeviction":
+            if info.get("maxmemory_policy", "noeviction") != "noeviction":
                 found.append(f"the store at {where} may evict leases; set maxmemory-policy noeviction")
         return found
 
-    async def command(self, *args: str | bytes | int) -> Any:
-        """Run one command over one key.
+    async def command(self, *args: Argument) -> Any:
+        """Run one command over one key; one that may be done twice.
 
         Raises:
             Unavailable: No answer in time.
@@ -203,9 +171,9 @@ class Connection:
         """
         try:
             async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
-                return await self._client.execute_command(*args)
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
-            raise self._translate(error, str(args[0])) from error
+                return await link.again(lambda: self._link.call(args), repeatable=True)
+        except (LinkLost, Refused, TimeoutError) as error:
+            self._fail(error, str(args[0]))
 
     async def epoch(self) -> Epoch:
         """Return which history of writes the servers continue.
@@ -213,44 +181,32 @@ class Connection:
         Raises:
             Unavailable: No answer in time.
         """
-        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._client, RedisCluster) else {}
+        histories = frozenset(info["master_replid"] for info in (await self._info("replication")).values())
+        return Epoch(hashlib.sha256(",".join(sorted(histories)).encode()).hexdigest()[:16], histories)
+
+    async def _info(self, section: str) -> dict[str, link.Info]:
         try:
             async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
-                answer = await self._client.execute_command("INFO", "replication", **nodes)
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
-            raise self._translate(error, "INFO") from error
-        parts = [answer] if "master_replid" in answer else answer.values()
-        histories = frozenset(str(part["master_replid"]) for part in parts)
-        return Epoch(hashlib.sha256(",".join(sorted(histories)).encode()).hexdigest()[:16], histories)
+                return dict(await link.again(lambda: self._link.info(section), repeatable=True))
+        except (LinkLost, Refused, TimeoutError) as error:
+            self._fail(error, "INFO")
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._link.close()
 
-    def _translate(self, error: Exception, what: str) -> errors.NetweftError:
-        text = str(error) or type(error).__name__
-        if isinstance(error, (TimeoutError, *_AWAY)) or text.startswith(_REFUSES):
-            return errors.Unavailable(
+    def _fail(self, error: LinkLost | Refused | TimeoutError, what: str) -> NoReturn:
+        text = str(error) or "no answer in time"
+        if isinstance(error, TimeoutError):
+            self._link.give_up(_SILENT_S)
+        if isinstance(error, (LinkLost, TimeoutError)) or text.startswith(_REFUSES):
+            raise errors.Unavailable(
                 "STORE_UNAVAILABLE",
                 f"the store at {self._where} did not do {what}: {text}; nothing is lost, try again",
                 retry_after_s=0.5,
                 store=self._where,
-            )
-        return errors.Internal("STORE_FAILED", f"the store at {self._where} failed at {what}: {text}")
-
-
-def _by_sentinel(netloc: str, service: str, options: dict[str, Any]) -> Redis:
-    credentials, _, hosts = netloc.rpartition("@")
-    if not service:
-        raise ValueError("no service name behind the sentinels")
-    addresses = []
-    for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        addresses.append((name or port, int(port) if name else 26379))
-    user, _, password = credentials.partition(":")
-    watch = sentinel.Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]  # redis-py's gap
-    client: Redis = watch.master_for(service, username=user or None, password=password or None, **options)
-    return client
+            ) from error
+        raise errors.Internal("STORE_FAILED", f"the store at {self._where} failed at {what}: {text}") from error
 
 
 def _masked(url: str) -> str:

@@ -189,7 +189,15 @@ class Families:
         for item in returns:
             items += (layout.ref(item.address), item.owner_key, item.epoch)
         code, *rest = await self._run(
-            "release", layout, tag.id, tag.fingerprint, layout.range, self._quarantine_ms, *items
+            "release",
+            layout,
+            tag.id,
+            tag.fingerprint,
+            layout.range,
+            self._quarantine_ms,
+            *items,
+            # Without either, a second run might end a lease that the first one's caller has got since.
+            repeatable=bool(tag.id) or all(item.epoch for item in returns),
         )
         if code == b"NOPOOL":
             return None
@@ -248,7 +256,9 @@ class Families:
         items: list[str | int] = []
         for item in returns:
             items += (layout.ref(item.address), item.owner_key, item.epoch)
-        code, *answer = await self._run("transfer", layout, tag.id, tag.fingerprint, layout.range, host_id, *items)
+        code, *answer = await self._run(
+            "transfer", layout, tag.id, tag.fingerprint, layout.range, host_id, *items, repeatable=bool(tag.id)
+        )
         if code == b"NOPOOL":
             return None
         if code == b"REUSED":
@@ -348,7 +358,9 @@ class Families:
     def _layout(self, pool: PoolId) -> keys.Layout:
         return keys.layout(self._prefix, pool)
 
-    async def _run(self, script: str, layout: keys.Layout, *args: str | bytes | int) -> list[Any]:
+    async def _run(
+        self, script: str, layout: keys.Layout, *args: str | bytes | int, repeatable: bool = True
+    ) -> list[Any]:
         return await self._connection.run(
             scripts.load("pool", script),
             layout.key,
@@ -357,6 +369,7 @@ class Families:
             layout.bucket_digits,
             self._options,
             *args,
+            repeatable=repeatable,
         )
 
 

@@ -16,11 +16,16 @@ class Script:
         name: File name without suffix.
         text: What is sent by EVAL.
         sha: What EVALSHA names it by.
+        is_read: Whether it changes nothing.
     """
 
     name: str
     text: str
     sha: str
+    is_read: bool
+
+
+_READS = frozenset({"events", "find", "list", "lookup", "seen", "use"})
 
 
 @functools.cache
@@ -28,4 +33,5 @@ def load(library: str, name: str) -> Script:
     """Return a script behind its library (`pool` or `space`)."""
     files = resources.files(__package__) / "lua"
     text = "\n".join((files / f"{part}.lua").read_text(encoding="utf-8") for part in (library, name))
-    return Script(name=name, text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    return Script(name=name, text=text, sha=sha, is_read=name in _READS)

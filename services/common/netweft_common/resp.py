@@ -1,8 +1,10 @@
 """One connection to a Redis server, shared by all who call: commands are pipelined, answers come in their order.
 
-Smaller than redis-py where it matters here. A caller that is cancelled leaves its answer to be dropped, and disturbs
-nobody; nothing is ever sent twice; a call costs a third of the time. In a cluster all our keys are in one slot, so
-following the server's MOVED to that slot's owner is all that a cluster needs.
+Smaller than redis-py where it matters here. A caller that is cancelled leaves its answer to be dropped and disturbs
+nobody; nothing is ever sent twice; a call costs a third of the time. Whoever has all keys in one slot of a cluster
+needs no more of it than this: the server's MOVED to that slot's owner is followed.
+
+Services that speak to a store use it, in their `store/` alone; they name hiredis among their own dependencies.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import urllib.parse
 from typing import Any
 
 import hiredis
+
 from netweft_common import errors
 
 # Far above any answer of ours but the scans, which are read in parts.
@@ -23,7 +26,16 @@ _WRITE_LIMIT_BYTES = 1 << 20
 
 
 class LostError(Exception):
-    """There is no connection, or it broke; commands without an answer may or may not have been executed."""
+    """There is no connection, or it broke; commands without an answer may or may not have been executed.
+
+    Args:
+        text: What happened.
+        was_sent: Whether the command may have reached the server.
+    """
+
+    def __init__(self, text: str, *, was_sent: bool = True) -> None:
+        super().__init__(text)
+        self.was_sent = was_sent
 
 
 class ReplyError(Exception):
@@ -37,6 +49,9 @@ class Address:
     Attributes:
         path: Unix socket; empty: TCP.
         database: Number to select.
+        ca_file: Who signs the server's certificate; empty: whom the machine trusts.
+        cert_file: Our certificate; empty: none.
+        key_file: Its key.
     """
 
     host: str = "127.0.0.1"
@@ -46,10 +61,15 @@ class Address:
     username: str = ""
     password: str = ""
     database: int = 0
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 def parse_url(url: str) -> Address:
     """Return the address of a URL: redis://, rediss://, unix://, each with user:password@ and a database.
+
+    rediss:// takes the names of files as redis-py does: `?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`.
 
     Raises:
         InvalidArgument: It is none of these.
@@ -76,6 +96,9 @@ def parse_url(url: str) -> Address:
             username=user,
             password=secret,
             database=database,
+            ca_file=query.get("ssl_ca_certs", ""),
+            cert_file=query.get("ssl_certfile", ""),
+            key_file=query.get("ssl_keyfile", ""),
         )
     except ValueError as error:
         raise errors.InvalidArgument(
@@ -117,11 +140,30 @@ class Client:
                 return await (await self._connect()).send(command)
             raise
 
+    async def execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands at once, all over the same connection, and return their answers; a refusal stands in its place.
+
+        Raises:
+            LostError: No connection, or it broke before the last answer.
+        """
+        protocol = self._protocol
+        if protocol is None or protocol.is_lost:
+            protocol = await self._connect()
+        return await asyncio.gather(*map(protocol.send, commands), return_exceptions=True)
+
     def abort(self) -> None:
         """Drop the connection: whoever waits gets LostError, the next command makes a new one."""
         if self._protocol is not None:
             self._protocol.abort()
             self._protocol = None
+
+    def abort_if_silent(self, for_s: float) -> None:
+        """Drop the connection if a command waits and nothing has come for so long: the way to the server is dead.
+
+        Not for a connection on which commands block, or a caller's own impatience would end the others' calls.
+        """
+        if self._protocol is not None and self._protocol.silent_s() >= for_s:
+            self.abort()
 
     async def close(self) -> None:
         """Close for good."""
@@ -133,14 +175,18 @@ class Client:
 
     async def _connect(self) -> _Protocol:
         if self._closed:
-            raise LostError("the connection was closed by this process")
+            raise LostError("the connection was closed by this process", was_sent=False)
         if self._protocol is not None and not self._protocol.is_lost:
             return self._protocol
         if self._connecting is None:
             # Its own task: the first caller may be cancelled, the others still wait for it.
             self._connecting = asyncio.get_running_loop().create_task(self._open(), name="store connection")
             self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        try:
+            return await asyncio.shield(self._connecting)
+        except LostError as error:
+            # Each caller its own: one exception raised to many would grow a traceback for each.
+            raise LostError(str(error), was_sent=False) from error
 
     def _connected(self, task: asyncio.Task[_Protocol]) -> None:
         self._connecting = None
@@ -156,7 +202,7 @@ class Client:
                 if address.path:
                     _, protocol = await loop.create_unix_connection(_Protocol, address.path)
                 else:
-                    context = ssl.create_default_context() if address.tls else None
+                    context = _tls_context(address) if address.tls else None
                     _, protocol = await loop.create_connection(_Protocol, address.host, address.port, ssl=context)
                 if address.password:
                     user = (address.username,) if address.username else ()
@@ -166,7 +212,7 @@ class Client:
         except (OSError, TimeoutError, LostError, ReplyError) as error:
             if protocol is not None:
                 protocol.abort()
-            raise LostError(str(error) or type(error).__name__) from error
+            raise LostError(str(error) or type(error).__name__, was_sent=False) from error
         except asyncio.CancelledError:
             if protocol is not None:
                 protocol.abort()
@@ -183,10 +229,20 @@ class Client:
         return True
 
 
+def _tls_context(address: Address) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=address.ca_file or None)
+    if address.cert_file:
+        context.load_cert_chain(address.cert_file, address.key_file or None)
+    return context
+
+
 class _Protocol(asyncio.Protocol):
     """Answers in the order of commands."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = 0.0
+        self._unsent: list[bytes] = []
         self._reader = hiredis.Reader(replyError=ReplyError)
         self._waiting: collections.deque[asyncio.Future[Any]] = collections.deque()
         self._transport: asyncio.Transport | None = None
@@ -213,6 +269,7 @@ class _Protocol(asyncio.Protocol):
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         reader = self._reader
         reader.feed(data)
         try:
@@ -232,11 +289,28 @@ class _Protocol(asyncio.Protocol):
         if not self._writable.is_set():
             await self._writable.wait()
         if self.is_lost or self._transport is None:
-            raise LostError("the connection is lost")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            raise LostError("the connection is lost", was_sent=False)
+        packed = hiredis.pack_command(command)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if not self._waiting:
+            self._heard_at = self._loop.time()
+            self._transport.write(packed)
+        else:
+            # While others wait, what comes in one turn of the loop goes in one write.
+            if not self._unsent:
+                self._loop.call_soon(self._write)
+            self._unsent.append(packed)
         self._waiting.append(future)
-        self._transport.write(hiredis.pack_command(command))
         return await future
+
+    def _write(self) -> None:
+        if self._transport is not None and not self.is_lost:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
+
+    def silent_s(self) -> float:
+        """Return how long a command waits since anything came; 0 when none waits."""
+        return self._loop.time() - self._heard_at if self._waiting else 0.0
 
     def abort(self) -> None:
         self.is_lost = True
