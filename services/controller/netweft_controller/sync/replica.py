@@ -101,7 +101,7 @@ class Replica:
         if isinstance(outcome, commits.Committed):
             if outcome.entry.writes:
                 self.offer(outcome.entry)
-            # Else the revision is of somebody's entry, which may not have been read yet: this one must not take its place.
+            # Else its revision is that of somebody's entry, which may be unread: this must not take that one's place.
             await self.reached(outcome.entry.revision)
         else:
             # The reason for the refusal must be visible to whoever decides again.
