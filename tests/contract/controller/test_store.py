@@ -140,7 +140,7 @@ async def test_a_request_is_done_once_and_remembered(store):
     assert isinstance(first, commits.Committed)
     assert commits.Replayed(request, 1) == second
     assert request == await store.find_request(request.id)
-    assert 1 == (await store.open()).revision
+    assert 1 == await store.revision()
 
 
 async def test_a_request_is_done_again_only_on_top_of_what_is_remembered_of_it(store):

@@ -17,6 +17,7 @@ from netweft_controller.engine.work import Work
 from netweft_controller.store.memory import MemoryStore
 from netweft_controller.store.protocol import StoreReplacedError
 from netweft_controller.sync import hostwatch
+from netweft_controller.sync import replica as replica_module
 from netweft_controller.sync.replica import Replica
 
 pytestmark = pytest.mark.anyio
@@ -92,6 +93,73 @@ async def test_a_commit_without_writes_does_not_take_the_place_of_an_entry_that_
         await replica.commit(commits.Commit(take=(("claim", "me"),)))
         assert {value.id for value in made} == replica.state.networks.keys()
         following.cancel()
+
+
+async def test_a_request_is_looked_up_on_top_of_all_that_was_committed(replica):
+    once = commits.Request(id="r1", fingerprint=b"f", outcome=b"1")
+    await replica.store.commit(dataclasses.replace(create(NETWORK), once=once))
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        assert once == await replica.find_request("r1")
+        assert {NETWORK.id} == replica.state.networks.keys()
+        following.cancel()
+
+
+class Away:
+    """A store whose log cannot be followed for a while."""
+
+    def __init__(self, store):
+        self.store = store
+        self.failures = 0
+        self.answered = []
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    async def tail(self, after, wait_s):
+        if self.failures:
+            self.failures -= 1
+            raise errors.Unavailable("STORE_UNREACHABLE", "away")
+        self.answered.append(after())
+        return await self.store.tail(after, 0.0)
+
+
+async def test_each_outage_is_waited_out_from_the_shortest_delay_on(replica, monkeypatch):
+    monkeypatch.setattr(replica_module, "_delays", lambda: iter([0.0, 0.0, 60.0]))
+    replica._delays = replica_module._delays()
+    away = replica.store = Away(replica.store)
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                away.failures = 2
+                while away.failures:
+                    await asyncio.sleep(0)
+                away.answered.clear()
+                while not away.answered:
+                    await asyncio.sleep(0)
+        following.cancel()
+
+    assert away.answered
+
+
+async def test_who_waits_for_an_entry_ends_the_rest_of_an_outage(replica, monkeypatch):
+    away = replica.store = Away(replica.store)
+    monkeypatch.setattr(replica, "_delays", iter([60.0]))
+    away.failures = 1
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(replica.run())
+        while away.failures:
+            await asyncio.sleep(0)
+        await away.store.commit(create(NETWORK))
+        async with asyncio.timeout(10):
+            await replica.reached(1)
+        following.cancel()
+
+    assert {NETWORK.id} == replica.state.networks.keys()
 
 
 async def test_a_commit_whose_predecessors_do_not_come_is_unavailable_in_time(replica):

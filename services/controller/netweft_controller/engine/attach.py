@@ -80,7 +80,7 @@ class Attach:
 
     async def _look_up(self) -> None:
         self._looked_up = True
-        await self._recall(await self._replica.store.find_request(self._request.key))
+        await self._recall(await self._replica.find_request(self._request.key))
 
     async def _recall(self, known: commits.Request | None) -> None:
         """Take over what an earlier try has done, and answer for what it was told."""
@@ -168,7 +168,7 @@ class Attach:
             if not failures or self._looked_up:
                 self._results.update(failures)
                 return placements
-            # What cannot be now may have been done by an earlier try.
+            # What cannot be now may have been done by an earlier try, or may be by what is not known here yet.
             await self._look_up()
 
     def _remember(self, made: Mapping[str, Endpoint]) -> commits.Request:

@@ -68,10 +68,8 @@ class Detach:
             if isinstance(outcome, commits.Replayed):
                 self._recall(outcome.request)
             elif self._results and not self._looked_up:
-                # What cannot be now may have been done by an earlier try.
-                self._recall(await self._replica.store.find_request(self._request.key))
-                if self._known is None:
-                    break
+                # What cannot be now may have been done by an earlier try, or may be by what is not known here yet.
+                self._recall(await self._replica.find_request(self._request.key))
             else:
                 break
         failures = await self._remover.finish(list(self._chosen.values()), self._sandbox_ids)

@@ -180,7 +180,7 @@ class EndpointEngine:
             endpoints.check_join(state, record.value, network, target, "endpoint")
             return endpoints.join(record, network, target, request.remember(Outcome(items=(Done(id=joined_id),))))
 
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         if known is None:
             outcome = await self._replica.decide(decision)
             if isinstance(outcome, commits.Replayed):
@@ -202,7 +202,7 @@ class EndpointEngine:
         return result
 
     async def _leave(self, request: Request, word: EndpointWord) -> Record[Endpoint]:
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         if known is not None:
             (done,) = request.recall(known).items
             endpoint_id = done.id if done is not None else ""

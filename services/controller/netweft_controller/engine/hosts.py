@@ -113,7 +113,7 @@ class HostEngine:
         )
 
     async def _delete(self, request: Request, word: str, *, force: bool) -> None:
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         if known is not None:
             (done,) = request.recall(known).items
             host_id = done.id if done is not None else ""

@@ -111,7 +111,7 @@ class NetworkEngine:
         await self._replica.decide(decision)
 
     async def _create(self, request: Request, spec: NetworkSpec) -> Record[Network]:
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         if known is not None:
             return self._first_answer(request, known)
         network_id = request.id_for("network")
@@ -205,7 +205,7 @@ class NetworkEngine:
         return record or Record(done.network, 0, 0)
 
     async def _delete(self, request: Request, word: str) -> None:
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         network_id = ""
         if known is not None:
             (done,) = request.recall(known).items

@@ -62,7 +62,7 @@ class SandboxEngine:
 
     async def _create(self, request: Request, spec: SandboxSpec) -> Record[Sandbox]:
         sandbox_id = request.id_for("sandbox")
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         if known is not None:
             (done,) = request.recall(known).items
             if sandbox_id not in self._replica.state.sandboxes and done is not None and done.sandbox is not None:
@@ -104,7 +104,7 @@ class SandboxEngine:
         return made
 
     async def _delete(self, request: Request, word: str, *, force: bool) -> None:
-        known = await self._replica.store.find_request(request.key)
+        known = await self._replica.find_request(request.key)
         sandbox_id = ""
         if known is not None:
             (done,) = request.recall(known).items

@@ -87,6 +87,10 @@ class MemoryStore:
                 return []
         return await self.read_log(after(), 1000)
 
+    async def revision(self) -> int:
+        """Return the revision of the last commit."""
+        return self._checked(0).revision
+
     async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         data = self._requests.get(request_id)

@@ -109,6 +109,14 @@ class Store(Protocol):
         """
         ...
 
+    async def revision(self) -> int:
+        """Return the revision of the last commit of anybody.
+
+        Raises:
+            StoreReplacedError: This is not the store that was opened.
+        """
+        ...
+
     async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         ...

@@ -186,6 +186,10 @@ class RedisStore:
             return []
         return _entries(raw[0][1], start, after())
 
+    async def revision(self) -> int:
+        """Return the revision of the last commit."""
+        return (await self._identity(self._client)).revision
+
     async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None."""
         data = await self._call("GET", self._request + request_id)

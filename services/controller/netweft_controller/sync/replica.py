@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Protocol
 
 from netweft_common import backoff, deadline, errors, logs
@@ -23,6 +23,8 @@ _log = logs.get()
 _TAIL_WAIT_S = 1.0
 _TAIL_REST_S = 0.005
 _TAIL_IDLE_REST_S = 0.05
+_RETRY_LIMIT_S = 1.0
+"""Longest wait for a store that is away: all that others commit once it is back waits as long here."""
 _LOG_PAGE = 1000
 _RECENT_WRITES = 16_384
 _DECISIONS = 10
@@ -61,7 +63,7 @@ class Replica:
         self._waiting = 0
         self._hurry = asyncio.Event()
         self._stale = False
-        self._clock_offset_ms = 0
+        self._delays = _delays()
 
     @property
     def state(self) -> State:
@@ -134,6 +136,25 @@ class Replica:
             refused = outcome
         assert refused is not None, "the loop runs at least once"
         raise conflict(refused)
+
+    async def find_request(self, request_id: str) -> commits.Request | None:
+        """Return what is remembered of a request, or None, once the state holds all that anybody has committed by now.
+
+        So what was acknowledged, by whatever controller, or done by a try whose answer was lost, is not overlooked by
+        whoever decides next.
+
+        Raises:
+            Unavailable: The store does not answer, or its log did not come in the caller's time.
+        """
+        try:
+            known = await self.store.find_request(request_id)
+            # In this order: the revision is not older than what is remembered.
+            revision = await self.store.revision()
+        except StoreReplacedError:
+            self._stale = True
+            raise
+        await self.reached(revision)
+        return known
 
     def offer(self, entry: commits.Entry) -> None:
         """Apply an entry, or keep it until its predecessors have come."""
@@ -229,7 +250,6 @@ class Replica:
 
     async def run(self) -> None:
         """Follow the store until cancelled; every fault is waited out."""
-        delays = backoff.delays()
         while True:
             try:
                 if self._state is None or self._stale:
@@ -240,10 +260,9 @@ class Replica:
                 self._stale = True
             except errors.Unavailable as error:
                 _log.warning("store unreachable", error=error.message)
-                await asyncio.sleep(next(delays))
+                # Whoever waits for an entry was answered by the store just now.
+                await self._rest(next(self._delays))
                 await self._check_identity()
-                continue
-            delays = backoff.delays()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -258,16 +277,21 @@ class Replica:
     async def _follow(self) -> None:
         while not self._stale:
             entries = await self.store.tail(lambda: self.state.revision, _TAIL_WAIT_S)
+            self._delays = _delays()
             for entry in entries:
                 self.offer(entry)
             # What this replica commits is in its state already: rest, rather than read back each of its own commits.
             # Where others commit too, rest little; and not at all while somebody waits for what they have committed.
             if self._waiting:
                 continue
-            self._hurry.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TAIL_REST_S if entries else _TAIL_IDLE_REST_S):
-                    await self._hurry.wait()
+            await self._rest(_TAIL_REST_S if entries else _TAIL_IDLE_REST_S)
+
+    async def _rest(self, rest_s: float) -> None:
+        """Rest, but no longer than until somebody waits for what the tail is to bring."""
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rest_s):
+                await self._hurry.wait()
 
     async def _check_identity(self) -> None:
         """After an outage: the server that answers now may be another one, with a log that looks continuous."""
@@ -287,6 +311,10 @@ class Replica:
     def _move(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def _delays() -> Iterator[float]:
+    return backoff.delays(limit_s=_RETRY_LIMIT_S)
 
 
 def conflict(refused: commits.Refused) -> errors.Conflict:
