@@ -14,6 +14,7 @@ from netweft_common.identity import Role
 
 from netweft_controller.clients.agents import Agents
 from netweft_controller.clients.ipam import Ipam
+from netweft_controller.domain.stock import MAX_AGE_S
 from netweft_controller.engine.endpoints import EndpointEngine
 from netweft_controller.engine.hosts import HostEngine
 from netweft_controller.engine.joining import Joiner
@@ -23,6 +24,7 @@ from netweft_controller.engine.reconcile import Reconciler, Timing
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
+from netweft_controller.engine.stock import Stock
 from netweft_controller.engine.work import Work
 from netweft_controller.rpc.endpoints import EndpointService
 from netweft_controller.rpc.events import EventService
@@ -82,6 +84,12 @@ class Controller:
             watches=self.watches,
         )
         self.networks = NetworkEngine(replica=self.replica, ipam=self.ipam, work=self.work)
+        self.stock = Stock(
+            replica=self.replica,
+            ipam=self.ipam,
+            level=config.lease_ahead,
+            max_age_s=min(MAX_AGE_S, config.orphan_grace.total_seconds() / 2),
+        )
         self.endpoints = EndpointEngine(
             replica=self.replica,
             ipam=self.ipam,
@@ -89,6 +97,7 @@ class Controller:
             remover=self.remover,
             joiner=self.joiner,
             work=self.work,
+            stock=self.stock,
         )
         self.sandboxes = SandboxEngine(
             replica=self.replica,
@@ -152,6 +161,7 @@ class Controller:
         return {
             "replica": self.replica.run(),
             "settler": self.settler.run(),
+            "stock": self.stock.run(),
             "liveness": self.liveness.run(),
             "reconciler": self.reconciler.run(),
         }

@@ -50,6 +50,13 @@ class Settings(settings.ServiceSettings):
         default=dt.timedelta(seconds=60),
         metadata=settings.about("Age at which a lease or pool that no record speaks of is returned."),
     )
+    lease_ahead: int = dataclasses.field(
+        default=8,
+        metadata=settings.about(
+            "Addresses leased ahead for a host and network while endpoints are attached there one by one; what is not"
+            " used within 3 s goes back. 0: none."
+        ),
+    )
     agent_timeout: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=20), metadata=settings.about("Longest wait for an agent's answer.")
     )

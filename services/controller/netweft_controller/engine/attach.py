@@ -11,6 +11,9 @@ afterwards (`settle`). What happens when a step fails:
              the host has it, so the item is marked LEAVING, and its address stays leased until the host has confirmed
              that it is gone; the item answers UNAVAILABLE, and a retry with the same request id starts anew
 
+An attach of one endpoint that takes any address may find one leased ahead (`stock`), with the id that the endpoint then
+has; it is the step "lease" done before, and what happens to it is the same.
+
 Of a batch every item stands for itself. Nothing is asked of the store before the commit unless something looks like a
 retry: the commit itself notices one that does not.
 """
@@ -25,11 +28,13 @@ from netweft_common import errors, logs
 from netweft_controller.clients.ipam import Ask, Ipam, releases_of
 from netweft_controller.domain import commits, endpoints
 from netweft_controller.domain.endpoints import Placement, Placer, Want
+from netweft_controller.domain.networks import tomb_claim
 from netweft_controller.domain.objects import Endpoint, EndpointState, Lease, Record
 from netweft_controller.domain.specs import AttachItem
 from netweft_controller.domain.state import State
 from netweft_controller.engine.joining import Attached, Joiner, Result
 from netweft_controller.engine.requests import Done, Outcome, Request
+from netweft_controller.engine.stock import Ahead, Stock
 from netweft_controller.sync.replica import Replica, conflict
 
 _log = logs.get()
@@ -45,17 +50,26 @@ class Attach:
         replica: Intent.
         ipam: Addresses.
         joiner: Has hosts take endpoints up.
+        stock: Addresses leased ahead.
     """
 
     def __init__(
-        self, request: Request, items: Sequence[AttachItem], *, replica: Replica, ipam: Ipam, joiner: Joiner
+        self,
+        request: Request,
+        items: Sequence[AttachItem],
+        *,
+        replica: Replica,
+        ipam: Ipam,
+        joiner: Joiner,
+        stock: Stock,
     ) -> None:
         self._request = request
         self._items = items
         self._replica = replica
         self._ipam = ipam
         self._joiner = joiner
-        self._ids = [request.id_for("endpoint", str(index)) for index in range(len(items))]
+        self._stock = stock
+        self._ids = [self._own_id(index) for index in range(len(items))]
         self._sandbox_ids = [request.id_for("sandbox", str(index)) for index in range(len(items))]
         self._results: dict[int, Result] = {}
         # What is remembered of this request, if it was tried before, and of that what still holds: one entry an item.
@@ -63,6 +77,11 @@ class Attach:
         self._looked_up = False
         self._done: list[Done | None] = [None] * len(items)
         self._leases: dict[str, tuple[Lease, ...]] = {}
+        self._ahead: dict[int, Ahead] = {}
+
+    def _own_id(self, index: int) -> str:
+        """Return the id of an item's endpoint, where no address leased ahead says another."""
+        return self._request.id_for("endpoint", str(index))
 
     async def run(self) -> list[Result]:
         """Attach; one result an item, in their order.
@@ -87,6 +106,7 @@ class Attach:
         self._known = known
         remembered = self._request.recall(known).items if known is not None else (None,) * len(self._items)
         self._done = [None] * len(self._items)
+        self._ids = [self._own_id(index) if done is None else done.id for index, done in enumerate(remembered)]
         self._results.update(await self._finish_undo(remembered))
         for index, endpoint_id in enumerate(self._ids):
             if index in self._results:
@@ -130,6 +150,7 @@ class Attach:
                         self._done[index] = Done(id=self._ids[index])
                         del self._leases[self._ids[index]]
                 break
+            self._put_back_ahead(outcome)
             if isinstance(outcome, commits.Replayed):
                 # Somebody else works, or has worked, on this request. What was leased may be what he has recorded,
                 # or what he has given back since: it is neither kept nor returned, but asked for again if need be.
@@ -184,8 +205,37 @@ class Attach:
 
     # Addresses
 
-    async def _lease(self, placements: Mapping[int, Placement]) -> None:
+    def _take_ahead(self, placements: dict[int, Placement]) -> None:
+        """Take addresses that were leased ahead, if this attach is one that may have them."""
+        if len(self._items) > 1 or self._looked_up or self._ahead:
+            return
+        for index, placement in placements.items():
+            wants = placement.wants
+            if placement.target is None or not wants or any(want.address for want in wants):
+                continue
+            ahead = self._stock.take(placement)
+            if ahead is not None:
+                self._ahead[index] = ahead
+                self._ids[index] = ahead.endpoint_id
+                self._leases[ahead.endpoint_id] = ahead.leases
+                endpoint = dataclasses.replace(placement.endpoint, id=ahead.endpoint_id)
+                placements[index] = dataclasses.replace(placement, endpoint=endpoint)
+
+    def _put_back_ahead(self, outcome: commits.Refused | commits.Replayed) -> None:
+        """Give up addresses leased ahead that this attach will not record after all."""
+        recorded = isinstance(outcome, commits.Replayed) and outcome.request is not None
+        for index, ahead in list(self._ahead.items()):
+            buried = isinstance(outcome, commits.Refused) and outcome.claim == tomb_claim(ahead.endpoint_id)
+            if not recorded and not buried:
+                continue  # decided again with the same
+            del self._ahead[index], self._leases[ahead.endpoint_id]
+            self._ids[index] = self._own_id(index)
+            if ahead.endpoint_id not in self._replica.state.endpoints and not buried:
+                self._stock.put_back(ahead)
+
+    async def _lease(self, placements: dict[int, Placement]) -> None:
         """Lease what the placements want, each from its pools in order."""
+        self._take_ahead(placements)
         waiting: list[_Waiting] = []
         got: dict[int, dict[int, Lease]] = {}
         for index, placement in placements.items():

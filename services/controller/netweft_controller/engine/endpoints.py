@@ -24,6 +24,7 @@ from netweft_controller.engine.detach import Detach
 from netweft_controller.engine.joining import Attached, Joiner, Result
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
+from netweft_controller.engine.stock import Stock
 from netweft_controller.engine.work import Work
 from netweft_controller.sync.replica import Replica
 
@@ -48,11 +49,21 @@ class EndpointEngine:
         remover: Takes endpoints away.
         joiner: Has hosts take endpoints up.
         work: Owner of the sagas.
+        stock: Addresses leased ahead.
     """
 
     def __init__(
-        self, *, replica: Replica, ipam: Ipam, agents: Agents, remover: Remover, joiner: Joiner, work: Work
+        self,
+        *,
+        replica: Replica,
+        ipam: Ipam,
+        agents: Agents,
+        remover: Remover,
+        joiner: Joiner,
+        work: Work,
+        stock: Stock,
     ) -> None:
+        self._stock = stock
         self._replica = replica
         self._ipam = ipam
         self._agents = agents
@@ -104,7 +115,7 @@ class EndpointEngine:
         return result.endpoint
 
     def _attach(self, request: Request, items: Sequence[AttachItem]) -> Attach:
-        return Attach(request, items, replica=self._replica, ipam=self._ipam, joiner=self._joiner)
+        return Attach(request, items, replica=self._replica, ipam=self._ipam, joiner=self._joiner, stock=self._stock)
 
     # Single verbs
 
