@@ -83,7 +83,10 @@ class Workload:
 @pytest.fixture(scope="module")
 def workload():
     with support.running(*scenario.HOSTS, environ=support.QUICK) as cluster:
-        yield Workload(cluster)
+        made = Workload(cluster)
+        # An attach is answered before other hosts have heard of it: what goes there in that moment is lost.
+        support.wait_until(made.table, EXPECTED.__eq__)
+        yield made
 
 
 def pids(cluster: support.Cluster) -> dict[str, int]:
