@@ -1,23 +1,36 @@
-"""A watchdog for test runs: what hangs beyond the timeout's reach is named, and ended with its children.
+"""Limits for test runs, so that what hangs is named and does not hold the whole run up for ever.
 
-The timeout of pytest-timeout raises in the main thread, once; a test that swallows that, or hangs in its teardown after
-a failure, would hold the whole run up for ever.
+1. An async test, and each step of an async fixture, is cancelled from inside its loop, and what each task of the loop
+   waited for is shown. pytest-timeout cannot do that: it raises where the main thread happens to be. In a callback that
+   is swallowed; while the loop waits it ends the loop, but anyio's runner goes on with the test when the loop runs
+   again, so the teardown of the test's async fixtures waits behind it without end.
+2. Everything else has pytest-timeout.
+3. What is beyond the reach of both a watchdog ends, with its children.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
+import functools
+import inspect
 import os
 import signal
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+_LIMIT_S = 110.0
+"""Of an async test, and of an async fixture's setup or teardown; shorter than the timeout in pyproject.toml."""
+_HEAD_START_S = 10.0
+"""How much sooner than a timeout of its own an async test ends."""
 _PATIENCE_S = 240.0
-"""Longer than any test's timeout; the teardown is in it."""
+"""Longer than the timeout in pyproject.toml, with the teardown."""
 _GRACE_S = 20.0
 
 
@@ -32,13 +45,13 @@ class _Watchdog:
         """Keep a way to the terminal; while tests run, descriptor 2 leads into pytest's capture."""
         self._terminal = os.dup(2)
 
-    def watch(self, what: str) -> None:
+    def watch(self, what: str, patience_s: float = _PATIENCE_S) -> None:
         self.rest()
-        self._timer = threading.Timer(_PATIENCE_S, self._bite, [what])
+        self._timer = threading.Timer(patience_s, self._bite, [what])
         self._timer.daemon = True
         self._timer.start()
         # The timer needs the interpreter lock; this does not.
-        faulthandler.dump_traceback_later(_PATIENCE_S + _GRACE_S, file=self._terminal, exit=True)
+        faulthandler.dump_traceback_later(patience_s + _GRACE_S, file=self._terminal, exit=True)
 
     def rest(self) -> None:
         if self._timer is not None:
@@ -91,11 +104,95 @@ def pytest_configure() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Watch over one test with its fixtures."""
-    _watchdog.watch(item.nodeid)
+    _watchdog.watch(item.nodeid, _PATIENCE_S + (_own_timeout_s(item) or 0.0))
     try:
         return (yield)
     finally:
         _watchdog.rest()
+
+
+def _own_timeout_s(item: pytest.Item) -> float | None:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker is not None else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Limit an async test; a synchronous one has pytest-timeout."""
+    own_s = _own_timeout_s(pyfuncitem)
+    limit_s = _LIMIT_S if own_s is None else own_s - _HEAD_START_S
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _limited(pyfuncitem.obj, limit_s)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    """Limit an async fixture; anyio, whose hook comes after this one, runs it."""
+    function = fixturedef.func
+    if inspect.isasyncgenfunction(function):
+        fixturedef.func = _limited_steps(function, _LIMIT_S)
+    elif inspect.iscoroutinefunction(function):
+        fixturedef.func = _limited(function, _LIMIT_S)
+    try:
+        return (yield)
+    finally:
+        fixturedef.func = function
+
+
+def _limited(function: Callable[..., Awaitable[object]], limit_s: float) -> Callable[..., Awaitable[object]]:
+    @functools.wraps(function)
+    async def run(*args: object, **kwargs: object) -> object:
+        async with _in_time(limit_s):
+            return await function(*args, **kwargs)
+
+    return run
+
+
+def _limited_steps(
+    function: Callable[..., AsyncGenerator[object, None]], limit_s: float
+) -> Callable[..., AsyncGenerator[object, None]]:
+    @functools.wraps(function)
+    async def run(*args: object, **kwargs: object) -> AsyncGenerator[object, None]:
+        steps = function(*args, **kwargs)
+        while True:
+            try:
+                async with _in_time(limit_s):
+                    value = await anext(steps)
+            except StopAsyncIteration:
+                return
+            yield value
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def _in_time(limit_s: float) -> AsyncIterator[None]:
+    """Cancel the block at its limit, and show a moment before what each task of the loop waits for."""
+    shown = asyncio.get_running_loop().call_later(limit_s - 1.0, _show_tasks)
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    finally:
+        shown.cancel()
+
+
+def _show_tasks() -> None:
+    for task in asyncio.all_tasks():
+        sys.stderr.write("\n".join([f"task {task.get_name()}:", *_frames(task.get_coro())]) + "\n")
+
+
+def _frames(waiting: object) -> Iterator[str]:
+    """Yield where a coroutine is, and where those are that it waits for; a task's own stack ends at the first."""
+    while waiting is not None:
+        for prefix, inner in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+            if (frame := getattr(waiting, f"{prefix}_frame", None)) is not None:
+                yield f"  {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}"
+                waiting = getattr(waiting, inner)
+                break
+        else:
+            yield f"  {waiting!r:.200}"
+            return
 
 
 @pytest.hookimpl(trylast=True)
