@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from netweft_common import deadline
 
 _LIMIT_S = 110.0
 """Of an async test, and of an async fixture's setup or teardown; shorter than the timeout in pyproject.toml."""
@@ -169,6 +170,8 @@ def _limited_steps(
 @contextlib.asynccontextmanager
 async def _in_time(limit_s: float) -> AsyncIterator[None]:
     """Cancel the block at its limit, and show a moment before what each task of the loop waits for."""
+    # Tests share one task, and a deadline is a task's: what an earlier test had left to wait is over by now.
+    deadline.set_remaining(None)
     shown = asyncio.get_running_loop().call_later(limit_s - 1.0, _show_tasks)
     try:
         async with asyncio.timeout(limit_s):
