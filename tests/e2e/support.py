@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import TypeVar
 
 import netweft_client
 import pytest
-from netweft_cli import layout, netns, rtnl, stack
+from netweft_cli import layout, netns, processes, rtnl, stack
 from netweft_common import errors
 
 from tests.support import logs
@@ -73,8 +71,7 @@ class Cluster:
         """Kill a process with SIGKILL; it is gone when this returns."""
         process = self.stack.processes.find(name)
         assert process is not None, f"{name} does not run"
-        os.kill(process.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        processes.end(process.pid, grace_s=0, kill=True)
 
     def terminate(self, name: str) -> None:
         """End a process with SIGTERM, and see to it that it ends by itself."""

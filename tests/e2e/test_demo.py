@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -40,8 +41,7 @@ class Cluster:
     def kill(self, name: str) -> None:
         process = self.stack.processes.find(name)
         assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        processes.end(process.pid, grace_s=0, kill=True)
 
     def address(self, name: str, network: str) -> str:
         return next(one.addresses[network] for one in self.placed if one.container.name == name)
@@ -163,6 +163,7 @@ def test_an_interrupted_demo_leaves_nothing():
     run_dir = folder / "run"
     child = subprocess.Popen([NETWEFT, "demo", "--run-dir", run_dir], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert child.stdout is not None
+    assert select.select([child.stdout], [], [], 60)[0], "the demo says nothing"
     assert b"starting" in child.stdout.readline()
 
     child.send_signal(signal.SIGINT)

@@ -163,7 +163,7 @@ def another_kind(trouble: Trouble) -> AttachItem:
 
 def pid_gone(trouble: Trouble) -> AttachItem:
     child = subprocess.Popen(["true"])
-    child.wait()
+    child.wait(timeout=15)
     return bad(box("bad", namespace=NamespacePid(pid=child.pid)))
 
 

@@ -264,6 +264,7 @@ def test_the_example_says_what_libnetworks_does(netweft):
         env=os.environ | {"NETWEFT_RUN_DIR": str(netweft.run_dir)},
         capture_output=True,
         text=True,
+        timeout=60,
         check=False,
     )
 

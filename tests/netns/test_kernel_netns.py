@@ -136,7 +136,7 @@ async def test_a_namespace_can_be_given_by_process(host: Host):
             await host.remove(namespace)
         finally:
             process.kill()
-            process.wait()
+            process.wait(timeout=15)
             process.stdout.close()
 
 

@@ -90,7 +90,7 @@ class StoreServer:
         """Kill it with SIGKILL and wait for its end; the data stays."""
         assert self._process is not None, "start the server first"
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self._process.wait(timeout=15)
 
     def restart(self, appendfsync: str | None = None) -> None:
         """Start it over the same data, after kill9 if it still runs."""
@@ -106,7 +106,7 @@ class StoreServer:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
+                self._process.wait(timeout=15)
         self._process = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -54,7 +54,7 @@ class Server:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(timeout=15)
             self._process = None
 
 

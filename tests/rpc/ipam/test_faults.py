@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -41,13 +42,14 @@ class Process:
             [*command, "--ready-fd", str(write)], pass_fds=[write], stderr=subprocess.DEVNULL
         )
         os.close(write)
+        assert select.select([ready], [], [], 30)[0], "netweft-ipam did not become ready"
         assert os.read(ready, 4096), "netweft-ipam ended before it was ready"
         os.close(ready)
 
     def kill9(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self._process.wait(timeout=15)
 
     def stop(self) -> int:
         assert self._process is not None

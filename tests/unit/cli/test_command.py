@@ -84,7 +84,7 @@ def test_versions_are_data_too(capsys):
 def test_help_needs_neither_grpc_nor_rich_nor_yaml():
     code = "import sys; from netweft_cli import main; main.main(['--help']); print([m for m in sys.modules])"
 
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
 
     assert "'typer'" in loaded
     for name in ("grpc", "google", "rich", "yaml", "netweft_client", "asyncio"):
@@ -104,7 +104,7 @@ def test_help_is_there_at_once():
 def test_a_reader_that_goes_away_is_no_failure():
     shell = f"{NETWEFT} --help | head -n 1; echo ${{PIPESTATUS[0]}}"
 
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
@@ -114,7 +114,7 @@ def test_a_reader_that_goes_away_is_no_failure():
 def test_completion_is_offered(shell):
     environ = {"_NETWEFT_COMPLETE": f"source_{shell}", "PATH": "/usr/bin:/bin"}
 
-    done = subprocess.run([NETWEFT], env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run([NETWEFT], env=environ, capture_output=True, text=True, check=False, timeout=60)
 
     assert "netweft" in done.stdout
 

@@ -114,7 +114,7 @@ def test_what_a_dead_starter_left_without_a_pid_file_is_found_by_its_mark(table,
 
     assert [orphan.pid] == table.strays()
     processes.end(orphan.pid, grace_s=5)
-    orphan.wait()
+    orphan.wait(timeout=15)
 
 
 def test_a_broken_pid_file_is_no_process(table, tmp_path):

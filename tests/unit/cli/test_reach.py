@@ -79,7 +79,7 @@ def test_answers_to_earlier_questions_count_too(wire):
 
     reached = reach.reach(here, "192.0.2.3", timeout_s=30)
 
-    later.join()
+    later.join(timeout=30)
     assert reached
 
 
