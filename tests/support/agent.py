@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from netweft_agent.domain.objects import Endpoint, Facts, Network, Object, Peer, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import Endpoint, Facts, Network, Object, Peer, PublishedPort, Ref, Sandbox, Subnet
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Resource, Sysctl
 from netweft_agent.drivers import base
@@ -68,6 +68,17 @@ def endpoint(number: int = 1001, network: int = 1, sandbox: int = 101, **fields:
     fields.setdefault("interface_name", "eth0")
     fields.setdefault("addresses", (ip_interface(f"10.{network}.0.{number % 250 + 2}/24"),))
     return Endpoint(id=oid(number), name=f"ep{number}", network_id=oid(network), sandbox_id=oid(sandbox), **fields)
+
+
+def port(container_port: int, host_port: int = 0, host_address: str = "", protocol: str = "tcp") -> PublishedPort:
+    """Make a published port, assigned where it is exact."""
+    return PublishedPort(
+        protocol=protocol,
+        container_port=container_port,
+        host_address=host_address,
+        host_port=host_port,
+        assigned_port=host_port,
+    )
 
 
 def peer(number: int = 5001, network: int = 1, **fields: Any) -> Peer:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
+_LIMIT_S = 100.0
+"""Of anything that is run in a namespace; a test has two minutes."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -66,6 +68,15 @@ class Netns:
             _check(_libc.mount(source, os.fsencode(file), b"none", _MS_BIND, None), "mount")
             self.path = str(file)
 
+    @classmethod
+    def at(cls, path: str) -> Self:
+        """Open a namespace that somebody else has made; `close` lets go of it and no more."""
+        found = cls.__new__(cls)
+        found._folder = None
+        found.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found.path = f"/proc/{os.getpid()}/fd/{found.fd}"
+        return found
+
     def run(self, function: Callable[[], T]) -> T:
         """Return what the function returns, called inside."""
 
@@ -78,7 +89,7 @@ class Netns:
     def exec(self, command: Sequence[str], *, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command inside, and fail with its output if it fails."""
         argv = ["nsenter", f"--net={self.path}", *command]
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done
@@ -128,9 +139,12 @@ def _in_thread(function: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 (handed to the caller, whatever it is)
             failure.append(error)
 
-    thread = threading.Thread(target=body, name="inside-netns")
+    # A daemon: what hangs in it does not keep the process from its end as well.
+    thread = threading.Thread(target=body, name="inside-netns", daemon=True)
     thread.start()
-    thread.join()
+    thread.join(_LIMIT_S)
+    if thread.is_alive():
+        raise TimeoutError(f"{function} has not returned from a namespace in {_LIMIT_S:g} s")
     if failure:
         raise failure[0]
     return result[0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, PublishedPort, Ref, Sandbox, Subnet
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import HOST, Address, Sysctl
 from netweft_agent.engine.engine import Status
@@ -457,3 +457,92 @@ def test_an_option_tells_type_default_range_and_form():
         options["mtu"].maximum,
     )
     assert "[A-Za-z0-9_.-]{1,15}" == options["bridge_name"].pattern
+
+
+PORT = endpoint_pb2.PublishedPort(
+    protocol=endpoint_pb2.PORT_PROTOCOL_UDP,
+    container_port=53,
+    host_address="192.0.2.1",
+    host_port=5000,
+    host_port_end=5010,
+    assigned_port=5003,
+)
+
+
+def test_published_ports_are_read_and_written_whole():
+    change = convert.change(agent_pb2.Change(revision=1, endpoint=endpoint_message(ports=[PORT])))
+
+    assert isinstance(change.put, Endpoint)
+    assert change.put.ports == (
+        PublishedPort(
+            protocol="udp",
+            container_port=53,
+            host_address="192.0.2.1",
+            host_port=5000,
+            host_port_end=5010,
+            assigned_port=5003,
+        ),
+    )
+    assert [PORT] == convert.published_ports(change.put.ports)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ""),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::", "::"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_host_addresses_of_ports_are_made_canonical(given, expected):
+    message = endpoint_message(ports=[endpoint_pb2.PublishedPort(container_port=80, host_address=given)])
+
+    change = convert.change(agent_pb2.Change(revision=1, endpoint=message))
+
+    assert isinstance(change.put, Endpoint)
+    assert [PublishedPort(container_port=80, host_address=expected)] == list(change.put.ports)
+
+
+BAD_PORTS = {
+    "no container port": {"container_port": 0},
+    "a container port beyond 65535": {"container_port": 65536},
+    "a host port beyond 65535": {"host_port": 65536},
+    "a range that ends beyond 65535": {"host_port": 65000, "host_port_end": 65536},
+    "a range that ends before it starts": {"host_port": 81, "host_port_end": 80},
+    "a range without a start": {"host_port_end": 80},
+    "an assigned port beyond 65535": {"assigned_port": 65536},
+    "a host address that is none": {"host_address": "host"},
+    "a host address with a prefix": {"host_address": "192.0.2.1/24"},
+    "a host address with a zone": {"host_address": "fe80::1%eth0"},
+    "a link-local host address": {"host_address": "fe80::1"},
+    "a multicast host address": {"host_address": "224.0.0.1"},
+    "an unknown protocol": {"protocol": 9},
+}
+
+
+@pytest.mark.parametrize("fields", BAD_PORTS.values(), ids=BAD_PORTS)
+def test_malformed_ports_are_refused_by_field(fields):
+    message = endpoint_message(ports=[endpoint_pb2.PublishedPort(**{"container_port": 80, **fields})])
+
+    with pytest.raises(InvalidArgument) as caught:
+        convert.change(agent_pb2.Change(revision=1, endpoint=message))
+
+    assert caught.value.metadata["field"].startswith("change.endpoint.ports[0]")
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        [endpoint_pb2.PublishedPort(container_port=80, assigned_port=at) for at in (1, 2)],
+        [endpoint_pb2.PublishedPort(container_port=1 + at) for at in range(convert.MAX_PORTS + 1)],
+    ],
+    ids=["the same twice", "too many"],
+)
+def test_a_list_of_ports_that_cannot_be_is_refused(ports):
+    with pytest.raises(InvalidArgument) as caught:
+        convert.change(agent_pb2.Change(revision=1, endpoint=endpoint_message(ports=ports)))
+
+    assert "change.endpoint.ports" == caught.value.metadata["field"]

@@ -16,7 +16,7 @@ from netweft_agent.drivers.base import Attachment
 from netweft_common.errors import FailedPrecondition, NetweftError
 
 from tests.support import golden
-from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, sandbox, subnets
+from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, port, sandbox, subnets
 
 DUAL = {"subnets": subnets("10.1.0.0/24", "fd00:1::/64"), "enable_ipv6": True}
 DUAL_ADDRESSES = (ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64"))
@@ -66,6 +66,19 @@ CASES = {
     ),
     "bridge-no-gateway": Case(network(subnets=subnets("-10.1.0.0/24"))),
     "bridge-two-endpoints": Case(bridge(), (endpoint(mac="02:42:0a:00:00:02"), endpoint(1002, interface_name="eth1"))),
+    "bridge-ports": Case(
+        bridge(),
+        (endpoint(ports=(port(80, 8080), port(53, 53, "192.0.2.1", "udp"), port(5432, 5432, "127.0.0.1"))),),
+    ),
+    "bridge-ports-dual-stack": Case(
+        network(**DUAL),
+        (
+            endpoint(
+                addresses=DUAL_ADDRESSES, ports=(port(80, 8080), port(443, 8443, "2001:db8::1"), port(22, 2222, "::"))
+            ),
+        ),
+    ),
+    "bridge-ports-icc-off": Case(bridge(icc="false"), (endpoint(ports=(port(80, 8080),)),)),
     "bridge-given-namespace": Case(bridge(), box=sandbox(source="/run/netns/c1", hosts_path="/var/lib/c1/hosts")),
     "overlay": Case(overlay()),
     "overlay-peers": Case(overlay(), peers=(peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))),
@@ -149,6 +162,45 @@ def test_attaching_and_detaching_do_what_the_golden_says_in_that_order(name):
     golden.check(f"plans/{name}", text)
 
 
+CHANGES = {
+    "attach": (CASES["bridge"], (endpoint(),), (endpoint(), endpoint(1002, interface_name="eth1"))),
+    "detach": (CASES["bridge"], (endpoint(), endpoint(1002, interface_name="eth1")), (endpoint(),)),
+    "publish": (CASES["bridge"], (endpoint(),), (endpoint(ports=(port(80, 8080),)),)),
+    "publish-more": (
+        CASES["bridge"],
+        (endpoint(ports=(port(80, 8080), port(81, 8081))),),
+        (endpoint(ports=(port(80, 8080), port(81, 8082), port(82, 8083, protocol="udp"))),),
+    ),
+    "publish-elsewhere": (
+        CASES["bridge"],
+        (endpoint(ports=(port(80, 8080),)),),
+        (endpoint(ports=(port(8000, 8080),)),),
+    ),
+    "unpublish": (CASES["bridge"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
+    "port-moves": (
+        CASES["bridge"],
+        (endpoint(ports=(port(80, 8080),)), endpoint(1002, interface_name="eth1")),
+        (endpoint(), endpoint(1002, interface_name="eth1", ports=(port(80, 8080),))),
+    ),
+}
+"""Changes of a network that is there: case, endpoints before, endpoints after."""
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_does_what_the_golden_says_and_nothing_else(name):
+    case, before, after = CHANGES[name]
+    present, desired = (
+        case.render(endpoints=[Attachment(endpoint=one, sandbox=case.box) for one in endpoints])
+        for endpoints in (before, after)
+    )
+
+    golden.check(f"changes/{name}", steps(desired, present))
+
+
+def test_every_golden_change_belongs_to_a_case():
+    assert golden.unasked("changes", set(CHANGES)) == set()
+
+
 @pytest.mark.parametrize("folder", ["drivers", "plans"])
 def test_every_golden_belongs_to_a_case(folder):
     assert golden.unasked(folder, set(CASES)) == set()
@@ -204,6 +256,116 @@ def test_names_of_links_fit_the_kernel(name):
     links = [one for one in CASES[name].render() if one.key[0] == "link"]
 
     assert [one.name for one in links if len(one.name.encode()) > 15] == []
+
+
+PORTS = (port(80, 8080),)
+DUAL_NETWORK = network(**DUAL)
+
+PORT_REFUSALS = {
+    "on an overlay": (overlay(), endpoint(ports=PORTS), "PORTS_NOT_PUBLISHED"),
+    "on an internal network": (network(internal=True), endpoint(ports=PORTS), "INTERNAL_NETWORK"),
+    "on a network without a gateway": (
+        network(subnets=subnets("-10.1.0.0/24")),
+        endpoint(ports=PORTS),
+        "NO_GATEWAY",
+    ),
+    "IPv6 to IPv4": (network(), endpoint(ports=(port(80, 80, "2001:db8::1"),)), "NO_ADDRESS_OF_FAMILY"),
+    "IPv4 to IPv6": (
+        DUAL_NETWORK,
+        endpoint(addresses=DUAL_ADDRESSES[1:], ports=(port(80, 80, "192.0.2.1"),)),
+        "NO_ADDRESS_OF_FAMILY",
+    ),
+    "no port chosen": (network(), endpoint(ports=(port(80),)), "PORT_NOT_ASSIGNED"),
+    "two container ports as one": (network(), endpoint(ports=(port(80, 80), port(81, 80))), "PORT_TWICE"),
+    "all addresses and one of them": (
+        network(),
+        endpoint(ports=(port(80, 80), port(81, 80, "192.0.2.1"))),
+        "PORT_TWICE",
+    ),
+    "one address and all of them": (
+        network(),
+        endpoint(ports=(port(81, 80, "192.0.2.1"), port(80, 80, "0.0.0.0"))),
+        "PORT_TWICE",
+    ),
+    "IPv6 loopback": (
+        DUAL_NETWORK,
+        endpoint(addresses=DUAL_ADDRESSES, ports=(port(80, 80, "::1"),)),
+        "IPV6_LOOPBACK",
+    ),
+    "a default binding of the other family": (
+        network(options={"host_binding": "2001:db8::1"}),
+        endpoint(ports=PORTS),
+        "NO_ADDRESS_OF_FAMILY",
+    ),
+}
+
+
+@pytest.mark.parametrize(("net", "one", "reason"), PORT_REFUSALS.values(), ids=PORT_REFUSALS)
+def test_ports_that_cannot_be_published_are_refused_with_their_reason(net, one, reason):
+    with pytest.raises(NetweftError) as caught:
+        DRIVERS[net.driver].check(net, Attachment(endpoint=one, sandbox=sandbox()), FACTS)
+
+    assert reason == caught.value.reason
+    assert one.name in caught.value.message
+
+
+ACCEPTED_PORTS = {
+    "one port for each family apart": (port(80, 80, "0.0.0.0"), port(81, 80, "::")),
+    "one port at two addresses": (port(80, 80, "192.0.2.1"), port(81, 80, "192.0.2.2")),
+    "one port for each protocol": (port(80, 80), port(80, 80, protocol="udp"), port(80, 80, protocol="sctp")),
+    "one container port as two": (port(80, 80), port(80, 81)),
+}
+
+
+@pytest.mark.parametrize("ports", ACCEPTED_PORTS.values(), ids=ACCEPTED_PORTS)
+def test_ports_that_do_not_meet_are_accepted(ports):
+    one = endpoint(addresses=DUAL_ADDRESSES, ports=ports)
+
+    DRIVERS["bridge"].check(DUAL_NETWORK, Attachment(endpoint=one, sandbox=sandbox()), FACTS)
+
+
+BINDS = {
+    "everywhere": (port(80), DUAL_ADDRESSES, {}, ("0.0.0.0", "::")),
+    "everywhere, with IPv4 alone": (port(80), DUAL_ADDRESSES[:1], {}, ("0.0.0.0",)),
+    "everywhere in IPv4": (port(80, host_address="0.0.0.0"), DUAL_ADDRESSES, {}, ("0.0.0.0",)),
+    "everywhere in IPv6": (port(80, host_address="::"), DUAL_ADDRESSES, {}, ("::",)),
+    "at one address": (port(80, host_address="192.0.2.1"), DUAL_ADDRESSES, {}, ("192.0.2.1",)),
+    "at the network's default": (port(80), DUAL_ADDRESSES, {"host_binding": "192.0.2.9"}, ("192.0.2.9",)),
+    "at one address in spite of the default": (
+        port(80, host_address="192.0.2.1"),
+        DUAL_ADDRESSES,
+        {"com.docker.network.bridge.host_binding_ipv4": "192.0.2.9"},
+        ("192.0.2.1",),
+    ),
+    "nowhere, for want of an address of its family": (port(80, host_address="::"), DUAL_ADDRESSES[:1], {}, ()),
+}
+
+
+@pytest.mark.parametrize(("one", "addresses", "options", "expected"), BINDS.values(), ids=BINDS)
+def test_where_a_port_is_held(one, addresses, options, expected):
+    net = network(options=options, **DUAL)
+
+    assert expected == DRIVERS["bridge"].binds(net, endpoint(addresses=addresses), one)
+
+
+def test_ports_are_published_in_the_families_whose_default_route_the_endpoint_gives():
+    one = endpoint(addresses=DUAL_ADDRESSES, ports=PORTS)
+
+    held = {
+        versions: [
+            part.address
+            for part in DRIVERS["bridge"].render(
+                DUAL_NETWORK,
+                [Attachment(endpoint=one, sandbox=sandbox(), gateway_of=frozenset(versions))],
+                [],
+                FACTS,
+            )
+            if part.key[0] == "port"
+        ]
+        for versions in ((4, 6), (4,), (6,), ())
+    }
+
+    assert {(4, 6): ["*"], (4,): ["0.0.0.0"], (6,): ["::"], (): []} == held
 
 
 REFUSALS = {

@@ -10,7 +10,7 @@ from ipaddress import ip_interface, ip_network
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, PublishedPort, Ref, Sandbox, Subnet
 from netweft_agent.engine import journal as module
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.store import Change
@@ -59,6 +59,17 @@ FULL = [
         interface_name="eth0",
         gateway_priority=-7,
         options={"a": "b"},
+        ports=(
+            PublishedPort(container_port=80),
+            PublishedPort(
+                protocol="udp",
+                container_port=53,
+                host_address="192.0.2.1",
+                host_port=5000,
+                host_port_end=5010,
+                assigned_port=5003,
+            ),
+        ),
         confirmed=True,
         revision=6,
     ),

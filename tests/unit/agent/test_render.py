@@ -8,7 +8,7 @@ from netweft_agent.engine.render import Renderer, Scope
 from netweft_agent.engine.store import ObjectStore
 from netweft_common.errors import FailedPrecondition, InvalidArgument, NetweftError, NotFound
 
-from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, sandbox
+from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, port, sandbox
 
 RENDERER = Renderer(DRIVERS, FACTS, RESOLV_CONF)
 
@@ -149,3 +149,69 @@ def test_an_endpoint_that_cannot_be_rendered_is_refused_before_anything_is_done(
 def test_the_drivers_that_a_host_has_are_told():
     with pytest.raises(FailedPrecondition, match="it has: bridge, host, null, overlay"):
         RENDERER.check(store_of(network(driver="macvlan"), sandbox()), endpoint())
+
+
+def holds(wishes):
+    return {
+        owner: sorted(one.text() for key, one in wanted.items() if key[0] == "port")
+        for owner, wanted in wishes.by_owner.items()
+        if owner.startswith("endpoint/")
+    }
+
+
+def test_an_endpoint_that_takes_the_default_route_takes_the_ports_of_its_sandbox_along():
+    first = endpoint(1001, 1, 101, ports=(port(80, 8080),))
+    second = endpoint(1002, 2, 101, interface_name="eth1", gateway_priority=1, ports=(port(81, 8081),))
+    scope = Scope()
+    scope.add_endpoint(second)
+
+    alone = RENDERER.render(store_of(network(), network(2), sandbox(), first), scope)
+    both = RENDERER.render(store_of(network(), network(2), sandbox(), first, second), scope)
+
+    assert {f"endpoint/{oid(1001)}": ["0.0.0.0:8080/tcp"], f"endpoint/{oid(1002)}": []} == holds(alone)
+    assert {f"endpoint/{oid(1001)}": [], f"endpoint/{oid(1002)}": ["0.0.0.0:8081/tcp"]} == holds(both)
+
+
+def test_siblings_without_ports_are_not_rendered_again():
+    first = endpoint(1001, 1, 101)
+    second = endpoint(1002, 2, 101, interface_name="eth1", ports=(port(81, 8081),))
+    scope = Scope()
+    scope.add_endpoint(second)
+
+    wishes = RENDERER.render(store_of(network(), network(2), sandbox(), first, second), scope)
+
+    assert {f"sandbox/{oid(101)}", f"endpoint/{oid(1002)}"} == set(wishes.by_owner)
+
+
+class Counting:
+    """A reserver that gives one number after the other."""
+
+    def __init__(self):
+        self.last = 40000
+
+    def reserve(self, want):
+        del want
+        self.last += 1
+        return self.last
+
+
+def test_an_endpoint_is_completed_with_the_ports_that_it_has_or_gets():
+    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF, Counting())
+    store = store_of(network(), sandbox())
+
+    fresh = renderer.complete(store, endpoint(ports=(port(80), port(81, 8081))), None)
+    again = renderer.complete(store, endpoint(ports=(port(82), port(80))), fresh)
+
+    assert [40001, 8081] == [one.assigned_port for one in fresh.ports]
+    assert [40002, 40001] == [one.assigned_port for one in again.ports]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [endpoint(), endpoint(ports=(port(80),), network=9), endpoint(ports=(port(80, 8080),))],
+    ids=["without ports", "of an unknown network", "with its ports already"],
+)
+def test_an_endpoint_that_needs_no_port_is_left_as_it_is(item):
+    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF, Counting())
+
+    assert item is renderer.complete(store_of(network(), sandbox()), item, None)

@@ -17,6 +17,7 @@ from netweft_agent.domain.resources import (
     Neighbour,
     PeerEnd,
     Port,
+    PortHold,
     Route,
     Sysctl,
     Vxlan,
@@ -45,7 +46,19 @@ VETH = Link(
 PEER = Link(ns=BOX, name="eth0", kind="peer", mac="02:00:00:00:00:02", peer=PeerEnd(ns=HOST, name="nwv-1"))
 LO = Link(ns=BOX, name="lo", kind="loopback")
 
+HOLD = PortHold(ns=HOST, protocol="udp", address="::", port=53, targets=("[fd00::2]:5353",))
+
 COMMANDS = {
+    "a held port": (
+        PortHold(ns=HOST, protocol="tcp", address="192.0.2.1", port=80, targets=("10.0.0.2:8080",)),
+        "hold 192.0.2.1:80/tcp for 10.0.0.2:8080",
+        "release 192.0.2.1:80/tcp && conntrack -D -p tcp --orig-port-dst 80",
+    ),
+    "a held port of IPv6": (
+        HOLD,
+        "hold [::]:53/udp for [fd00::2]:5353",
+        "release [::]:53/udp && conntrack -D -p udp --orig-port-dst 53",
+    ),
     "a namespace of ours": (Namespace(ns=BOX), "ip netns add sandbox-1", "ip netns del sandbox-1"),
     "a given namespace": (
         Namespace(ns=BOX, source="pid:7"),

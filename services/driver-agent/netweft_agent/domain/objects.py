@@ -104,11 +104,42 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPort:
+    """A port of the endpoint that is reached through a port of its host.
+
+    Attributes:
+        protocol: tcp, udp or sctp.
+        host_address: Canonical text; 0.0.0.0 and :: are all of the family; empty: the network's default.
+        host_port: Or the first one to choose from; 0: the agent chooses from the host's ephemeral range.
+        host_port_end: Last one to choose from; 0: exactly `host_port`.
+        assigned_port: What was chosen; 0: not yet, or there is none to choose.
+    """
+
+    protocol: str = "tcp"
+    container_port: int
+    host_address: str = ""
+    host_port: int = 0
+    host_port_end: int = 0
+    assigned_port: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is nothing to choose."""
+        return bool(self.host_port) and self.host_port_end in {0, self.host_port}
+
+    @property
+    def number(self) -> int:
+        """Port of the host that it has; 0: none yet."""
+        return self.host_port if self.is_exact else self.assigned_port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """An endpoint that is joined to a sandbox of this host.
 
     Attributes:
         interface_name: Never empty once the engine has taken the endpoint in: it gives the next free eth<N>.
+        ports: With their assigned ports once the engine has taken the endpoint in.
         confirmed: The controller has told its caller that this endpoint exists; it is kept through failures.
     """
 
@@ -122,6 +153,7 @@ class Endpoint:
     interface_name: str = ""
     gateway_priority: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[PublishedPort, ...] = ()
     confirmed: bool = False
     revision: int = 0
 

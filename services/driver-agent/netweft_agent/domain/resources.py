@@ -12,7 +12,7 @@ place). nftables' resources are in `domain/nft.py` and have the same face.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 Ns = str
@@ -74,6 +74,7 @@ class Rank:
     NAMESPACE = 0
     SYSCTL = 10
     FILE = 15  # needs nothing, so that no failure of a link or route keeps it from being written
+    PORT = 17  # before firewall state that leads packets to it
     NFT = 20  # nft.py uses 20 to 29
     BRIDGE = 30
     VXLAN = 31
@@ -495,6 +496,59 @@ class File(Plain):
 
     def delete_command(self) -> str:
         return f"rm -f {self.path}"
+
+
+ANY_ADDRESS = "*"
+"""As the address of a held port: all addresses of both families."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortHold(Plain):
+    """A port of the host that nobody else can take: bound by a socket of the agent's process, and gone with it.
+
+    Removing it or changing its targets also ends the flows that were led to the old ones.
+
+    Attributes:
+        protocol: tcp, udp or sctp.
+        address: Canonical text; 0.0.0.0 and :: are all of the family; ANY_ADDRESS.
+        targets: Where its packets are led to, `10.0.0.2:80` or `[fd00::2]:80`, at most one a family.
+        holder: Whom to name to somebody else who wants it.
+    """
+
+    ns: Ns
+    protocol: str
+    address: str
+    port: int
+    targets: tuple[str, ...] = ()
+    holder: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.ns, self.protocol, self.address, str(self.port))
+
+    @property
+    def rank(self) -> int:
+        return Rank.PORT
+
+    def needs(self) -> Iterable[Key]:
+        return (("netns", self.ns),)
+
+    def text(self) -> str:
+        """Print it as people write it."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.port}/{self.protocol}"
+
+    def add_command(self) -> str:
+        return f"hold {self.text()} for {' '.join(self.targets)}"
+
+    def delete_command(self) -> str:
+        return f"release {self.text()} && {self._flush()}"
+
+    def change_command(self, observed: Self) -> str:
+        return f"{self.add_command()} && {self._flush()}"
+
+    def _flush(self) -> str:
+        return f"conntrack -D -p {self.protocol} --orig-port-dst {self.port}"
 
 
 def as_down(link: Link) -> Link:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Sandbox, Scope
 from netweft_agent.domain.state import HostState
 
 GROUP = "netweft.drivers"
@@ -35,12 +35,21 @@ class Claim:
     option: str = ""
 
 
+IP_VERSIONS = frozenset({4, 6})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """An endpoint with the sandbox that it is joined to."""
+    """An endpoint with the sandbox that it is joined to.
+
+    Attributes:
+        gateway_of: IP versions whose default route the endpoint gives its sandbox. Only for these its ports are
+            published, since answers to strangers leave by that route. Told of endpoints with ports alone.
+    """
 
     endpoint: Endpoint
     sandbox: Sandbox
+    gateway_of: frozenset[int] = IP_VERSIONS
 
     @property
     def owner(self) -> str:
@@ -78,6 +87,9 @@ class Driver(Protocol):
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Return the gateway that the endpoint offers its sandbox for an IP version, if any."""
+
+    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+        """Return the host's addresses at which a published port is held; none: it takes no port of the host."""
 
 
 def option(
@@ -196,6 +208,17 @@ def refuse_host_sandbox(driver: str, attachment: Attachment) -> None:
             "HOST_SANDBOX",
             f"endpoint {attachment.endpoint.name} of a {driver} network cannot join sandbox {attachment.sandbox.id}: "
             "that is the host's own namespace; use a network of driver host, or a sandbox with its own namespace",
+        )
+
+
+def refuse_ports(driver: str, attachment: Attachment) -> None:
+    """Raise FailedPrecondition when the endpoint publishes ports, which networks of the driver cannot."""
+    if attachment.endpoint.ports:
+        raise FailedPrecondition(
+            "PORTS_NOT_PUBLISHED",
+            f"endpoint {attachment.endpoint.name} asks for published ports, which networks of driver {driver} do not "
+            "have; attach the sandbox to a bridge network too and publish them there",
+            driver=driver,
         )
 
 

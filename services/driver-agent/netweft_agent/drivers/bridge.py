@@ -7,15 +7,17 @@ rules: bridged frames pass no inet hook.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from netweft_common.errors import FailedPrecondition, InvalidArgument
+
 from netweft_agent.domain import names
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
 from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, Resource, Sysctl
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, firewall
+from netweft_agent.drivers import base, firewall, publish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,12 @@ class Options:
         minimum=68,
         maximum=65535,
     )
+    host_binding: str = base.option(
+        "0.0.0.0",  # noqa: S104  # the default of Docker
+        "Host address of published ports that name none; 0.0.0.0: all addresses of both families.",
+        aliases=("com.docker.network.bridge.host_binding_ipv4",),
+        pattern=r"[0-9A-Fa-f.:]{2,45}",
+    )
 
 
 class BridgeDriver:
@@ -58,9 +66,16 @@ class BridgeDriver:
     single_network: ClassVar[bool] = False
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse the host's own namespace."""
-        del network, facts
+        """Refuse the host's own namespace, and published ports that can lead nowhere.
+
+        Raises:
+            FailedPrecondition: One of them.
+            InvalidArgument: A port of the host's that no kernel can lead into a network.
+        """
+        del facts
         base.refuse_host_sandbox(self.name, attachment)
+        if attachment.endpoint.ports:
+            _check_ports(network, attachment.endpoint)
 
     def render(
         self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
@@ -72,16 +87,78 @@ class BridgeDriver:
         state = HostState()
         state.add(f"network/{network.id}", *_network(network, options, bridge))
         for attachment in attachments:
-            port = Port(isolated=not options.icc, hairpin=False)
+            published = _published(network, attachment, options, bridge) if attachment.endpoint.ports else []
+            # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round.
+            port = Port(isolated=not options.icc, hairpin=bool(published))
             state.add(
                 attachment.owner,
                 *veth(attachment, ns=HOST, master=bridge, mtu=options.mtu, port=port, ipv6=network.enable_ipv6),
+                *published,
             )
         return state
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
+
+    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+        """Return the host's addresses at which a port is translated."""
+        options = base.parse(Options, network.options, driver=self.name)
+        return tuple(one.host_address for one in _targets(network, endpoint, port, options, base.IP_VERSIONS))
+
+
+def _targets(
+    network: Network, endpoint: Endpoint, port: PublishedPort, options: Options, versions: Iterable[int]
+) -> list[publish.Target]:
+    return [] if network.internal else publish.targets(endpoint, port, options.host_binding, versions)
+
+
+def _published(network: Network, attachment: base.Attachment, options: Options, bridge: str) -> list[Resource]:
+    endpoint = attachment.endpoint
+    found = {one: _targets(network, endpoint, one, options, attachment.gateway_of) for one in endpoint.ports}
+    return publish.render(endpoint, bridge, found)
+
+
+def _check_ports(network: Network, endpoint: Endpoint) -> None:
+    options = base.parse(Options, network.options, driver=BridgeDriver.name)
+    found = {one: _targets(network, endpoint, one, options, base.IP_VERSIONS) for one in endpoint.ports}
+    for port, ways in found.items():
+        what = f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
+        if network.internal:
+            raise FailedPrecondition(
+                "INTERNAL_NETWORK",
+                f"{what} cannot be published: network {network.name} is internal, so nothing outside reaches it; "
+                "publish it on another network of the sandbox",
+                network=network.name,
+            )
+        if port.host_address == "::1":
+            raise InvalidArgument(
+                "IPV6_LOOPBACK",
+                f"{what} cannot be published at [::1]: IPv6 has no way from the loopback address into a network; use "
+                "127.0.0.1, or an address of the host",
+                field="ports.host_address",
+            )
+        if not ways:
+            versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
+            raise FailedPrecondition(
+                "NO_ADDRESS_OF_FAMILY",
+                f"{what} cannot be published at {port.host_address or options.host_binding}: the endpoint has "
+                f"{versions} addresses only, and nothing translates between families; publish it at an address of its "
+                "own family, or give the network the other one",
+                network=network.name,
+            )
+        if all(base.subnet_gateway(network, endpoint, one.version) is None for one in ways):
+            raise FailedPrecondition(
+                "NO_GATEWAY",
+                f"{what} cannot be published: network {network.name} has no gateway, so no answer would leave it; "
+                "make the network with one, or publish the port on another network of the sandbox",
+                network=network.name,
+            )
+        if not port.number:
+            raise FailedPrecondition(
+                "PORT_NOT_ASSIGNED", f"{what} has no port of the host yet; name one with host_port", field="ports"
+            )
+    publish.refuse_twice(endpoint, found)
 
 
 def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
@@ -103,7 +180,7 @@ def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
             wanted.append(Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="1"))
         if network.enable_ipv6:
             wanted.append(Sysctl(ns=HOST, path="net/ipv6/conf/all/forwarding", value="1"))
-    wanted += firewall.network(bridge, network, masquerade=options.masquerade)
+    wanted += firewall.network(bridge, network, masquerade=options.masquerade, icc=options.icc)
     return wanted
 
 

@@ -3,7 +3,8 @@
 | set or map | key | who adds | meaning |
 |---|---|---|---|
 | `bridges` | interface | each bridge network | these interfaces are ours to judge |
-| `same_bridge` | interface . interface | each bridge network | bridged frames, seen here when br_netfilter is on |
+| `same_bridge` | interface . interface | networks with icc on | its endpoints may talk to each other |
+| `icc_off` | interface . interface | networks with icc off | they may not, through the host neither |
 | `internal` | interface | internal networks | nothing in, nothing out |
 | `masquerade4`, `masquerade6` | prefix | networks with masquerade on | leaves with the host's address |
 | `tunnel_ports` | UDP port | each overlay network | VXLAN may come here |
@@ -20,11 +21,13 @@ from ipaddress import IPv4Network, ip_address
 from netweft_agent.domain import nft
 from netweft_agent.domain.objects import Network, Subnetwork
 from netweft_agent.domain.resources import HOST, Ns, Resource
+from netweft_agent.drivers import publish
 
-TABLE = nft.Table("inet", "netweft")
+TABLE = publish.TABLE
 
 BRIDGES = nft.Set(name="bridges", key=(nft.IFNAME,))
 SAME_BRIDGE = nft.Set(name="same_bridge", key=(nft.IFNAME, nft.IFNAME))
+ICC_OFF = nft.Set(name="icc_off", key=(nft.IFNAME, nft.IFNAME))
 INTERNAL = nft.Set(name="internal", key=(nft.IFNAME,))
 MASQUERADE4 = nft.Set(name="masquerade4", key=(nft.IPV4_ADDR,), interval=True)
 MASQUERADE6 = nft.Set(name="masquerade6", key=(nft.IPV6_ADDR,), interval=True)
@@ -33,22 +36,37 @@ TUNNELS = nft.Set(name="tunnels", key=(nft.VXLAN_VNI.type,))
 VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR,))
 VTEPS6 = nft.Set(name="vteps6", key=(nft.IPV6_ADDR,))
 
+_BOTH_INTERFACES = (nft.META_IIFNAME, nft.META_OIFNAME)
+
 _FORWARD = nft.NftChain(
     ns=HOST,
     table=TABLE,
     name="forward",
     base=nft.Base(type="filter", hook="forward", priority=0),
     rules=(
+        nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
         nft.rule(
             nft.Match(nft.META_IIFNAME, BRIDGES, op="!="), nft.Match(nft.META_OIFNAME, BRIDGES, op="!="), nft.ACCEPT
         ),
-        nft.rule(nft.Match((nft.META_IIFNAME, nft.META_OIFNAME), SAME_BRIDGE), nft.ACCEPT),
+        # Bridged frames are seen here when br_netfilter is on.
+        nft.rule(nft.Match(_BOTH_INTERFACES, SAME_BRIDGE), nft.ACCEPT),
+        nft.rule(nft.Match(_BOTH_INTERFACES, ICC_OFF), nft.DROP),
         nft.rule(nft.Match(nft.META_IIFNAME, INTERNAL), nft.DROP),
         nft.rule(nft.Match(nft.META_OIFNAME, INTERNAL), nft.DROP),
-        nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
+        nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES, op="!="), nft.ACCEPT),
+        nft.rule(nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.ACCEPT),
         # From one network to another, or from outside to an address that nobody published.
-        nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.DROP),
+        nft.rule(nft.DROP),
     ),
+)
+
+# Ahead of connection tracking: at this point no answer to a masqueraded connection has its loopback address back.
+_RAW = nft.NftChain(
+    ns=HOST,
+    table=TABLE,
+    name="raw",
+    base=nft.Base(type="filter", hook="prerouting", priority=-300),
+    rules=(nft.rule(nft.Match(nft.META_IIFNAME, BRIDGES), nft.Match(nft.IP_DADDR, "127.0.0.0/8"), nft.DROP),),
 )
 
 _POSTROUTING = nft.NftChain(
@@ -57,6 +75,11 @@ _POSTROUTING = nft.NftChain(
     name="postrouting",
     base=nft.Base(type="nat", hook="postrouting", priority=100),
     rules=(
+        # From an endpoint to its own network by a published port: the answer would go straight to it.
+        nft.rule(nft.Match(_BOTH_INTERFACES, SAME_BRIDGE), nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.Masquerade()),
+        *publish.MASQUERADED_SELF,
+        # From the host through 127.0.0.1.
+        nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.Match(nft.IP_SADDR, "127.0.0.0/8"), nft.Masquerade()),
         nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.RETURN),
         nft.rule(nft.Match(nft.IP_SADDR, MASQUERADE4), nft.Masquerade()),
         nft.rule(nft.Match(nft.IP6_SADDR, MASQUERADE6), nft.Masquerade()),
@@ -91,7 +114,9 @@ def _element(spec: nft.Set, *item: nft.Atom) -> nft.NftElement:
 
 _BRIDGE_BASE: tuple[Resource, ...] = (
     nft.NftTable(ns=HOST, table=TABLE),
-    *_sets(BRIDGES, SAME_BRIDGE, INTERNAL, MASQUERADE4, MASQUERADE6),
+    *_sets(BRIDGES, SAME_BRIDGE, ICC_OFF, INTERNAL, MASQUERADE4, MASQUERADE6),
+    *publish.BASE,
+    _RAW,
     _FORWARD,
     _POSTROUTING,
 )
@@ -103,15 +128,16 @@ _TUNNEL_BASE: tuple[Resource, ...] = (
 )
 
 
-def network(bridge: str, network: Network, *, masquerade: bool) -> list[Resource]:
+def network(bridge: str, network: Network, *, masquerade: bool, icc: bool) -> list[Resource]:
     """Render what a bridge network needs: to be told apart, and to leave with the host's address.
 
     Args:
         bridge: Name of its bridge.
         network: The network.
         masquerade: Give leaving traffic the host's address.
+        icc: Let its endpoints talk to each other.
     """
-    wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(SAME_BRIDGE, bridge, bridge)]
+    wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(SAME_BRIDGE if icc else ICC_OFF, bridge, bridge)]
     if network.internal:
         wanted.append(_element(INTERNAL, bridge))
     elif masquerade:

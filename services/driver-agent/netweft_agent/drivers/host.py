@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -29,12 +29,13 @@ class HostDriver:
     single_network: ClassVar[bool] = True
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse a sandbox with a namespace of its own.
+        """Refuse a sandbox with a namespace of its own, and published ports.
 
         Raises:
-            FailedPrecondition: The sandbox is not the host's namespace.
+            FailedPrecondition: The sandbox is not the host's namespace, or the endpoint publishes ports.
         """
         del network, facts
+        base.refuse_ports(self.name, attachment)
         if attachment.sandbox.source != "host":
             raise FailedPrecondition(
                 "NOT_HOST_SANDBOX",
@@ -53,3 +54,8 @@ class HostDriver:
         """Offer no gateway: the host has its own routes."""
         del network, endpoint, version
         return None
+
+    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+        """Hold no ports."""
+        del network, endpoint, port
+        return ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -27,8 +27,9 @@ class NullDriver:
     single_network: ClassVar[bool] = True
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Accept any sandbox but the host's."""
+        """Accept any sandbox but the host's, and no published ports."""
         del network, facts
+        base.refuse_ports(self.name, attachment)
         base.refuse_host_sandbox(self.name, attachment)
 
     def render(
@@ -42,3 +43,8 @@ class NullDriver:
         """Offer no gateway."""
         del network, endpoint, version
         return None
+
+    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+        """Hold no ports."""
+        del network, endpoint, port
+        return ()

@@ -20,7 +20,7 @@ from typing import ClassVar
 from netweft_common.errors import FailedPrecondition
 
 from netweft_agent.domain import names
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -88,12 +88,13 @@ class OverlayDriver:
     single_network: ClassVar[bool] = False
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse a host without a tunnel address, and the host's own namespace.
+        """Refuse a host without a tunnel address, the host's own namespace, and published ports.
 
         Raises:
-            FailedPrecondition: Either of them, or the network lacks one of its numbers.
+            FailedPrecondition: One of them, or the network lacks one of its numbers.
         """
         base.refuse_host_sandbox(self.name, attachment)
+        base.refuse_ports(self.name, attachment)
         if not facts.vtep:
             raise FailedPrecondition(
                 "NO_VTEP",
@@ -134,6 +135,11 @@ class OverlayDriver:
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
+
+    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+        """Hold no ports."""
+        del network, endpoint, port
+        return ()
 
 
 def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts) -> list[Resource]:

@@ -70,6 +70,17 @@ class Desired:
 
 def _taken(owner: str, key: Key, holder: str) -> NetweftError:
     kind, ns, *name = key
+    if kind == "port":
+        protocol, address, port = name
+        return FailedPrecondition(
+            "PORT_IN_USE",
+            f"port {port}/{protocol} cannot be published at {'all addresses' if address == '*' else address}: {holder} "
+            "has it; publish another one, or take it from there",
+            object=owner,
+            holder=holder,
+            port=port,
+            protocol=protocol,
+        )
     return FailedPrecondition(
         "RESOURCE_TAKEN",
         f"{owner} needs {kind} {' '.join(name)} in {ns or 'the host'}, which {holder} has in another form; "

@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 from netweft_common.errors import Exhausted, FailedPrecondition
 
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox, Subnet
 from netweft_agent.engine.store import Change
 
 VERSION = 1
@@ -192,6 +192,8 @@ def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     if "addresses" in values:
         values["addresses"] = tuple(ip_interface(one) for one in values["addresses"])
+    if "ports" in values:
+        values["ports"] = tuple(PublishedPort(**one) for one in values["ports"])
     if "extra_hosts" in values:
         values["extra_hosts"] = tuple((name, address) for name, address in values["extra_hosts"])
     if "subnets" in values:

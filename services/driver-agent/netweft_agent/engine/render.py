@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netweft_common.errors import FailedPrecondition, Internal, NetweftError, NotFound
 
+from netweft_agent.domain import ports
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Kind, Network, Object, Peer, Ref, Sandbox
+from netweft_agent.domain.ports import Reserver
 from netweft_agent.domain.resources import Key, Resource
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
@@ -78,12 +80,36 @@ class Renderer:
         drivers: By name.
         facts: Of the host.
         resolv_conf: Text of the host's resolv.conf.
+        ports: Finds free ports of the host; None: every published port has to be named.
     """
 
-    def __init__(self, drivers: Mapping[str, Driver], facts: Facts, resolv_conf: str) -> None:
+    def __init__(
+        self, drivers: Mapping[str, Driver], facts: Facts, resolv_conf: str, ports: Reserver | None = None
+    ) -> None:
         self.drivers = drivers
         self.facts = facts
         self.resolv_conf = resolv_conf
+        self.ports = ports
+
+    def complete(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None) -> Endpoint:
+        """Return an endpoint with the ports of the host that its bindings get; what had one keeps it.
+
+        Args:
+            store: What the host holds.
+            endpoint: As the controller wants it.
+            held: As the host holds it; None: it is new.
+
+        Raises:
+            FailedPrecondition: None of a range of ports is free.
+            Exhausted: None of the ephemeral range is free.
+        """
+        network = store.network(endpoint.network_id)
+        if not endpoint.ports or self.ports is None or network is None or network.driver not in self.drivers:
+            return endpoint
+        driver = self.drivers[network.driver]
+        before = () if held is None else held.ports
+        assigned = ports.assign(endpoint.ports, before, lambda port: driver.binds(network, endpoint, port), self.ports)
+        return endpoint if assigned == endpoint.ports else replace(endpoint, ports=assigned)
 
     def check(self, store: ObjectStore, endpoint: Endpoint) -> None:
         """Refuse an endpoint that cannot be rendered.
@@ -134,7 +160,8 @@ class Renderer:
         """
         endpoints = self._attachments(store, scope)
         peers = _peers(store, scope)
-        wishes = Wishes({owner: {} for owner in scope.owners()})
+        owners = [one.owner for group in endpoints.values() for one in group]
+        wishes = Wishes({owner: {} for owner in (*scope.owners(), *owners)})
         for identifier in sorted(scope.networks | endpoints.keys() | peers.keys()):
             network = store.network(identifier)
             if network is None or not store.by_network.get(identifier) or network.driver not in self.drivers:
@@ -181,14 +208,38 @@ class Renderer:
         return {version: gateway for version, gateway in offered.items() if gateway is not None}
 
     def _attachments(self, store: ObjectStore, scope: Scope) -> dict[str, list[Attachment]]:
-        """Return the scope's endpoints with their sandboxes, by network."""
+        """Return the scope's endpoints with their sandboxes, by network.
+
+        With them those with published ports that share a sandbox with one: the ports follow the default route.
+        """
         found: dict[str, list[Attachment]] = {}
-        for identifier in scope.endpoints:
+        siblings = {
+            one.id
+            for sandbox in scope.sandboxes
+            for one in store.endpoints_of_sandbox(sandbox)
+            if one.ports and one.id not in scope.endpoints
+        }
+        for identifier in (*scope.endpoints, *sorted(siblings)):
             endpoint = store.endpoint(identifier)
             attachment = None if endpoint is None else self._attachment(store, endpoint)
             if attachment is not None:
+                if attachment.endpoint.ports:
+                    attachment = replace(attachment, gateway_of=self._gateway_of(store, attachment))
                 found.setdefault(attachment.endpoint.network_id, []).append(attachment)
         return found
+
+    def _gateway_of(self, store: ObjectStore, attachment: Attachment) -> frozenset[int]:
+        """Return the IP versions whose default route the endpoint gives its sandbox."""
+        try:
+            members = self._members(store, attachment.sandbox)
+        except NetweftError:
+            return frozenset()  # what is wrong is told of the sandbox
+        chosen = {version: sandbox_domain.gateway_member(members, version) for version in IP_VERSIONS}
+        return frozenset(
+            version
+            for version, member in chosen.items()
+            if member is not None and member.endpoint.id == attachment.endpoint.id
+        )
 
     def _members(self, store: ObjectStore, sandbox: Sandbox) -> list[sandbox_domain.Member]:
         members = []

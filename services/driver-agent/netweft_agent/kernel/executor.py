@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from netweft_common import errors
 
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import HOST, File, Link, Namespace, Ns, Rank, Sysctl
-from netweft_agent.kernel import dumps, netlink, nft, rtnl, sysctl
+from netweft_agent.domain.resources import HOST, File, Link, Namespace, Ns, PortHold, Rank, Sysctl
+from netweft_agent.kernel import conntrack, dumps, netlink, nft, rtnl, sysctl
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.inside import Inside
 from netweft_agent.kernel.links import Links
 from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.ports import Ports
 from netweft_agent.kernel.reaper import Reaper
 from netweft_agent.kernel.run import Run
 from netweft_agent.kernel.sockets import Sockets
@@ -43,6 +44,7 @@ class Phase(enum.Enum):
     INSIDE = enum.auto()
     DROP_LINKS = enum.auto()
     FILES = enum.auto()
+    PORTS = enum.auto()
 
 
 def phase(step: Operation) -> Phase:
@@ -55,6 +57,8 @@ def phase(step: Operation) -> Phase:
         found = Phase.SYSCTLS
     elif isinstance(resource, File):
         found = Phase.FILES
+    elif isinstance(resource, PortHold):
+        found = Phase.PORTS
     elif Rank.NFT <= resource.rank < Rank.BRIDGE:
         found = Phase.FIREWALL
     elif isinstance(resource, Link):
@@ -71,11 +75,13 @@ class Executor:
     Args:
         namespaces: Registry.
         files: Managed files.
+        ports: Held ports.
     """
 
-    def __init__(self, namespaces: Namespaces, files: Files) -> None:
+    def __init__(self, namespaces: Namespaces, files: Files, ports: Ports) -> None:
         self._namespaces = namespaces
         self._files = files
+        self._ports = ports
         self.sockets = Sockets(namespaces)
         self.indexes = Indexes(self.sockets)
         self._reaper = Reaper(self.sockets)
@@ -92,7 +98,10 @@ class Executor:
             Phase.INSIDE: self._inside.apply,
             Phase.DROP_LINKS: self._links.remove,
             Phase.FILES: self._change_files,
+            Phase.PORTS: self._change_ports,
         }
+        self._ended: list[conntrack.Flows] = []
+        """Flows that lead to where a port led before this batch."""
         self._peers: dict[tuple[Ns, str], Link] = {}
         self.nsids: dict[int, Ns] = {}
         """Namespaces by the id that they have in the host's, which events carry."""
@@ -112,6 +121,8 @@ class Executor:
             self._carry_out(run, self._handlers[kind], list(group))
         if late:
             self._carry_out(run, self._set_sysctls, sorted(late))
+        if self._ended:
+            self._end_flows()
         return run.results
 
     @staticmethod
@@ -263,6 +274,28 @@ class Executor:
                     self._files.remove(step.before)
             except errors.NetweftError as error:
                 run.fail(index, error)
+
+    def _change_ports(self, run: Run, indices: Iterable[int]) -> None:
+        added: list[tuple[int, PortHold]] = []
+        for index in run.begin(indices):
+            before, after = run.steps[index].before, run.steps[index].after
+            if isinstance(after, PortHold):
+                added.append((index, after))
+            elif isinstance(before, PortHold):
+                self._ports.release(before)
+            one = run.steps[index].resource
+            assert isinstance(one, PortHold), "phase() sorts by kind"
+            # UDP has no handshake, so a sender that was there before the port goes on with the entry that it has.
+            if before is not None or one.protocol == "udp":
+                self._ended.append(conntrack.Flows(one.protocol, one.address, one.port))
+        for (index, _), error in zip(added, self._ports.hold([one for _, one in added]), strict=True):
+            if error is not None:
+                run.fail(index, error)
+
+    def _end_flows(self) -> None:
+        """End the flows of ports that led elsewhere before; by now no new one can begin."""
+        ended, self._ended = self._ended, []
+        conntrack.end(self.sockets.get(HOST, netlink.NETLINK_NETFILTER), ended)
 
     def _change_firewall(self, run: Run, indices: Iterable[int]) -> None:
         by_ns: dict[Ns, list[int]] = defaultdict(list)

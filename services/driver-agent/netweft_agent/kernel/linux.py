@@ -8,13 +8,14 @@ from pathlib import Path
 from netweft_common.errors import NetweftError
 
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import Key, Namespace, Ns, Resource
+from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource
 from netweft_agent.kernel.api import Observation
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.monitor import Monitor
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.observer import Observer
+from netweft_agent.kernel.ports import Ports
 from netweft_agent.kernel.thread import Worker
 
 
@@ -34,8 +35,10 @@ class LinuxKernel:
     def __init__(self, run_dir: Path, file_roots: Sequence[Path] | None = None) -> None:
         files = Files(run_dir, file_roots)
         self._namespaces = Namespaces(run_dir)
-        self._executor = Executor(self._namespaces, files)
-        self._observer = Observer(self._namespaces, files)
+        self.ports = Ports(self._namespaces)
+        """Held ports; also finds free ones."""
+        self._executor = Executor(self._namespaces, files, self.ports)
+        self._observer = Observer(self._namespaces, files, self.ports)
         self._writer = Worker("netweft-writer", self._executor.idle)
         self._reader = Worker("netweft-reader")
         self._monitor = Monitor(self._namespaces, self._executor, self._reader)
@@ -52,6 +55,10 @@ class LinuxKernel:
         await self._start()
         # What is doomed is still there for a moment, and would be seen.
         await self._writer.call(self._executor.flush)
+        # A hold ends with the process that had it: after a restart it is taken again, and nothing has changed.
+        unbound = [one for key, one in wanted.items() if isinstance(one, PortHold) and not self.ports.has(key)]
+        if unbound:
+            await self._writer.call(lambda: self.ports.adopt(unbound))
         seen = await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
         # What exists gets no operation, so after a restart nothing else would open it for those that follow.
         found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
@@ -75,6 +82,7 @@ class LinuxKernel:
         self._monitor.close()
         await self._writer.close()
         await self._reader.close()
+        self.ports.close()
         self._namespaces.close()
 
     async def _start(self) -> None:

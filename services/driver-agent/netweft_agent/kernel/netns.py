@@ -239,6 +239,28 @@ class Namespaces:
             yield
 
     @contextlib.contextmanager
+    def visited(self, ns: Ns) -> Iterator[None]:
+        """Put the calling thread, wherever it is, into the namespace for the time of the block.
+
+        Raises:
+            NotFound: The namespace is not held.
+            KernelError: setns was refused.
+        """
+        target = self.fd(ns)
+        own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _identity(own) == _identity(target):
+                yield
+                return
+            _enter(target, ns or "the host's network namespace")
+            try:
+                yield
+            finally:
+                _enter(own, "the thread's own network namespace")
+        finally:
+            os.close(own)
+
+    @contextlib.contextmanager
     def entered_fd(self, fd: int) -> Iterator[None]:
         """Put the calling thread into the namespace of the descriptor for the time of the block.
 

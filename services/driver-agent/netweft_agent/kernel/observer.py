@@ -35,6 +35,7 @@ from netweft_agent.kernel import dumps, netlink, nft, rtnl, sysctl
 from netweft_agent.kernel.api import Observation
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.ports import Ports
 
 T = TypeVar("T")
 
@@ -80,11 +81,13 @@ class Observer:
     Args:
         namespaces: Registry; only looked into.
         files: Managed files; only read.
+        ports: Held ports; only looked at.
     """
 
-    def __init__(self, namespaces: Namespaces, files: Files) -> None:
+    def __init__(self, namespaces: Namespaces, files: Files, ports: Ports) -> None:
         self._namespaces = namespaces
         self._files = files
+        self._ports = ports
 
     def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None) -> Observation:
         """Look at the kernel; see api.Kernel.observe.
@@ -114,6 +117,9 @@ class Observer:
         for resource in wanted.values():
             if isinstance(resource, File) and (file := self._files.read(resource)) is not None:
                 look.note(file, ours=True)
+        if ns == HOST:
+            for hold in self._ports.held().values():
+                look.note(hold, ours=True)
         with contextlib.ExitStack() as stack:
             fd = stack.enter_context(self._opened(look))
             if fd is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
 from netweft.agent.v1 import agent_pb2
@@ -17,7 +17,19 @@ from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, plan_pb2, san
 from netweft_common import status as status_map
 from netweft_common.errors import InvalidArgument
 
-from netweft_agent.domain.objects import Endpoint, Interface, Kind, Network, Object, Peer, Ref, Sandbox, Scope, Subnet
+from netweft_agent.domain.objects import (
+    Endpoint,
+    Interface,
+    Kind,
+    Network,
+    Object,
+    Peer,
+    PublishedPort,
+    Ref,
+    Sandbox,
+    Scope,
+    Subnet,
+)
 from netweft_agent.domain.plan import Operation
 from netweft_agent.drivers.base import Driver
 from netweft_agent.engine.engine import Status
@@ -26,8 +38,12 @@ from netweft_agent.engine.store import Change
 MAX_CHANGES = 4096
 MAX_LISTED = 256
 """Addresses, servers and the like that one object may list."""
+MAX_PORTS = 4096
+"""Published ports of one endpoint."""
 MAX_TEXT = 1024
 """Characters of one value that goes into a file or a path."""
+
+MAX_PORT = 65535
 
 T = TypeVar("T")
 
@@ -171,9 +187,96 @@ def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
         interface_name=_interface(message.interface_name, f"{field}.interface_name"),
         gateway_priority=message.gateway_priority,
         options=dict(message.options),
+        ports=_ports(message.ports, f"{field}.ports"),
         confirmed=message.state == endpoint_pb2.ENDPOINT_STATE_JOINED,
         revision=message.revision,
     )
+
+
+_PROTOCOLS = {
+    endpoint_pb2.PORT_PROTOCOL_UNSPECIFIED: "tcp",
+    endpoint_pb2.PORT_PROTOCOL_TCP: "tcp",
+    endpoint_pb2.PORT_PROTOCOL_UDP: "udp",
+    endpoint_pb2.PORT_PROTOCOL_SCTP: "sctp",
+}
+_PROTOCOL_NUMBERS = {
+    "tcp": endpoint_pb2.PORT_PROTOCOL_TCP,
+    "udp": endpoint_pb2.PORT_PROTOCOL_UDP,
+    "sctp": endpoint_pb2.PORT_PROTOCOL_SCTP,
+}
+
+
+def _ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tuple[PublishedPort, ...]:
+    if len(messages) > MAX_PORTS:
+        raise InvalidArgument(
+            "BAD_COUNT", f"{field} has {len(messages)} entries; at most {MAX_PORTS} are taken", field=field
+        )
+    found = [_published_port(one, f"{field}[{place}]") for place, one in enumerate(messages)]
+    if len({dataclasses.replace(one, assigned_port=0) for one in found}) != len(found):
+        raise InvalidArgument("PORT_TWICE", f"{field} has the same binding twice", field=field)
+    return tuple(found)
+
+
+def _published_port(message: endpoint_pb2.PublishedPort, field: str) -> PublishedPort:
+    if message.protocol not in _PROTOCOLS:
+        raise InvalidArgument(
+            "BAD_PROTOCOL", f"{field}.protocol is {message.protocol}, which this agent does not know", field=field
+        )
+    first, last = message.host_port, message.host_port_end
+    if not 1 <= message.container_port <= MAX_PORT or first > MAX_PORT or (last and not first <= last <= MAX_PORT):
+        raise InvalidArgument(
+            "BAD_PORT",
+            f"{field} has a container port not from 1 to {MAX_PORT}, or a host port beyond that, or a range "
+            "that ends before it starts",
+            field=field,
+        )
+    if (last and not first) or message.assigned_port > MAX_PORT:
+        raise InvalidArgument(
+            "BAD_PORT",
+            f"{field} has host_port_end without host_port, or an assigned port beyond {MAX_PORT}",
+            field=field,
+        )
+    return PublishedPort(
+        protocol=_PROTOCOLS[message.protocol],
+        container_port=message.container_port,
+        host_address=_host_address(message.host_address, f"{field}.host_address"),
+        host_port=first,
+        host_port_end=last,
+        assigned_port=message.assigned_port,
+    )
+
+
+def _host_address(text: str, field: str) -> str:
+    if not text:
+        return ""
+    try:
+        found = ip_address(text)
+    except ValueError as error:
+        raise InvalidArgument("BAD_ADDRESS", f"{field} is no IP address: {text[:64]!r}", field=field) from error
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    if "%" in text or found.is_multicast or (found.is_link_local and found.version == 6):
+        raise InvalidArgument(
+            "BAD_ADDRESS",
+            f"{field} is {text[:64]!r}; it must be an address of the host that needs no zone",
+            field=field,
+        )
+    return str(found)
+
+
+def published_ports(ports: Iterable[PublishedPort]) -> list[endpoint_pb2.PublishedPort]:
+    """Write published ports, with what the host has assigned."""
+    return [
+        endpoint_pb2.PublishedPort(
+            protocol=_PROTOCOL_NUMBERS[one.protocol],
+            container_port=one.container_port,
+            host_address=one.host_address,
+            host_port=one.host_port,
+            host_port_end=one.host_port_end,
+            assigned_port=one.assigned_port,
+        )
+        for one in ports
+    ]
 
 
 def peer(message: endpoint_pb2.Peer, field: str) -> Peer:

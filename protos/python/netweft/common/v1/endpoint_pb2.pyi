@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PortProtocol:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PortProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PortProtocol.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PORT_PROTOCOL_UNSPECIFIED: _PortProtocol.ValueType  # 0
+    """Not set; taken as TCP."""
+    PORT_PROTOCOL_TCP: _PortProtocol.ValueType  # 1
+    """TCP."""
+    PORT_PROTOCOL_UDP: _PortProtocol.ValueType  # 2
+    """UDP."""
+    PORT_PROTOCOL_SCTP: _PortProtocol.ValueType  # 3
+    """SCTP."""
+
+class PortProtocol(_PortProtocol, metaclass=_PortProtocolEnumTypeWrapper):
+    """PortProtocol is a protocol that has ports."""
+
+PORT_PROTOCOL_UNSPECIFIED: PortProtocol.ValueType  # 0
+"""Not set; taken as TCP."""
+PORT_PROTOCOL_TCP: PortProtocol.ValueType  # 1
+"""TCP."""
+PORT_PROTOCOL_UDP: PortProtocol.ValueType  # 2
+"""UDP."""
+PORT_PROTOCOL_SCTP: PortProtocol.ValueType  # 3
+"""SCTP."""
+Global___PortProtocol: _TypeAlias = PortProtocol  # noqa: Y015
+
 class _EndpointState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -117,6 +145,7 @@ class Endpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LEASE_EPOCHS_FIELD_NUMBER: _builtins.int
     STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 lower-case hexadecimal digits, chosen by the controller. Since 0.1."""
     name: _builtins.str
@@ -163,6 +192,10 @@ class Endpoint(_message.Message):
     def lease_epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Fencing epoch of each address's lease, in the order of addresses. Set by the controller. Since 0.1."""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]:
+        """Ports of the host that lead to it, at most 4,096. Set by the caller. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -183,14 +216,59 @@ class Endpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         lease_epochs: _abc.Iterable[_builtins.int] | None = ...,
         status_message: _builtins.str = ...,
+        ports: _abc.Iterable[Global___PublishedPort] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "create_time", b"create_time", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "host_id", b"host_id", "id", b"id", "interface_name", b"interface_name", "labels", b"labels", "lease_epochs", b"lease_epochs", "mac_address", b"mac_address", "name", b"name", "network_id", b"network_id", "options", b"options", "revision", b"revision", "sandbox_id", b"sandbox_id", "state", b"state", "status_message", b"status_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "create_time", b"create_time", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "host_id", b"host_id", "id", b"id", "interface_name", b"interface_name", "labels", b"labels", "lease_epochs", b"lease_epochs", "mac_address", b"mac_address", "name", b"name", "network_id", b"network_id", "options", b"options", "ports", b"ports", "revision", b"revision", "sandbox_id", b"sandbox_id", "state", b"state", "status_message", b"status_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
+@_typing.final
+class PublishedPort(_message.Message):
+    """PublishedPort is one port of the endpoint that is reached through a port of its host, its client's address kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    CONTAINER_PORT_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    HOST_PORT_END_FIELD_NUMBER: _builtins.int
+    ASSIGNED_PORT_FIELD_NUMBER: _builtins.int
+    protocol: Global___PortProtocol.ValueType
+    """Protocol; unspecified: TCP. Since 0.2."""
+    container_port: _builtins.int
+    """Port that the endpoint listens on, 1 to 65,535. Since 0.2."""
+    host_address: _builtins.str
+    """Address of the host, IPv4 or IPv6. 0.0.0.0 and :: are all addresses of the family. Empty: the network's option
+    host_binding, which is all addresses of both families unless set. Since 0.2.
+    """
+    host_port: _builtins.int
+    """Port of the host, or the first one to choose from; 0: the host chooses from its ephemeral range. Since 0.2."""
+    host_port_end: _builtins.int
+    """Last port of the host to choose from; 0: exactly host_port. Since 0.2."""
+    assigned_port: _builtins.int
+    """Port that the host has chosen; 0: not yet, or none, as in a routed network. Set by the host. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        protocol: Global___PortProtocol.ValueType = ...,
+        container_port: _builtins.int = ...,
+        host_address: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        host_port_end: _builtins.int = ...,
+        assigned_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_port", b"assigned_port", "container_port", b"container_port", "host_address", b"host_address", "host_port", b"host_port", "host_port_end", b"host_port_end", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedPort: _TypeAlias = PublishedPort  # noqa: Y015
 
 @_typing.final
 class Peer(_message.Message):
