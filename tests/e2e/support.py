@@ -34,6 +34,10 @@ QUICK: Mapping[str, str] = {
 """Settings with which the reconciler takes seconds for what it gives minutes otherwise."""
 
 
+NONE_AHEAD: Mapping[str, str] = {"NETWEFT_CONTROLLER_LEASE_AHEAD": "0"}
+"""Setting with which every lease is somebody's at once, for tests that count leases."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """A running stack.

@@ -19,7 +19,7 @@ NETWORK = "once"
 
 @pytest.fixture(scope="module")
 def cluster():
-    with support.running("hostA") as cluster:
+    with support.running("hostA", environ=support.NONE_AHEAD) as cluster:
         with cluster.client() as client:
             client.create_network(NETWORK, host="hostA", subnets=[SubnetSpec(subnet="10.31.0.0/24")])
         yield cluster

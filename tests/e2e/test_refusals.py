@@ -40,7 +40,7 @@ TROUBLED, FRESH = "hostA", "hostB"
 def cluster():
     require_tool("ip")
     # What a host could not remove, it tries again as often as it looks for drift.
-    environ = {**support.QUICK, "NETWEFT_AGENT_REPAIR_INTERVAL": "1s"}
+    environ = {**support.QUICK, **support.NONE_AHEAD, "NETWEFT_AGENT_REPAIR_INTERVAL": "1s"}
     with support.running(TROUBLED, FRESH, environ=environ) as cluster:
         with cluster.client() as client:
             # What a host makes for the first endpoint of a network is there from the start.
