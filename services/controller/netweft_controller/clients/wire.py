@@ -26,6 +26,7 @@ from netweft_controller.domain.objects import (
     NetworkState,
     OptionInfo,
     Peer,
+    PublishedPort,
     Record,
     Sandbox,
     SandboxState,
@@ -50,6 +51,12 @@ _SANDBOX_STATES = {
     SandboxState.READY: sandbox_pb2.SANDBOX_STATE_READY,
     SandboxState.DELETING: sandbox_pb2.SANDBOX_STATE_DELETING,
 }
+_PROTOCOLS = {
+    "tcp": endpoint_pb2.PORT_PROTOCOL_TCP,
+    "udp": endpoint_pb2.PORT_PROTOCOL_UDP,
+    "sctp": endpoint_pb2.PORT_PROTOCOL_SCTP,
+}
+_PROTOCOL_OF = {number: name for name, number in _PROTOCOLS.items()} | {endpoint_pb2.PORT_PROTOCOL_UNSPECIFIED: "tcp"}
 _HOST_STATES = {HostState.READY: host_pb2.HOST_STATE_READY, HostState.LOST: host_pb2.HOST_STATE_LOST}
 _KINDS = {
     HostKind.NETWORK: agent_pb2.OBJECT_KIND_NETWORK,
@@ -129,9 +136,35 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
         lease_epochs=[lease.epoch for lease in value.leases],
         status_message=value.status_message,
     )
+    if value.ports:
+        message.ports.extend(published_port(one) for one in value.ports)
     if record.created_ms:
         message.create_time.FromMilliseconds(record.created_ms)
     return message
+
+
+def published_port(value: PublishedPort) -> endpoint_pb2.PublishedPort:
+    """Return the message of a published port."""
+    return endpoint_pb2.PublishedPort(
+        protocol=_PROTOCOLS[value.protocol],
+        container_port=value.container_port,
+        host_address=value.host_address,
+        host_port=value.host_port,
+        host_port_end=value.host_port_end,
+        assigned_port=value.assigned_port,
+    )
+
+
+def published_port_from(message: endpoint_pb2.PublishedPort) -> PublishedPort:
+    """Return the published port of a message; a protocol that is not known here is kept as its number."""
+    return PublishedPort(
+        protocol=_PROTOCOL_OF.get(message.protocol, str(message.protocol)),
+        container_port=message.container_port,
+        host_address=message.host_address,
+        host_port=message.host_port,
+        host_port_end=message.host_port_end,
+        assigned_port=message.assigned_port,
+    )
 
 
 def sandbox(record: Record[Sandbox]) -> sandbox_pb2.Sandbox:

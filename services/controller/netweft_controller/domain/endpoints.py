@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commits, fields, names
-from netweft_controller.domain.networks import tomb_claim
+from netweft_controller.domain import commits, fields, names, tombs
 from netweft_controller.domain.objects import (
     Endpoint,
     EndpointState,
@@ -19,6 +18,7 @@ from netweft_controller.domain.objects import (
     NamespaceSource,
     Network,
     NetworkState,
+    PublishedPort,
     Record,
     Sandbox,
     SandboxState,
@@ -30,6 +30,7 @@ from netweft_controller.domain.state import State
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _PRIORITY_LIMIT = 1 << 31
 _MACS_TRIED = 7
+_PORT_PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,7 @@ class Placer:
             interface_name=_interface_name(spec, path),
             gateway_priority=spec.gateway_priority,
             labels=dict(spec.labels),
+            ports=published_ports(spec.ports, network.value, f"{path}.ports"),
         )
         self._check_network(network, path)
         self._check_name(endpoint, network)
@@ -223,6 +225,51 @@ class Placer:
                 f" ({holder or 'in the same batch'}); choose another, or none",
             )
         return mac
+
+
+def published_ports(ports: Sequence[PublishedPort], network: Network, path: str) -> tuple[PublishedPort, ...]:
+    """Check published ports and return them in canonical form; what a host has assigned is not the caller's to say.
+
+    Raises:
+        InvalidArgument: One is malformed, two want the same port of the host, or there are too many.
+        FailedPrecondition: The network is internal.
+    """
+    if not ports:
+        return ()
+    fields.count(ports, fields.PORTS_MAX, path)
+    if network.internal:
+        raise errors.FailedPrecondition(
+            "INTERNAL_NETWORK",
+            f"{path}: network {network.name} is internal, so nothing outside reaches it; publish the ports on another "
+            "network of the sandbox",
+            network=network.id,
+        )
+    found: dict[PublishedPort, str] = {}
+    taken: dict[tuple[str, str, int], str] = {}
+    for index, port in enumerate(ports):
+        field = f"{path}[{index}]"
+        one = _published_port(port, field)
+        exact = one.host_port if one.host_port_end in (0, one.host_port) else 0
+        rival = found.get(one) or (exact and taken.get((one.protocol, one.host_address, exact)))
+        if rival:
+            raise fields.invalid(field, f"it wants the same port of the host as {rival}", "PORT_TWICE")
+        found[one] = field
+        if exact:
+            taken[one.protocol, one.host_address, exact] = field
+    return tuple(found)
+
+
+def _published_port(port: PublishedPort, path: str) -> PublishedPort:
+    if port.protocol not in _PORT_PROTOCOLS:
+        raise fields.invalid(f"{path}.protocol", "it is none of tcp, udp and sctp", "PROTOCOL_UNKNOWN")
+    fields.port_number(port.container_port, f"{path}.container_port")
+    fields.port_number(port.host_port, f"{path}.host_port", least=0)
+    if port.host_port_end:
+        fields.port_number(port.host_port_end, f"{path}.host_port_end", least=max(port.host_port, 1))
+        if not port.host_port:
+            raise fields.invalid(f"{path}.host_port", "a range needs its first port", "FIELD_MISSING")
+    address = fields.binding_address(port.host_address, f"{path}.host_address") if port.host_address else ""
+    return dataclasses.replace(port, host_address=address, assigned_port=0)
 
 
 def check_sandbox(state: State, spec: SandboxSpec, sandbox_id: str, path: str) -> tuple[Sandbox, Record[Host]]:
@@ -353,7 +400,8 @@ def create(
         builder.guard(placement.network)
         builder.create(endpoint)
         builder.take(name_claim(endpoint), endpoint.id)
-        builder.free(tomb_claim(endpoint.id))
+        for lease in endpoint.leases:
+            builder.free(tombs.of_lease(endpoint.id, lease))
         target = placement.target
         if target is not None and target.sandbox.id not in sandboxes:
             sandboxes[target.sandbox.id] = target.sandbox
@@ -378,7 +426,6 @@ def record_target(builder: commits.Builder, target: Target) -> None:
     builder.guard(target.host)
     builder.create(target.sandbox)
     builder.take(container_claim(target.sandbox), target.sandbox.id)
-    builder.free(tomb_claim(target.sandbox.id))
 
 
 def free_mac(state: State, endpoint: Endpoint, taken: set[tuple[str, str]]) -> str:

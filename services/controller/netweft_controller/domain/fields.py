@@ -20,6 +20,7 @@ DNS_NAMES_MAX = 64
 EXTRA_HOSTS_MAX = 256
 SUBNETS_MAX = 16
 AUX_ADDRESSES_MAX = 256
+PORTS_MAX = 4096
 REQUEST_ID_MAX_BYTES = 128
 PATH_MAX_BYTES = 4095
 IFNAME_MAX_BYTES = 15
@@ -100,6 +101,32 @@ def address(value: str, field: str) -> IpAddress:
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
         raise invalid(field, f"{value} is an IPv4 address in IPv6 form; write {parsed.ipv4_mapped}", "ADDRESS_UNUSABLE")
     return parsed
+
+
+def binding_address(value: str, field: str) -> str:
+    """Return the canonical text of a host's address that a port is published at; unspecified and loopback are fine."""
+    try:
+        parsed = ipaddress.ip_address(value)
+    except ValueError:
+        raise invalid(
+            field, f"{_show(value)} is not an IP address (without prefix length)", "ADDRESS_MALFORMED"
+        ) from None
+    if isinstance(parsed, ipaddress.IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
+    if "%" in value or parsed.is_multicast or (parsed.version == 6 and parsed.is_link_local):
+        raise invalid(field, f"{value} is a multicast address, or one that needs a zone", "ADDRESS_UNUSABLE")
+    if value == "::1":
+        raise invalid(
+            field, "IPv6 has no way from the loopback address into a network; use 127.0.0.1", "ADDRESS_UNUSABLE"
+        )
+    return str(parsed)
+
+
+def port_number(value: int, field: str, *, least: int = 1) -> int:
+    """Check the number of a port."""
+    if not least <= value <= 65535:
+        raise invalid(field, f"{value} is not between {least} and 65535", "PORT_OUT_OF_RANGE")
+    return value
 
 
 def any_address(value: str, field: str) -> IpAddress:

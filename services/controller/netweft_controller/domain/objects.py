@@ -129,6 +129,26 @@ class Lease:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPort:
+    """One port of an endpoint that is reached through a port of its host.
+
+    Attributes:
+        protocol: tcp, udp or sctp.
+        host_address: Canonical text; empty: the network's default.
+        host_port: Or the first one to choose from; 0: the host chooses from its ephemeral range.
+        host_port_end: Last one to choose from; 0: exactly `host_port`.
+        assigned_port: What the host has chosen; 0: not yet.
+    """
+
+    protocol: str = "tcp"
+    container_port: int
+    host_address: str = ""
+    host_port: int = 0
+    host_port_end: int = 0
+    assigned_port: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One attachment to a network.
 
@@ -151,6 +171,7 @@ class Endpoint:
     gateway_priority: int = 0
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     options: dict[str, str] = dataclasses.field(default_factory=dict)
+    ports: tuple[PublishedPort, ...] = ()
     state: EndpointState = EndpointState.CREATED
     deleting: bool = False
     kept: bool = False

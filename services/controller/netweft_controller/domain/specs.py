@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from netweft_controller.domain.objects import Dns, ExtraHost, Namespace, Subnet
+from netweft_controller.domain.objects import Dns, ExtraHost, Namespace, PublishedPort, Subnet
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,7 @@ class EndpointSpec:
     gateway_priority: int = 0
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     options: dict[str, str] = dataclasses.field(default_factory=dict)
+    ports: tuple[PublishedPort, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
