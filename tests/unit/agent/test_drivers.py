@@ -345,7 +345,7 @@ BINDS = {
 def test_where_a_port_is_held(one, addresses, options, expected):
     net = network(options=options, **DUAL)
 
-    assert expected == DRIVERS["bridge"].binds(net, endpoint(addresses=addresses), one)
+    assert expected == DRIVERS["bridge"].binds(net, endpoint(addresses=addresses))(one)
 
 
 def test_ports_are_published_in_the_families_whose_default_route_the_endpoint_gives():

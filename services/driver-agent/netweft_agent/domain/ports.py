@@ -50,6 +50,12 @@ Addresses = Callable[[PublishedPort], tuple[str, ...]]
 """Returns the host addresses at which a binding is held; none: it needs no port of the host."""
 
 
+def nowhere(port: PublishedPort) -> tuple[str, ...]:
+    """Hold no binding."""
+    del port
+    return ()
+
+
 def assign(
     ports: Sequence[PublishedPort], held: Sequence[PublishedPort], addresses: Addresses, reserver: Reserver
 ) -> tuple[PublishedPort, ...]:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Sandbox, Scope
+from netweft_agent.domain import ports
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
 from netweft_agent.domain.state import HostState
 
 GROUP = "netweft.drivers"
@@ -88,8 +89,8 @@ class Driver(Protocol):
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Return the gateway that the endpoint offers its sandbox for an IP version, if any."""
 
-    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
-        """Return the host's addresses at which a published port is held; none: it takes no port of the host."""
+    def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
+        """Return what tells the host's addresses at which a published port of the endpoint is held."""
 
 
 def option(

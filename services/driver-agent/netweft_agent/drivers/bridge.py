@@ -7,14 +7,14 @@ rules: bridged frames pass no inet hook.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
-from netweft_agent.domain import names
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
+from netweft_agent.domain import names, ports
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, Resource, Sysctl
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base, firewall, publish
@@ -101,28 +101,26 @@ class BridgeDriver:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
 
-    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
-        """Return the host's addresses at which a port is translated."""
-        options = base.parse(Options, network.options, driver=self.name)
-        return tuple(one.host_address for one in _targets(network, endpoint, port, options, base.IP_VERSIONS))
+    def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
+        """Return the host's addresses at which ports are translated."""
+        of = _ways(network, endpoint, base.parse(Options, network.options, driver=self.name), base.IP_VERSIONS)
+        return lambda port: tuple(one.host_address for one in of(port))
 
 
-def _targets(
-    network: Network, endpoint: Endpoint, port: PublishedPort, options: Options, versions: Iterable[int]
-) -> list[publish.Target]:
-    return [] if network.internal else publish.targets(endpoint, port, options.host_binding, versions)
+def _ways(network: Network, endpoint: Endpoint, options: Options, versions: Collection[int]) -> publish.Ways:
+    return publish.ways(endpoint, options.host_binding, () if network.internal else versions)
 
 
 def _published(network: Network, attachment: base.Attachment, options: Options, bridge: str) -> list[Resource]:
-    endpoint = attachment.endpoint
-    found = {one: _targets(network, endpoint, one, options, attachment.gateway_of) for one in endpoint.ports}
-    return publish.render(endpoint, bridge, found)
+    of = _ways(network, attachment.endpoint, options, attachment.gateway_of)
+    return publish.render(attachment.endpoint, bridge, of)
 
 
 def _check_ports(network: Network, endpoint: Endpoint) -> None:
     options = base.parse(Options, network.options, driver=BridgeDriver.name)
-    found = {one: _targets(network, endpoint, one, options, base.IP_VERSIONS) for one in endpoint.ports}
-    for port, ways in found.items():
+    of = _ways(network, endpoint, options, base.IP_VERSIONS)
+    for port in endpoint.ports:
+        ways = of(port)
         what = f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
         if network.internal:
             raise FailedPrecondition(
@@ -158,7 +156,7 @@ def _check_ports(network: Network, endpoint: Endpoint) -> None:
             raise FailedPrecondition(
                 "PORT_NOT_ASSIGNED", f"{what} has no port of the host yet; name one with host_port", field="ports"
             )
-    publish.refuse_twice(endpoint, found)
+    publish.refuse_twice(endpoint, of)
 
 
 def _network(network: Network, options: Options, bridge: str) -> list[Resource]:

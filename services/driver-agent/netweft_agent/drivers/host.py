@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
+from netweft_agent.domain import ports
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -55,7 +56,7 @@ class HostDriver:
         del network, endpoint, version
         return None
 
-    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+    def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Hold no ports."""
-        del network, endpoint, port
-        return ()
+        del network, endpoint
+        return ports.nowhere

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
+from netweft_agent.domain import ports
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -44,7 +45,7 @@ class NullDriver:
         del network, endpoint, version
         return None
 
-    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+    def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Hold no ports."""
-        del network, endpoint, port
-        return ()
+        del network, endpoint
+        return ports.nowhere

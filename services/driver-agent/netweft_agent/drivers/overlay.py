@@ -19,8 +19,8 @@ from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
 
-from netweft_agent.domain import names
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, PublishedPort, Scope
+from netweft_agent.domain import names, ports
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -136,10 +136,10 @@ class OverlayDriver:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
 
-    def binds(self, network: Network, endpoint: Endpoint, port: PublishedPort) -> tuple[str, ...]:
+    def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Hold no ports."""
-        del network, endpoint, port
-        return ()
+        del network, endpoint
+        return ports.nowhere
 
 
 def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts) -> list[Resource]:

@@ -12,9 +12,8 @@ The rules that look into them never change, so a port costs its elements whateve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from netweft_common.errors import InvalidArgument
 
@@ -111,41 +110,47 @@ class Target:
         return self.host_address == UNSPECIFIED[self.version]
 
 
-def targets(endpoint: Endpoint, port: PublishedPort, default_address: str, versions: Iterable[int]) -> list[Target]:
-    """Return where a binding leads, at most one target a family, IPv4 first.
+Ways = Callable[[PublishedPort], tuple[Target, ...]]
+"""Returns where a binding leads: at most one target a family, IPv4 first."""
+
+
+def ways(endpoint: Endpoint, default_address: str, versions: Collection[int]) -> Ways:
+    """Return where the endpoint's bindings lead.
 
     Args:
         endpoint: The endpoint.
-        port: One of its bindings.
         default_address: Host address of bindings that name none; an unspecified one means both families.
         versions: IP versions in which the network translates.
     """
-    host = port.host_address or default_address
-    both = not port.host_address and host in UNSPECIFIED.values()
-    named = ip_address(host).version
-    found = []
-    for address in endpoint.addresses:
-        version = address.version
-        if version in versions and (both or version == named):
-            found.append(
-                Target(
-                    version=version,
-                    host_address=UNSPECIFIED[version] if both else host,
-                    address=str(address.ip),
-                )
+    own = {one.version: str(one.ip) for one in endpoint.addresses if one.version in versions}
+    known: dict[str, tuple[Target, ...]] = {}  # there are thousands of bindings, and few host addresses
+
+    def of(port: PublishedPort) -> tuple[Target, ...]:
+        asked = port.host_address
+        found = known.get(asked)
+        if found is None:
+            host = asked or default_address
+            both = not asked and host in UNSPECIFIED.values()
+            named = 6 if ":" in host else 4
+            found = known[asked] = tuple(
+                Target(version=version, host_address=UNSPECIFIED[version] if both else host, address=own[version])
+                for version in sorted(own)
+                if both or version == named
             )
-    return sorted(found, key=lambda one: one.version)
+        return found
+
+    return of
 
 
-def refuse_twice(endpoint: Endpoint, found: Mapping[PublishedPort, list[Target]]) -> None:
+def refuse_twice(endpoint: Endpoint, of: Ways) -> None:
     """Refuse two bindings of one endpoint that want the same port of the host.
 
     Raises:
         InvalidArgument: There are such; names both.
     """
     seen: dict[tuple[str, int, int], list[tuple[str, PublishedPort]]] = {}
-    for port, ways in found.items():
-        for way in ways:
+    for port in endpoint.ports:
+        for way in of(port):
             others = seen.setdefault((port.protocol, way.version, port.number), [])
             for host_address, other in others:
                 if way.is_any or host_address in {way.host_address, UNSPECIFIED[way.version]}:
@@ -159,32 +164,33 @@ def refuse_twice(endpoint: Endpoint, found: Mapping[PublishedPort, list[Target]]
             others.append((way.host_address, port))
 
 
-def render(endpoint: Endpoint, bridge: str, found: Mapping[PublishedPort, list[Target]]) -> list[Resource]:
+def render(endpoint: Endpoint, bridge: str, of: Ways) -> list[Resource]:
     """Render an endpoint's bindings: held ports, map elements, and the way through 127.0.0.1.
 
     Args:
         endpoint: The endpoint, its bindings with assigned ports.
         bridge: Name of its bridge.
-        found: Targets of each binding; one without any is left out.
+        of: Where each binding leads; one that leads nowhere is left out.
     """
     wanted: list[Resource] = []
     holder = f"endpoint {endpoint.name} ({endpoint.id})"
     through_loopback = False
     versions: dict[int, str] = {}
-    for port, ways in found.items():
-        if not ways:
+    for port in endpoint.ports:
+        found = of(port)
+        if not found:
             continue
         wanted.append(
             PortHold(
                 ns=HOST,
                 protocol=port.protocol,
-                address=ANY_ADDRESS if len(ways) > 1 else ways[0].host_address,
+                address=ANY_ADDRESS if len(found) > 1 else found[0].host_address,
                 port=port.number,
-                targets=tuple([_text(way.address, port.container_port) for way in ways]),
+                targets=tuple([_text(way.address, port.container_port) for way in found]),
                 holder=holder,
             )
         )
-        for way in ways:
+        for way in found:
             wanted.append(_element(port, way))
             versions[way.version] = way.address
             through_loopback = through_loopback or way.is_any or way.host_address.startswith("127.")

@@ -108,7 +108,7 @@ class Renderer:
             return endpoint
         driver = self.drivers[network.driver]
         before = () if held is None else held.ports
-        assigned = ports.assign(endpoint.ports, before, lambda port: driver.binds(network, endpoint, port), self.ports)
+        assigned = ports.assign(endpoint.ports, before, driver.binds(network, endpoint), self.ports)
         return endpoint if assigned == endpoint.ports else replace(endpoint, ports=assigned)
 
     def check(self, store: ObjectStore, endpoint: Endpoint) -> None:
