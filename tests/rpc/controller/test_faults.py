@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 from netweft.controller.v1 import endpoint_pb2, network_pb2, sandbox_pb2
@@ -67,7 +68,7 @@ async def crash(face, monkeypatch, point, work):
     with monkeypatch.context() as patch:
         patch.setattr(face.controller.settler, "confirm", lambda *_args: None)
         break_call(patch, *point[:2], nth=point[2], after=point[3])
-        with contextlib.suppress(errors.NetweftError):
+        with contextlib.suppress(errors.NetweftError, Crash):
             await work
 
 
@@ -291,6 +292,124 @@ async def test_a_network_whose_creation_crashes_is_whole_or_gone(world, face, mo
     recorded = [subnet.pool_id for record in face.state.networks.values() for subnet in record.value.subnets]
     assert sorted(recorded) == sorted(world.ipam.pools)
     assert len(recorded) == (2 if retried or point == "after the record" else 0)
+
+
+# Orphans that were returned, or were about to be, when their request is tried again
+
+
+async def test_an_attach_is_retried_at_once_after_its_orphans_were_returned(world, face, make_item, monkeypatch):
+    await face.network()
+    items = (make_item(name="web"), make_item(name="db", container="c2"))
+    crashed = crash_points(face.controller)["after leases"]
+    await crash(face, monkeypatch, crashed, face.attach(*items, request_id="r1"))
+    await face.reconcile()
+    assert [] == world.ipam.endpoint_leases()
+
+    results = await face.attach(*items, request_id="r1")
+
+    assert [0, 0] == [result.status.code for result in results], results
+    assert 2 == len(world.ipam.endpoint_leases())
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_an_attach_is_retried_at_once_after_the_reconciler_died_at_its_orphans_return(
+    world, face, make_item, monkeypatch, after
+):
+    await face.network()
+    crashed = crash_points(face.controller)["after leases"]
+    await crash(face, monkeypatch, crashed, face.attach(make_item(name="web"), request_id="r1"))
+    await crash(face, monkeypatch, (face.controller.ipam, "release_addresses", 1, after), face.reconcile())
+
+    (result,) = await face.attach(make_item(name="web"), request_id="r1")
+    await face.reconcile()
+
+    assert 0 == result.status.code, result
+    assert list(result.endpoint.addresses) == world.ipam.endpoint_leases()
+
+
+@pytest.mark.parametrize("subnet", ["", "10.9.0.0/24"], ids=["any subnet", "a subnet"])
+async def test_a_network_is_made_by_a_retry_at_once_after_its_orphans_were_returned(world, face, monkeypatch, subnet):
+    request = creation(subnet)
+    await crash(face, monkeypatch, (face.controller.replica, "commit", 1, False), face.networks.CreateNetwork(request))
+    await face.reconcile()
+    assert {} == world.ipam.pools
+
+    created = await face.networks.CreateNetwork(request)
+
+    assert [created.network.subnets[0].pool_id] == list(world.ipam.pools)
+
+
+async def test_a_network_is_not_made_while_its_orphans_are_being_returned(world, face, monkeypatch):
+    request = creation("10.9.0.0/24")
+    await crash(face, monkeypatch, (face.controller.replica, "commit", 1, False), face.networks.CreateNetwork(request))
+    await crash(face, monkeypatch, (face.controller.ipam, "release_pool", 1, False), face.reconcile())
+
+    with pytest.raises(errors.Conflict):
+        await face.networks.CreateNetwork(request)
+
+    assert {} == face.state.networks == world.ipam.pools
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_what_a_reconciler_has_left_by_its_death_is_taken_up_by_another(world, face, monkeypatch, after):
+    request = creation("10.9.0.0/24")
+    await crash(face, monkeypatch, (face.controller.replica, "commit", 1, False), face.networks.CreateNetwork(request))
+    await crash(face, monkeypatch, (face.controller.ipam, "release_pool", 1, after), face.reconcile())
+    other = await world.start_controller()
+    other.controller.reconciler._clock = lambda: time.time() + 16
+
+    await other.controller.reconciler.return_orphans()
+
+    assert {} == world.ipam.pools
+    created = await other.networks.CreateNetwork(request)
+    assert [created.network.subnets[0].pool_id] == list(world.ipam.pools)
+
+
+async def test_a_saga_that_held_what_was_returned_does_not_record_it(world, face, make_item, monkeypatch):
+    await face.network()
+    commit = face.controller.replica.commit
+    held = asyncio.Event()
+    go = asyncio.Event()
+
+    async def late(change):
+        if change.once is not None and not held.is_set():
+            held.set()
+            await go.wait()
+        return await commit(change)
+
+    monkeypatch.setattr(face.controller.replica, "commit", late)
+    attaching = asyncio.create_task(face.attach(make_item(name="web")))
+    await held.wait()
+    await face.reconcile()
+    assert [] == world.ipam.endpoint_leases()
+    go.set()
+
+    (result,) = await attaching
+    assert 0 == result.status.code, result
+    assert list(result.endpoint.addresses) == world.ipam.endpoint_leases()
+
+
+def creation(subnet, name="front"):
+    request = network_pb2.CreateNetworkRequest(request_id="r1", name=name)
+    if subnet:
+        request.subnets.add().subnet = subnet
+    return request
+
+
+async def test_tombs_are_dropped_when_no_saga_can_be_that_old(world, face, make_item, monkeypatch):
+    await face.network()
+    crashed = crash_points(face.controller)["after leases"]
+    await crash(face, monkeypatch, crashed, face.attach(make_item(name="web")))
+    create = face.networks.CreateNetwork(creation("", "back"))
+    await crash(face, monkeypatch, (face.controller.replica, "commit", 1, False), create)
+    await face.reconcile()
+    store = face.controller.store
+    assert 2 == len(await store.find_claims("tomb/"))
+    face.controller.reconciler._clock = lambda: time.time() + 121
+
+    await face.controller.reconciler.return_orphans()
+
+    assert {} == await store.find_claims("tomb/")
 
 
 DELETE_POINTS = {

@@ -9,7 +9,7 @@ from netweft.common.v1 import network_pb2 as common_network_pb2
 from netweft.controller.v1 import network_pb2
 from netweft.ipam.v1 import ipam_pb2
 from netweft_common import errors
-from netweft_controller.domain import commits, networks
+from netweft_controller.domain import commits, tombs
 from netweft_controller.domain import stock as rules
 from netweft_controller.domain.objects import Network, Scope, Subnet
 
@@ -146,8 +146,10 @@ async def test_an_address_whose_owner_is_buried_is_never_used(world, face, make_
     await face.network()
     await one_by_one(face, make_item, [f"e{n}" for n in range(6)])
     ahead = owners_ahead(world, face)
-    tombs = tuple((networks.tomb_claim(id_), "reconciler@0") for id_ in ahead)
-    await face.controller.replica.commit(commits.Commit(take=tombs))
+    held = [one for shelf in face.controller.stock._shelves.values() for one in shelf.held]
+    tomb = tombs.made(tombs.Stage.GONE, 0, "")
+    taken = tuple((tombs.of_lease(one.endpoint_id, lease), tomb) for one in held for lease in one.leases)
+    await face.controller.replica.commit(commits.Commit(take=taken))
 
     results = await one_by_one(face, make_item, [f"f{n}" for n in range(3)])
 

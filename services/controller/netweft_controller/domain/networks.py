@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commits, fields, names, options
+from netweft_controller.domain import commits, fields, names, options, tombs
 from netweft_controller.domain.objects import (
     ClaimInfo,
     DriverInfo,
@@ -152,8 +152,17 @@ def check_against_pool(network: Network, pools: Sequence[tuple[str, str]]) -> Ne
     return dataclasses.replace(network, subnets=subnets)
 
 
-def create(state: State, made: NetworkPlan, network: Network, once: commits.Request) -> commits.Commit:
+def create(
+    state: State, made: NetworkPlan, network: Network, once: commits.Request, *, tomb: str = ""
+) -> commits.Commit:
     """Return the commit that records a network whose pools and addresses are leased.
+
+    Args:
+        state: Intent as it is.
+        made: What was planned.
+        network: It, with what was reserved.
+        once: The request.
+        tomb: Tomb of pools of an earlier try, which was there before anything of this one was reserved; empty: none.
 
     Raises:
         AlreadyExists: The name was taken meanwhile.
@@ -168,7 +177,10 @@ def create(state: State, made: NetworkPlan, network: Network, once: commits.Requ
     builder.take(name_claim(network.name), network.id)
     for claim in _claim_names(network, claims, single=made.driver.single_network):
         builder.take(claim, network.id)
-    builder.free(tomb_claim(network.id))
+    if tomb:
+        builder.take(tombs.of(network.id), tomb)
+    else:
+        builder.free(tombs.of(network.id))
     return builder.build(once)
 
 
@@ -228,11 +240,6 @@ def refuse_endpoints(state: State, record: Record[Network]) -> None:
 def name_claim(name: str) -> str:
     """Return the claim of a network's name."""
     return f"network-name/{name}"
-
-
-def tomb_claim(owner_id: str) -> str:
-    """Return the claim that the reconciler holds while it returns what nobody's record speaks of."""
-    return f"tomb/{owner_id}"
 
 
 def check_free(state: State, name: str, driver: DriverInfo) -> None:

@@ -26,9 +26,8 @@ from collections.abc import Mapping, Sequence
 from netweft_common import errors, logs
 
 from netweft_controller.clients.ipam import Ask, Ipam, releases_of
-from netweft_controller.domain import commits, endpoints
+from netweft_controller.domain import commits, endpoints, tombs
 from netweft_controller.domain.endpoints import Placement, Placer, Want
-from netweft_controller.domain.networks import tomb_claim
 from netweft_controller.domain.objects import Endpoint, EndpointState, Lease, Record
 from netweft_controller.domain.specs import AttachItem
 from netweft_controller.domain.state import State
@@ -151,6 +150,8 @@ class Attach:
                         del self._leases[self._ids[index]]
                 break
             self._put_back_ahead(outcome)
+            if isinstance(outcome, commits.Refused):
+                await self._give_up_buried(outcome.claim)
             if isinstance(outcome, commits.Replayed):
                 # Somebody else works, or has worked, on this request. What was leased may be what he has recorded,
                 # or what he has given back since: it is neither kept nor returned, but asked for again if need be.
@@ -225,7 +226,7 @@ class Attach:
         """Give up addresses leased ahead that this attach will not record after all."""
         recorded = isinstance(outcome, commits.Replayed) and outcome.request is not None
         for index, ahead in list(self._ahead.items()):
-            buried = isinstance(outcome, commits.Refused) and outcome.claim == tomb_claim(ahead.endpoint_id)
+            buried = isinstance(outcome, commits.Refused) and tombs.is_of(outcome.claim, ahead.endpoint_id)
             if not recorded and not buried:
                 continue  # decided again with the same
             del self._ahead[index], self._leases[ahead.endpoint_id]
@@ -260,6 +261,12 @@ class Attach:
             self._leases[self._ids[index]] = tuple(leases[number] for number in sorted(leases))
         self._results.update(failed)
         await self._give_back({self._ids[index]: self._leases.pop(self._ids[index]) for index in failed})
+
+    async def _give_up_buried(self, claim: str) -> None:
+        """Give up what an earlier try had leased long ago, if the reconciler has taken it for orphans."""
+        if any(tombs.is_of(claim, id_) for id_ in self._leases):
+            buried, self._leases = self._leases, {}
+            await self._give_back(buried)
 
     async def _give_back(self, leases: Mapping[str, tuple[Lease, ...]]) -> None:
         releases = [one for id_, held in leases.items() for one in releases_of(id_, held)]

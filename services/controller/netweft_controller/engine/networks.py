@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.ipam import AUXILIARY, GATEWAY, Ask, Ipam, Release
-from netweft_controller.domain import commits, names, networks
+from netweft_controller.domain import commits, names, networks, tombs
 from netweft_controller.domain.networks import AddressWant, NetworkPlan
 from netweft_controller.domain.objects import Lease, Network, NetworkState, Record
 from netweft_controller.domain.specs import NetworkSpec
@@ -116,11 +116,27 @@ class NetworkEngine:
             return self._first_answer(request, known)
         network_id = request.id_for("network")
         plan = networks.plan(self._replica.state, spec, network_id)
+        try:
+            outcome = await self._reserve_and_record(request, plan, "")
+        except errors.Conflict as error:
+            tomb = error.metadata.get("owner", "")
+            if error.metadata.get("claim") != tombs.of(network_id) or not tombs.is_gone(tomb):
+                raise
+            # Pools of an earlier try have been returned; those of this one are not among them.
+            outcome = await self._reserve_and_record(request, plan, tomb)
+        if isinstance(outcome, commits.Replayed):
+            assert outcome.request is not None, "it was not there before"
+            return self._first_answer(request, outcome.request)
+        return self._replica.state.networks[network_id]
+
+    async def _reserve_and_record(
+        self, request: Request, plan: NetworkPlan, tomb: str
+    ) -> commits.Committed | commits.Replayed | None:
         pools: list[str] = []
         try:
             network = await self._reserve(request, plan, pools)
-            once = request.remember(Outcome(items=(Done(id=network_id, told=True, network=network),)))
-            outcome = await self._replica.decide(lambda state: networks.create(state, plan, network, once))
+            once = request.remember(Outcome(items=(Done(id=network.id, told=True, network=network),)))
+            outcome = await self._replica.decide(lambda state: networks.create(state, plan, network, once, tomb=tomb))
         except errors.NetweftError as error:
             if not isinstance(error, errors.Unavailable):
                 await self._undo(pools)
@@ -129,9 +145,7 @@ class NetworkEngine:
         if isinstance(outcome, commits.Replayed):
             # Another controller was faster with the same request.
             await self._undo(pools)
-            assert outcome.request is not None, "it was not there before"
-            return self._first_answer(request, outcome.request)
-        return self._replica.state.networks[network_id]
+        return outcome
 
     async def _reserve(self, request: Request, plan: NetworkPlan, pools: list[str]) -> Network:
         """Return the network with its pools and gateways; ids of the pools go to `pools` as they are reserved."""

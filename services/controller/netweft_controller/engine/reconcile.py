@@ -2,9 +2,8 @@
 
 It runs in every controller. All it does is guarded or idempotent, so two of them at the same work do it once.
 
-An orphan is returned behind a tomb, a claim that refuses the record of that owner: an attach that has leased and not
-yet committed either commits before the tomb, and then it is no orphan, or is refused. The tomb stays longer than any
-saga lasts.
+An orphan is returned behind a tomb (`domain.tombs`), so that no record of it comes meanwhile. Whoever finds the tomb
+of a reconciler that died before the return goes on from there.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import asyncio
 import dataclasses
 import datetime as dt
 import time
+import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.ipam import ENDPOINT, Ipam, Release
-from netweft_controller.domain import commits, reconcile
-from netweft_controller.domain.networks import tomb_claim
+from netweft_controller.domain import commits, reconcile, tombs
 from netweft_controller.domain.objects import Kind
 from netweft_controller.domain.reconcile import Held, Sight, Todo
 from netweft_controller.domain.state import State
@@ -34,7 +33,9 @@ _log = logs.get()
 _CHUNK = 1000
 _PASS_S = 10.0
 _TOMB_S = 120.0
-_TOMB_OWNER = "reconciler@"
+"""Longer than any saga lasts."""
+_RETURN_S = 15.0
+"""Longer than it takes to return one orphan: what lasts longer is nobody's work any more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class Reconciler:
         liveness: Which hosts can be asked.
         timing: When to act.
         monotonic: Clock in seconds.
+        clock: Seconds since 1970, for what other controllers read.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Reconciler:
         liveness: Liveness,
         timing: Timing,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._replica = replica
         self._ipam = ipam
@@ -89,8 +92,10 @@ class Reconciler:
         self._liveness = liveness
         self._timing = timing
         self._monotonic = monotonic
+        self._clock = clock
         self._seen: Mapping[Sight, float] = {}
         self._orphans: dict[tuple[str, ...], float] = {}
+        # All there are, as they were when the pass began and what it has made since.
         self._tombs: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -164,12 +169,13 @@ class Reconciler:
 
     async def return_orphans(self) -> int:
         """Return pools and leases that no record has spoken of for the grace time; returns how many."""
+        self._tombs = dict(await self._replica.store.find_claims(tombs.PREFIX))
         pools = [(pool.id, pool.network_id) async for pool in self._ipam.pools()]
         seen: dict[tuple[str, ...], float] = {}
         returned = 0
         ownerless = reconcile.orphan_pools(self._replica.state, pools)
         for pool_id, network_id in ownerless:
-            if self._is_due(("pool", pool_id, network_id), seen):
+            if self._is_due(("pool", pool_id, network_id), seen) or self._is_abandoned(tombs.of(network_id)):
                 returned += await self._return_pool(pool_id, network_id)
         for pool_id, _ in [pool for pool in pools if pool not in ownerless]:
             held = [
@@ -183,9 +189,7 @@ class Reconciler:
             for one in due:
                 returned += await self._return_lease(one)
         self._orphans = seen
-        # A tomb protects for so long after it was made: what is found later gets its own.
-        self._tombs.clear()
-        await self._drop_tombs()
+        await self._clear_tombs()
         return returned
 
     def _is_due(self, orphan: tuple[str, ...], seen: dict[tuple[str, ...], float]) -> bool:
@@ -193,55 +197,69 @@ class Reconciler:
         seen[orphan] = self._orphans.get(orphan, now_s)
         return now_s - seen[orphan] >= self._timing.orphan_grace.total_seconds()
 
+    def _is_abandoned(self, claim: str) -> bool:
+        """Whether somebody has buried an orphan, and died before he could say that it is gone."""
+        tomb = self._tombs.get(claim)
+        return tomb is not None and not tombs.is_gone(tomb) and tombs.age_s(tomb, self._clock()) > _RETURN_S
+
     async def _return_pool(self, pool_id: str, network_id: str) -> int:
         def is_recorded(state: State) -> bool:
             record = state.networks.get(network_id)
             return record is not None and any(subnet.pool_id == pool_id for subnet in record.value.subnets)
 
-        if not await self._bury(Kind.NETWORK, network_id, is_recorded):
+        claim = tombs.of(network_id)
+        if not await self._bury(claim, tombs.Stage.RETURNING, Kind.NETWORK, network_id, is_recorded):
             return 0
         await self._networks.release_pool(pool_id)
+        await self._replica.commit(self._tomb(claim, tombs.Stage.GONE))
         _log.info("orphan pool returned", pool_id=pool_id, network_id=network_id)
         return 1
 
     async def _return_lease(self, one: Held) -> int:
-        if not await self._bury(Kind.ENDPOINT, one.owner_key, lambda state: not reconcile.orphan_leases(state, [one])):
+        def is_recorded(state: State) -> bool:
+            return not reconcile.orphan_leases(state, [one])
+
+        claim = tombs.of_lease(one.owner_key, one.lease)
+        if not await self._bury(claim, tombs.Stage.GONE, Kind.ENDPOINT, one.owner_key, is_recorded):
             return 0
         await self._ipam.release_addresses([Release(one.lease.pool_id, one.lease.ip, one.owner_key, one.lease.epoch)])
         _log.info("orphan lease returned", pool_id=one.lease.pool_id, address=one.lease.ip, owner=one.owner_key)
         return 1
 
-    async def _bury(self, kind: Kind, owner_id: str, is_recorded: Callable[[State], bool]) -> bool:
-        """Make sure that no record of this owner comes while its orphan is returned; False: there is one."""
-        claim = tomb_claim(owner_id)
-        # One owner may have several orphans.
-        tomb = (claim, self._tombs.get(claim) or f"{_TOMB_OWNER}{round(time.time())}")
+    async def _bury(
+        self, claim: str, stage: tombs.Stage, kind: Kind, owner_id: str, is_recorded: Callable[[State], bool]
+    ) -> bool:
+        """Make sure that no record of this owner comes with the orphan; False: there is one."""
+        change = self._tomb(claim, stage)
 
         def decision(state: State) -> commits.Commit | None:
             if is_recorded(state):
                 return None
             record = state.record(kind, owner_id)
             guard = commits.Guard(kind=kind, id=owner_id, revision=record.revision if record is not None else 0)
-            return commits.Commit(guards=(guard,), take=(tomb,))
+            return dataclasses.replace(change, guards=(guard,))
 
         try:
-            buried = await self._replica.decide(decision) is not None
+            return await self._replica.decide(decision) is not None
         except errors.Conflict:
             # Another reconciler is at it, or was a short while ago.
             return False
-        if buried:
-            self._tombs[claim] = tomb[1]
-        return buried
 
-    async def _drop_tombs(self) -> None:
-        now_s = time.time()
-        old = [
-            (claim, owner)
-            for claim, owner in (await self._replica.store.find_claims(tomb_claim(""))).items()
-            if abs(now_s - float(owner.removeprefix(_TOMB_OWNER))) > _TOMB_S
-        ]
+    def _tomb(self, claim: str, stage: tombs.Stage) -> commits.Commit:
+        """Return the commit that makes a tomb, in the place of the one that is known."""
+        old = self._tombs.get(claim)
+        fresh = self._tombs[claim] = tombs.made(stage, self._clock(), uuid.uuid4().hex[:16])
+        return commits.Commit(take=((claim, fresh),), drop=((claim, old),) if old is not None else ())
+
+    async def _clear_tombs(self) -> None:
+        """Drop old tombs, and open the way past those of which nothing was left to return."""
+        now_s = self._clock()
+        old = [(claim, tomb) for claim, tomb in self._tombs.items() if tombs.age_s(tomb, now_s) > _TOMB_S]
         if old:
             await self._replica.commit(commits.Commit(drop=tuple(old)))
+        for claim in self._tombs.keys() - dict(old).keys():
+            if self._is_abandoned(claim):
+                await self._replica.commit(self._tomb(claim, tombs.Stage.GONE))
 
 
 async def _tried(event: str, object_id: str, work: Coroutine[object, object, None]) -> None:

@@ -319,5 +319,10 @@ def _delays() -> Iterator[float]:
 
 def conflict(refused: commits.Refused) -> errors.Conflict:
     """Return the error of a commit that was refused for good."""
-    what = f"{refused.guard.kind} {refused.guard.id}" if refused.guard else f"{refused.claim} (of {refused.owner})"
-    return errors.Conflict("CHANGED_MEANWHILE", f"{what} was changed by somebody else at the same time; try again")
+    if refused.guard is not None:
+        what, where = f"{refused.guard.kind} {refused.guard.id}", {}
+    else:
+        what, where = f"{refused.claim} (of {refused.owner})", {"claim": refused.claim, "owner": refused.owner}
+    return errors.Conflict(
+        "CHANGED_MEANWHILE", f"{what} was changed by somebody else at the same time; try again", **where
+    )
