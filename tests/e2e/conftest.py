@@ -1,12 +1,23 @@
-"""What failed is reported with the last words of every process that had to do with it."""
+"""A namespace for tests; and what failed is reported with the last words of every process that had to do with it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+from netweft_cli import netns
 
 from tests.support import logs
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Path]:
+    """A network namespace that is not ours; it goes whatever happens, for pytest cannot remove a mount."""
+    path = tmp_path / "space"
+    netns.create(path)
+    yield path
+    netns.remove(path)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -156,17 +156,13 @@ def test_the_single_verbs_of_the_model_work_one_after_the_other(netweft, network
     netweft("sandbox", "rm", "c3")
 
 
-def test_a_namespace_of_others_is_used_and_left_alone(netweft, network, tmp_path):
-    path = tmp_path / "mine"
-    netns.create(path)
-
-    netweft("attach", network, "c4", "--netns", str(path))
-    inside = {link.name for link in netns.call(path, rtnl.links)}
+def test_a_namespace_of_others_is_used_and_left_alone(netweft, network, space):
+    netweft("attach", network, "c4", "--netns", str(space))
+    inside = {link.name for link in netns.call(space, rtnl.links)}
     netweft("detach", network, "c4", "--delete-sandbox")
 
     assert inside == {"lo", "eth0"}
-    assert {link.name for link in netns.call(path, rtnl.links)} == {"lo"}
-    netns.remove(path)
+    assert {link.name for link in netns.call(space, rtnl.links)} == {"lo"}
 
 
 def test_a_plan_says_what_an_attach_would_do_and_does_nothing(netweft, network):
@@ -292,17 +288,15 @@ def test_down_leaves_nothing_even_of_a_stack_in_use():
         netweft("status", code=3)
 
 
-def test_on_the_machines_own_network_down_removes_what_is_ours_and_nothing_else(tmp_path):
-    machine = tmp_path / "machine"
-    netns.create(machine)
-    netns.call(machine, lambda: rtnl.add_bridge("theirs"))
+def test_on_the_machines_own_network_down_removes_what_is_ours_and_nothing_else(space):
+    netns.call(space, lambda: rtnl.add_bridge("theirs"))
     shell = Shell(Path(tempfile.mkdtemp(prefix="nw-")) / "run")
 
     def run(*arguments: str) -> int:
-        return netns.call(machine, lambda: shell.process(*arguments)).wait(60)
+        return netns.call(space, lambda: shell.process(*arguments)).wait(60)
 
     def links() -> set[str]:
-        return {link.name for link in netns.call(machine, rtnl.links)}
+        return {link.name for link in netns.call(space, rtnl.links)}
 
     try:
         assert run("up", "--host-network") == 0
@@ -315,8 +309,7 @@ def test_on_the_machines_own_network_down_removes_what_is_ours_and_nothing_else(
 
     assert {name[:4] for name in during} == {"lo", "thei", "nwb-", "nwv-"}
     assert links() == {"lo", "theirs"}
-    assert netns.call(machine, rtnl.tables) == []
-    netns.remove(machine)
+    assert netns.call(space, rtnl.tables) == []
 
 
 def test_a_stack_of_another_shape_in_the_same_place_is_refused(netweft):
