@@ -54,6 +54,21 @@ async def test_a_namespace_of_ours_outlives_the_agent_and_is_adopted(host: Host)
     assert plan(desired, await host.observe(desired), {}) == ()
 
 
+async def test_a_file_that_a_crash_left_without_its_namespace_goes_at_the_next_start(host: Host):
+    await host.make(*sandbox())
+    await host.kernel.close()
+    folder = host.run_dir / "netns"
+    left, place = folder / "sandbox-s2", folder / "sandbox-s3"
+    left.touch()
+    place.mkdir()
+
+    host.kernel = host.new_kernel()
+    await host.observe({})
+
+    assert {"sandbox-s1", "sandbox-s3"} == {path.name for path in folder.iterdir()}
+    place.rmdir()
+
+
 async def test_what_a_crash_left_to_be_deleted_is_deleted_at_the_next_start(host: Host):
     await host.make(*bridge(), *sandbox(), *endpoint())
     host.exec("ip", "link", "set", "nwv-1", "group", str(0x6E78))

@@ -143,7 +143,8 @@ class Executor:
         return self._reaper.reap_if_due()
 
     def start(self) -> None:
-        """Delete what an earlier run left to be deleted in the host's namespace."""
+        """Delete what an earlier run left to be deleted in the host's namespace, and what it left of namespaces."""
+        self._namespaces.clear()
         self._reaper.reap_namespace(HOST)
 
     def close(self) -> None:

@@ -224,6 +224,22 @@ class Namespaces:
             return []
         return [ns for ns in map(from_file_name, names) if ns is not None]
 
+    def clear(self) -> None:
+        """Remove the files of namespaces that are none: a crash leaves one before the pin, and one after its removal.
+
+        Nobody would look there again, unless the namespace is made anew.
+        """
+        for ns in self.pinned():
+            path = self.pin(ns)
+            try:
+                os.close(open_path(str(path)))
+            except errors.InvalidArgument:
+                if path.is_file() and not path.is_symlink():
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+            except errors.NetweftError:
+                continue
+
     @contextlib.contextmanager
     def entered(self, ns: Ns) -> Iterator[None]:
         """Put the calling thread into the namespace for the time of the block.
