@@ -121,23 +121,28 @@ class Client:
         self._connecting: asyncio.Task[_Protocol] | None = None
         self._closed = False
 
-    async def execute(self, *command: Any) -> Any:
+    async def execute(self, *command: Any, timeout_s: float | None = None) -> Any:
         """Send a command and return its answer; arguments are bytes, str, int or float.
 
-        A caller that is cancelled does not stop the command.
+        A caller that is cancelled, or that runs out of time, does not stop the command.
+
+        Args:
+            command: The command.
+            timeout_s: Longest wait for the answer; None: for ever.
 
         Raises:
             LostError: No connection, or it broke before the answer.
             ReplyError: The server refused.
+            TimeoutError: No answer in time.
         """
         protocol = self._protocol
         if protocol is None or protocol.is_lost:
             protocol = await self._connect()
         try:
-            return await protocol.send(command)
+            return await protocol.send(command, timeout_s)
         except ReplyError as error:
             if str(error).startswith("MOVED ") and self._follow(str(error)):
-                return await (await self._connect()).send(command)
+                return await (await self._connect()).send(command, timeout_s)
             raise
 
     async def execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
@@ -285,7 +290,7 @@ class _Protocol(asyncio.Protocol):
             # What speaks there is no Redis server, or we have lost count: nothing on this connection can be believed.
             self.abort()
 
-    async def send(self, command: tuple[Any, ...]) -> Any:
+    async def send(self, command: tuple[Any, ...], timeout_s: float | None = None) -> Any:
         if not self._writable.is_set():
             await self._writable.wait()
         if self.is_lost or self._transport is None:
@@ -301,7 +306,14 @@ class _Protocol(asyncio.Protocol):
                 self._loop.call_soon(self._write)
             self._unsent.append(packed)
         self._waiting.append(future)
-        return await future
+        if timeout_s is None:
+            return await future
+        # Not asyncio.timeout, which costs as much again as all the rest of this call.
+        timer = self._loop.call_later(timeout_s, _expire, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
 
     def _write(self) -> None:
         if self._transport is not None and not self.is_lost:
@@ -316,3 +328,8 @@ class _Protocol(asyncio.Protocol):
         self.is_lost = True
         if self._transport is not None:
             self._transport.abort()
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError("no answer in time"))

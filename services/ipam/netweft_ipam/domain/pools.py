@@ -35,9 +35,17 @@ class PoolId:
     space: str
     subnet: Subnet
     range: Subnet | None = None
+    # Ids are keys everywhere, and made once.
+    _hash: int = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.space, self.subnet, self.range)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
-        return f"{self.space}/{self.subnet}" + (f"/{self.range}" if self.range is not None else "")
+        return _text(self)
 
     @property
     def family(self) -> PoolId:
@@ -76,6 +84,11 @@ class PoolId:
         if not self.reserves_ends:
             return False
         return address == self.subnet.base or (self.subnet.version == 4 and address == self.subnet.last)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _text(pool: PoolId) -> str:
+    return f"{pool.space}/{pool.subnet}" + (f"/{pool.range}" if pool.range is not None else "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

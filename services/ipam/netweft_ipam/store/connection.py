@@ -6,24 +6,27 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from netweft_common import deadline, errors
 
-from netweft_ipam.store import link
 from netweft_ipam.store.direct import Direct
 from netweft_ipam.store.discovered import BySentinel, InCluster
-from netweft_ipam.store.link import Argument, Command, Link, LinkLost, Refused
+from netweft_ipam.store.link import Argument, Command, Info, Link, LinkLost, Refused
 from netweft_ipam.store.scripts import Script
 
 CALL_TIMEOUT_S = 5.0
 # A little less than a call waits, so that the first one to run out of time ends a dead connection for all.
 _SILENT_S = 0.9 * CALL_TIMEOUT_S
 _OLDEST = (7, 0)
+# Enough to replace a connection that died with its server; the caller's own retries do the rest.
+_PAUSES_S = (0.04, 0.08)
 # Refusals that an operator or the next seconds cure, by the first word of the server's answer.
 _REFUSES = ("OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "BUSY", "TRYAGAIN")
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,18 +113,7 @@ class Connection:
             Internal: The script failed.
         """
         started = time.perf_counter()
-        command: Command = ("EVALSHA", script.sha, 1, key, *args)
-        try:
-            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
-                try:
-                    answer = await self._send(script, command, repeatable=repeatable)
-                except Refused as refused:
-                    if not str(refused).startswith("NOSCRIPT"):
-                        raise
-                    # The server was restarted, or is another one: a script is not data, it is not kept.
-                    answer = await self._send(script, ("EVAL", script.text, *command[2:]), repeatable=repeatable)
-        except (LinkLost, Refused, TimeoutError) as error:
-            self._fail(error, script.name)
+        answer = await self._do(lambda: self._evaluate(script, key, args), script.name, repeatable=repeatable)
         if self._observer is not None:
             self._observer(script.name, time.perf_counter() - started)
         assert isinstance(answer, list)
@@ -130,19 +122,6 @@ class Connection:
     def observe(self, observer: Callable[[str, float], None]) -> None:
         """Tell an observer of each script that was answered: its name, and how many seconds it took."""
         self._observer = observer
-
-    async def _send(self, script: Script, command: Command, *, repeatable: bool) -> Any:
-        if not self._replicas or script.is_read:
-            return await link.again(lambda: self._link.call(command), repeatable=repeatable)
-        answer, replicas = await link.again(lambda: self._link.call_durably(command), repeatable=repeatable)
-        if replicas < self._replicas:
-            raise errors.Unavailable(
-                "NOT_REPLICATED",
-                f"{replicas} of {self._replicas} replicas of the store at {self._where} have the write; it is done and "
-                "may be lost: ask again with the same request id",
-                store=self._where,
-            )
-        return answer
 
     async def weaknesses(self) -> list[str]:
         """Return in sentences what the store's servers lack; an empty list is good.
@@ -169,11 +148,9 @@ class Connection:
             Unavailable: No answer in time.
             Internal: The server refused the command.
         """
-        try:
-            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
-                return await link.again(lambda: self._link.call(args), repeatable=True)
-        except (LinkLost, Refused, TimeoutError) as error:
-            self._fail(error, str(args[0]))
+        return await self._do(
+            lambda: self._link.call(args, deadline.remaining_s(CALL_TIMEOUT_S)), str(args[0]), repeatable=True
+        )
 
     async def epoch(self) -> Epoch:
         """Return which history of writes the servers continue.
@@ -184,29 +161,66 @@ class Connection:
         histories = frozenset(info["master_replid"] for info in (await self._info("replication")).values())
         return Epoch(hashlib.sha256(",".join(sorted(histories)).encode()).hexdigest()[:16], histories)
 
-    async def _info(self, section: str) -> dict[str, link.Info]:
-        try:
-            async with asyncio.timeout(deadline.remaining_s(CALL_TIMEOUT_S)):
-                return dict(await link.again(lambda: self._link.info(section), repeatable=True))
-        except (LinkLost, Refused, TimeoutError) as error:
-            self._fail(error, "INFO")
+    async def _info(self, section: str) -> dict[str, Info]:
+        found = await self._do(
+            lambda: self._link.info(section, deadline.remaining_s(CALL_TIMEOUT_S)), "INFO", repeatable=True
+        )
+        return dict(found)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._link.close()
 
-    def _fail(self, error: LinkLost | Refused | TimeoutError, what: str) -> NoReturn:
-        text = str(error) or "no answer in time"
-        if isinstance(error, TimeoutError):
-            self._link.give_up(_SILENT_S)
-        if isinstance(error, (LinkLost, TimeoutError)) or text.startswith(_REFUSES):
+    async def _evaluate(self, script: Script, key: str, args: Sequence[Argument]) -> Any:
+        send = self._call_durably if self._replicas and not script.is_read else self._link.call
+        timeout_s = deadline.remaining_s(CALL_TIMEOUT_S)
+        try:
+            return await send(("EVALSHA", script.sha, 1, key, *args), timeout_s)
+        except Refused as refused:
+            if not str(refused).startswith("NOSCRIPT"):
+                raise
+            # The server was restarted, or is another one: a script is not data, it is not kept.
+            return await send(("EVAL", script.text, 1, key, *args), timeout_s)
+
+    async def _call_durably(self, command: Command, timeout_s: float) -> Any:
+        answer, replicas = await self._link.call_durably(command, timeout_s)
+        if replicas < self._replicas:
             raise errors.Unavailable(
-                "STORE_UNAVAILABLE",
-                f"the store at {self._where} did not do {what}: {text}; nothing is lost, try again",
-                retry_after_s=0.5,
+                "NOT_REPLICATED",
+                f"{replicas} of {self._replicas} replicas of the store at {self._where} have the write; it is done and "
+                "may be lost: ask again with the same request id",
                 store=self._where,
-            ) from error
-        raise errors.Internal("STORE_FAILED", f"the store at {self._where} failed at {what}: {text}") from error
+            )
+        return answer
+
+    async def _do(self, step: Callable[[], Awaitable[Answer]], what: str, *, repeatable: bool) -> Answer:
+        """Take a step, and take it again after a short while when no server answered, if that can do no harm."""
+        pauses_s = iter(_PAUSES_S)
+        while True:
+            try:
+                return await step()
+            except LinkLost as lost:
+                pause_s = next(pauses_s, None)
+                if pause_s is None or (lost.was_sent and not repeatable):
+                    raise self._unavailable(what, str(lost)) from lost
+            except TimeoutError as error:
+                self._link.give_up(_SILENT_S)
+                raise self._unavailable(what, "no answer in time") from error
+            except Refused as refused:
+                text = str(refused)
+                if text.startswith(_REFUSES):
+                    raise self._unavailable(what, text) from refused
+                message = f"the store at {self._where} failed at {what}: {text}"
+                raise errors.Internal("STORE_FAILED", message) from refused
+            await asyncio.sleep(pause_s)
+
+    def _unavailable(self, what: str, why: str) -> errors.Unavailable:
+        return errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            f"the store at {self._where} did not do {what}: {why}; nothing is lost, try again",
+            retry_after_s=0.5,
+            store=self._where,
+        )
 
 
 def _masked(url: str) -> str:

@@ -37,18 +37,18 @@ class Direct:
         self._writers: list[resp.Client] = []
         self._idle: list[resp.Client] = []
 
-    async def call(self, command: Command) -> Any:
+    async def call(self, command: Command, timeout_s: float) -> Any:
         """See Link."""
         try:
-            return await self._client.execute(*command)
+            return await self._client.execute(*command, timeout_s=timeout_s)
         except resp.LostError as error:
             raise LinkLost(str(error), was_sent=error.was_sent) from error
         except resp.ReplyError as error:
             raise _refused(self._client, error) from error
 
-    async def call_durably(self, command: Command) -> tuple[Any, int]:
+    async def call_durably(self, command: Command, timeout_s: float) -> tuple[Any, int]:
         """See Link."""
-        async with self._turns:
+        async with asyncio.timeout(timeout_s), self._turns:
             if not self._idle:
                 self._writers.append(self._open())
                 self._idle.append(self._writers[-1])
@@ -66,9 +66,9 @@ class Direct:
                 raise _refused(writer, answer) from answer
         return answers[0], int(answers[1])
 
-    async def info(self, section: str) -> dict[str, Info]:
+    async def info(self, section: str, timeout_s: float) -> dict[str, Info]:
         """See Link."""
-        text = await self.call(("INFO", section) if section else ("INFO",))
+        text = await self.call(("INFO", section) if section else ("INFO",), timeout_s)
         return {self._where: read_info(text.decode())}
 
     def give_up(self, silent_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlunsplit
@@ -67,25 +68,25 @@ class BySentinel:
             retry=_once(),
         )
 
-    async def call(self, command: Command) -> Any:
+    async def call(self, command: Command, timeout_s: float) -> Any:
         """See Link."""
-        return await _told(self._client.execute_command(*command))  # type: ignore[no-untyped-call]  # as above
+        return await _told(self._client.execute_command(*command), timeout_s)  # type: ignore[no-untyped-call]  # as above
 
-    async def call_durably(self, command: Command) -> tuple[Any, int]:
+    async def call_durably(self, command: Command, timeout_s: float) -> tuple[Any, int]:
         """See Link."""
         # WAIT speaks of the writes of its own connection, so both go over one.
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.execute_command(*command)
             pipe.execute_command(*self._wait)
-            answer, replicas = await _told(pipe.execute(raise_on_error=False))
+            answer, replicas = await _told(pipe.execute(raise_on_error=False), timeout_s)
         for part in (answer, replicas):
             if isinstance(part, Exception):
                 raise _translated(part) from part
         return answer, int(replicas)
 
-    async def info(self, section: str) -> dict[str, Info]:
+    async def info(self, section: str, timeout_s: float) -> dict[str, Info]:
         """See Link."""
-        return {self._where: _texts(await self.call(("INFO", section) if section else ("INFO",)))}
+        return {self._where: _texts(await self.call(("INFO", section) if section else ("INFO",), timeout_s))}
 
     def give_up(self, silent_s: float) -> None:
         """See Link; redis-py drops a connection that is silent for its timeout by itself."""
@@ -115,18 +116,19 @@ class InCluster:
             retry=_once(),
         )
 
-    async def call(self, command: Command) -> Any:
+    async def call(self, command: Command, timeout_s: float) -> Any:
         """See Link."""
-        return await _told(self._client.execute_command(*command))
+        return await _told(self._client.execute_command(*command), timeout_s)
 
-    async def call_durably(self, command: Command) -> tuple[Any, int]:
+    async def call_durably(self, command: Command, timeout_s: float) -> tuple[Any, int]:
         """See Link; WAIT cannot be asked of a Cluster, so nobody is counted."""
-        return await self.call(command), 0
+        return await self.call(command, timeout_s), 0
 
-    async def info(self, section: str) -> dict[str, Info]:
+    async def info(self, section: str, timeout_s: float) -> dict[str, Info]:
         """See Link."""
         command = ("INFO", section) if section else ("INFO",)
-        answer = await _told(self._client.execute_command(*command, target_nodes=RedisCluster.PRIMARIES))
+        asked = self._client.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
+        answer = await _told(asked, timeout_s)
         # redis-py returns one node's answer as it is, and those of several by name.
         nodes = answer if all(isinstance(info, dict) for info in answer.values()) else {"the cluster": answer}
         return {str(name): _texts(info) for name, info in nodes.items()}
@@ -139,18 +141,19 @@ class InCluster:
         await self._client.aclose()
 
 
-async def _told(answer: Awaitable[Answer]) -> Answer:
-    try:
-        return await answer
-    except (redis_errors.RedisError, OSError, TimeoutError) as error:
-        raise _translated(error) from error
+async def _told(answer: Awaitable[Answer], timeout_s: float) -> Answer:
+    async with asyncio.timeout(timeout_s):
+        try:
+            return await answer
+        except (redis_errors.RedisError, OSError) as error:
+            raise _translated(error) from error
 
 
 def _translated(error: Exception) -> LinkLost | Refused:
     text = str(error) or type(error).__name__
     if isinstance(error, redis_errors.NoScriptError):
         return Refused(f"NOSCRIPT {text}")
-    if isinstance(error, (*_AWAY, TimeoutError)):
+    if isinstance(error, _AWAY):
         # Sentinels that name nobody are asked before anything is sent.
         return LinkLost(text, was_sent=not isinstance(error, sentinel.MasterNotFoundError))
     return Refused(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ from netweft_ipam.store.registry import Entry
 _GRANTED, _STANDS, _IN_USE, _RESTING, _HOLDS_ANOTHER, _EXHAUSTED, _QUOTA = range(7)
 # One item of request.lua: length of the key less 1, twice the group plus 1 if a ref follows.
 _ITEM = struct.Struct(">BH").pack
+# How long requests for one address go straight to request.lua after lease.lua could not serve one: where addresses come
+# and go, some have rested at most times.
+_LONG_S = 1.0
 _MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
 _ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
@@ -78,6 +82,7 @@ class Families:
         self._now_ms = now_ms
         self._quarantine_ms = quarantine_ms
         self._options = f"{int(check_history)}:{events_kept}"
+        self._long_until_s: dict[PoolId, float] = {}
 
     async def open(self, entry: Entry) -> bool:
         """Make a registered pool ready; return whether it lives, else its end was decided before. Idempotent.
@@ -138,6 +143,17 @@ class Families:
             AlreadyExists: The request id came with another body.
             StaleHistory: The server's history was not confirmed; nothing was done.
         """
+        if len(asks) == 1 and asks[0].address is None and not asks[0].serial and not self._takes_long(pool):
+            code, *answer = await self._lease(self._layout(pool), asks[0], tag)
+            if code != b"ALL":
+                return _leased(pool, self._layout(pool), asks[0], code, answer)
+            if answer[0]:
+                self._long_until_s[pool] = time.monotonic() + _LONG_S
+        return await self._request(pool, asks, tag)
+
+    async def _request(
+        self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
+    ) -> tuple[list[Lease | errors.NetweftError], str, set[str]] | None:
         layout = self._layout(pool)
         groups: dict[tuple[str, OwnerKind, int, bool], int] = {}
         items: list[bytes] = []
@@ -175,6 +191,32 @@ class Families:
             raise StaleHistory(answer[0].decode())
         hosts = {group[0] for group in groups if group[0]} if answer[3] else set()
         return _outcomes(pool, layout, asks, answer), answer[7].decode(), hosts
+
+    async def _lease(self, layout: keys.Layout, ask: AddressAsk, tag: RequestTag) -> list[Any]:
+        owner = ask.owner
+        return await self._run(
+            "lease",
+            layout,
+            tag.id,
+            tag.fingerprint,
+            layout.range,
+            layout.low,
+            layout.high,
+            owner.host_id,
+            int(owner.kind),
+            ask.ttl_s,
+            owner.key,
+        )
+
+    def _takes_long(self, pool: PoolId) -> bool:
+        """Return whether lease.lua has lately found that the pool's state is not for it."""
+        until_s = self._long_until_s.get(pool)
+        if until_s is None:
+            return False
+        if time.monotonic() < until_s:
+            return True
+        del self._long_until_s[pool]
+        return False
 
     async def release(
         self, pool: PoolId, returns: Sequence[AddressReturn], tag: RequestTag
@@ -362,7 +404,7 @@ class Families:
         self, script: str, layout: keys.Layout, *args: str | bytes | int, repeatable: bool = True
     ) -> list[Any]:
         return await self._connection.run(
-            scripts.load("pool", script),
+            scripts.load("" if script == "lease" else "pool", script),
             layout.key,
             self._now_ms(),
             layout.width,
@@ -376,6 +418,19 @@ class Families:
 def _quota(entry: Entry) -> str:
     quota = pools.quota(entry.labels)
     return "" if quota is None else str(quota)
+
+
+def _leased(
+    pool: PoolId, layout: keys.Layout, ask: AddressAsk, code: bytes, answer: list[Any]
+) -> tuple[list[Lease | errors.NetweftError], str, set[str]] | None:
+    """Return what lease.lua says; see Families.request."""
+    if code == b"NOPOOL":
+        return None
+    if code == b"STALE":
+        raise StaleHistory(answer[0].decode())
+    ref, epoch, time_ms, expires_ms, host_is_new, server = answer
+    lease = Lease(pool, layout.base + int(ref, 16), ask.owner, epoch, time_ms, expires_ms)
+    return [lease], server.decode(), {ask.owner.host_id} if host_is_new else set()
 
 
 def _outcomes(

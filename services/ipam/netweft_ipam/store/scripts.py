@@ -30,8 +30,8 @@ _READS = frozenset({"events", "find", "list", "lookup", "seen", "use"})
 
 @functools.cache
 def load(library: str, name: str) -> Script:
-    """Return a script behind its library (`pool` or `space`)."""
+    """Return a script behind its library (`pool`, `space` or `hosts`); with none, as it is."""
     files = resources.files(__package__) / "lua"
-    text = "\n".join((files / f"{part}.lua").read_text(encoding="utf-8") for part in (library, name))
+    text = "\n".join((files / f"{part}.lua").read_text(encoding="utf-8") for part in (library, name) if part)
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     return Script(name=name, text=text, sha=sha, is_read=name in _READS)
