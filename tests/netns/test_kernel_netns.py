@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from netweft_agent.domain.plan import plan
-from netweft_agent.domain.resources import HOST, Namespace
+from netweft_agent.domain.resources import HOST, File, Namespace
 from netweft_agent.kernel import netns
 from netweft_agent.kernel.netns import Namespaces
 from netweft_common import errors
@@ -67,6 +67,25 @@ async def test_a_file_that_a_crash_left_without_its_namespace_goes_at_the_next_s
 
     assert {"sandbox-s1", "sandbox-s3"} == {path.name for path in folder.iterdir()}
     place.rmdir()
+
+
+async def test_files_of_a_sandbox_that_nobody_remembers_are_seen_and_can_be_removed(host: Host):
+    folder = host.run_dir / "sandboxes" / "s1"
+    ours, edited, unfinished = folder / "hosts", folder / "resolv.conf", folder / ".hosts.netweft"
+    files = [File(ns="sandbox/s1", path=str(path), content="a\n") for path in (ours, edited)]
+    await host.make(*sandbox(), *files)
+    await host.kernel.close()
+    edited.write_text("b\n")
+    unfinished.touch()
+
+    host.kernel = host.new_kernel()
+    seen = await host.observe({})
+    left_out = await host.observe(state(files))
+    await host.remove(*(one for one in seen.values() if isinstance(one, File)))
+
+    assert [str(ours)] == [one.path for one in seen.values() if isinstance(one, File)]
+    assert {one.key for one in files} == {key for key in left_out if key[0] == "file"}
+    assert [edited] == list(folder.iterdir())
 
 
 async def test_what_a_crash_left_to_be_deleted_is_deleted_at_the_next_start(host: Host):

@@ -143,8 +143,9 @@ class Executor:
         return self._reaper.reap_if_due()
 
     def start(self) -> None:
-        """Delete what an earlier run left to be deleted in the host's namespace, and what it left of namespaces."""
+        """Delete what an earlier run left in the host: doomed links, and what is half-made or half-gone."""
         self._namespaces.clear()
+        self._files.clear()
         self._reaper.reap_namespace(HOST)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from netweft_common import errors
 from netweft_agent.domain import resources
 
 _LIMIT_BYTES = 4 << 20
+_SANDBOXES = "sandboxes"
+"""Folder of the run directory with a folder for each sandbox; see domain/sandbox.py."""
 _SECOND_NS = 1_000_000_000
 
 
@@ -96,6 +98,24 @@ class Files:
                 return None
             content = None if self._edited(file, there) else there.content.decode(errors="replace")
         return resources.File(ns=file.ns, path=file.path, content=content, in_place=file.in_place)
+
+    def forgotten(self, wanted: Container[resources.Key]) -> Iterator[resources.File]:
+        """Yield the files below the run directory that are as we wrote them, and that nobody wants."""
+        for path in sorted(self._run_dir.glob(f"{_SANDBOXES}/*/*")):
+            ns = f"sandbox/{path.parent.name}"
+            if ("file", ns, str(path)) in wanted or _is_temporary(path):
+                continue
+            there = _read(path)
+            if there is not None and there.sealed:
+                yield resources.File(ns=ns, path=str(path), content=there.content.decode(errors="replace"))
+
+    def clear(self) -> None:
+        """Remove what a crash left of files that were being written below the run directory."""
+        for path in self._run_dir.glob(f"{_SANDBOXES}/*/.*"):
+            if _is_temporary(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    self._prune(path.parent)
 
     def _refuse_elsewhere(self, path: Path) -> None:
         """Who may attach a container may not have any file of the host written by it."""
@@ -180,6 +200,10 @@ def _rewrite(path: Path, content: bytes) -> None:
     with open(fd, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
         file.write(content)
         file.truncate()
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".netweft")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -99,12 +99,13 @@ class Observer:
         by_ns: dict[Ns, dict[Key, Resource]] = {}
         for key, resource in wanted.items():
             by_ns.setdefault(resource.ns, {})[key] = resource
+        found: dict[Key, Resource] = {}
         if namespaces is None:
             spaces: Iterable[Ns] = dict.fromkeys([HOST, *by_ns, *self._namespaces.pinned()])
+            found.update((file.key, file) for file in self._files.forgotten(wanted))
         else:
             spaces = dict.fromkeys(namespaces)
         looks = {ns: self._look(ns, by_ns.get(ns, {})) for ns in spaces}
-        found: dict[Key, Resource] = {}
         foreign: set[Key] = set()
         for look in looks.values():
             found.update(look.found)
@@ -215,7 +216,9 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
         ours = not loopback and (look.all_ours or info.group == resources.LINK_GROUP)
         if ours:
             look.our_links.add(info.ifindex)
-        if ours or wanted is not None:
+        if wanted is not None and wanted.shared and not ours and info.kind == wanted.kind:
+            look.note(replace(wanted, up=info.up), ours=False, excused=True)
+        elif ours or wanted is not None:
             look.note(_link(look, info, wanted), ours=ours, excused=loopback)
 
 
@@ -239,6 +242,7 @@ def _link(look: _Look, info: dumps.LinkInfo, wanted: Link | None) -> Link:
         vxlan=info.vxlan,
         port=info.port,
         socket_ns=wanted.socket_ns if wanted is not None else None,
+        shared=wanted.shared if wanted is not None else False,
     )
 
 
