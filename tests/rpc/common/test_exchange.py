@@ -207,6 +207,8 @@ async def test_a_server_that_goes_down_answers_what_it_has_taken_and_no_more(wor
         await ipam.entered.wait()
 
         draining = asyncio.create_task(going.drain())
+        while not going._interceptor._draining:
+            await asyncio.sleep(0)
         with pytest.raises(errors.Unavailable):
             await caller.ask("too late", timeout_s=2)
         ipam.release.set()
