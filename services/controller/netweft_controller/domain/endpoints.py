@@ -452,10 +452,18 @@ def container_claim(sandbox: Sandbox) -> str:
 
 
 def gateways(network: Network, endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the gateway of each of an endpoint's addresses; none in an internal network."""
+    """Return the gateway of each of an endpoint's addresses; none in an internal network.
+
+    An auxiliary address of Docker's name for it is the endpoints' gateway instead of the network's own.
+    """
     if network.internal:
         return ()
-    by_pool = {subnet.pool_id: subnet.gateway for subnet in network.subnets}
+    by_pool = {
+        subnet.pool_id: subnet.aux_addresses.get(
+            "DefaultGatewayIPv6" if ":" in subnet.subnet else "DefaultGatewayIPv4", subnet.gateway
+        )
+        for subnet in network.subnets
+    }
     return tuple(gateway for lease in endpoint.leases if (gateway := by_pool.get(lease.pool_id, "")))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commits, fields, names, options, tombs
+from netweft_controller.domain import bridge, commits, fields, names, options, tombs
 from netweft_controller.domain.objects import (
     ClaimInfo,
     DriverInfo,
@@ -113,6 +113,7 @@ def plan(state: State, spec: NetworkSpec, network_id: str) -> NetworkPlan:
         attachable=spec.attachable,
         needs_addresses=driver.needs_addresses,
     )
+    bridge.check(state, network)
     _claims(state, driver, network)
     if ipam_driver == IPAM_NULL:
         return NetworkPlan(network=network, driver=driver, pools=())
@@ -139,6 +140,7 @@ def addresses(network: Network) -> tuple[AddressWant, ...]:
         AddressWant(subnet_index=index, name=name, address=address)
         for index, subnet in enumerate(network.subnets)
         for name, address in (("", subnet.gateway), *sorted(subnet.aux_addresses.items()))
+        if name or address or not bridge.skips_gateway(network, 6 if ":" in subnet.subnet else 4)
     ]
     return tuple(sorted(wants, key=lambda want: not want.address))
 
