@@ -14,6 +14,7 @@ from pathlib import Path
 from netweft_agent.domain.objects import Endpoint, Object, Ref
 from netweft_agent.domain.plan import Operation, plan
 from netweft_agent.domain.resources import Key, Resource
+from netweft_agent.engine.desired import Desired
 from netweft_agent.engine.render import Renderer
 from netweft_agent.engine.store import ObjectStore
 from netweft_agent.kernel.linux import LinuxKernel
@@ -57,10 +58,15 @@ class Lab:
 
     def desired(self) -> Mapping[Key, Resource]:
         """Return all that the objects want."""
+        return self._desired().resources
+
+    def _desired(self) -> Desired:
         wishes = self.renderer.render(self.store, self.renderer.everything(self.store))
-        if wishes.refused:
-            raise next(iter(wishes.refused.values()))
-        return {key: one for wanted in wishes.by_owner.values() for key, one in wanted.items()}
+        desired = Desired()
+        _, refused = desired.replace(wishes.by_owner)
+        for error in (wishes.refused | refused).values():
+            raise error
+        return desired
 
     async def put(self, *items: Object) -> tuple[Operation, ...]:
         """Bring objects to the host, and return what was done.
@@ -90,10 +96,8 @@ class Lab:
         return await self._bring()
 
     async def _bring(self) -> tuple[Operation, ...]:
-        wishes = self.renderer.render(self.store, self.renderer.everything(self.store))
-        owners = {key: owner for owner, wanted in wishes.by_owner.items() for key in wanted}
-        desired = self.desired()
-        steps = plan(desired, self.known, owners)
+        desired = self._desired()
+        steps = plan(desired.resources, self.known, {key: desired.owner(key) for key in desired.resources})
         results = await self.kernel.execute(steps)
         for step, error in zip(steps, results, strict=True):
             key = step.resource.key

@@ -450,7 +450,7 @@ def test_an_option_tells_type_default_range_and_form():
         default_value="true",
         description="Let endpoints of the network talk to each other.",
     )
-    assert ("int", "1500", 68, 65535) == (
+    assert ("int", "1500", 0, 65535) == (
         options["mtu"].type,
         options["mtu"].default_value,
         options["mtu"].minimum,
@@ -546,3 +546,32 @@ def test_a_list_of_ports_that_cannot_be_is_refused(ports):
         convert.change(agent_pb2.Change(revision=1, endpoint=endpoint_message(ports=ports)))
 
     assert "change.endpoint.ports" == caught.value.metadata["field"]
+
+
+def test_an_auxiliary_address_may_be_the_endpoints_gateway():
+    subnets = [
+        network_pb2.Subnet(
+            subnet="10.1.0.0/24",
+            gateway="10.1.0.1",
+            aux_addresses={"DefaultGatewayIPv4": "10.1.0.254", "x": "10.1.0.9"},
+        ),
+        network_pb2.Subnet(subnet="fd00::/64", aux_addresses={"DefaultGatewayIPv6": "fd00::254"}),
+    ]
+
+    change = convert.change(agent_pb2.Change(revision=1, network=network_message(subnets=subnets)))
+
+    assert isinstance(change.put, Network)
+    assert ["10.1.0.254/24", "fd00::254/64"] == [str(one.default_gateway) for one in change.put.subnets]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("10.2.0.1", "BAD_GATEWAY"), ("fd00::1", "BAD_GATEWAY"), ("web", "BAD_ADDRESS")]
+)
+def test_a_gateway_outside_its_subnet_is_refused(text, reason):
+    subnet = network_pb2.Subnet(subnet="10.1.0.0/24", aux_addresses={"DefaultGatewayIPv4": text})
+
+    with pytest.raises(InvalidArgument) as caught:
+        convert.change(agent_pb2.Change(revision=1, network=network_message(subnets=[subnet])))
+
+    assert reason == caught.value.reason
+    assert "change.network.subnets[0].aux_addresses[DefaultGatewayIPv4]" == caught.value.metadata["field"]

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from netweft_agent.drivers import base
+from netweft_agent.drivers.bridge_options import Options as BridgeOptions
 from netweft_common.errors import InvalidArgument
 
 
@@ -94,10 +95,93 @@ def test_a_driver_without_options_says_so():
     [("br-web", True), ("nwb-0123456789a", True), ("a" * 16, False), ("br web", False), ("br/web", False), ("", True)],
 )
 def test_a_bridges_name_is_one_that_the_kernel_takes(name, accepted):
-    from netweft_agent.drivers.bridge import Options as BridgeOptions  # noqa: PLC0415  # the only use
-
     if accepted:
         assert name == base.parse(BridgeOptions, {"bridge_name": name}, driver="bridge").bridge_name
     else:
         with pytest.raises(InvalidArgument):
             base.parse(BridgeOptions, {"bridge_name": name}, driver="bridge")
+
+
+BRIDGE_DEFAULTS = {
+    "bridge_name": "",
+    "icc": True,
+    "masquerade": True,
+    "mtu": 1500,
+    "host_binding": "0.0.0.0",
+    "inhibit_ipv4": False,
+    "gateway_mode_ipv4": "nat",
+    "gateway_mode_ipv6": "nat",
+    "snat_ipv4": "",
+    "snat_ipv6": "",
+    "trusted_host_interfaces": "",
+    "interface_prefix": "eth",
+    "default_bridge": False,
+}
+
+
+def test_a_bridge_network_has_these_options_with_these_defaults():
+    assert BRIDGE_DEFAULTS == dataclasses.asdict(base.parse(BridgeOptions, {}, driver="bridge"))
+
+
+DOCKERS = {
+    "com.docker.network.bridge.name": ("br0", "bridge_name", "br0"),
+    "com.docker.network.bridge.enable_ip_masquerade": ("false", "masquerade", False),
+    "com.docker.network.bridge.enable_icc": ("false", "icc", False),
+    "com.docker.network.bridge.inhibit_ipv4": ("true", "inhibit_ipv4", True),
+    "com.docker.network.bridge.gateway_mode_ipv4": ("routed", "gateway_mode_ipv4", "routed"),
+    "com.docker.network.bridge.gateway_mode_ipv6": ("nat-unprotected", "gateway_mode_ipv6", "nat-unprotected"),
+    "com.docker.network.bridge.host_binding_ipv4": ("127.0.0.1", "host_binding", "127.0.0.1"),
+    "com.docker.network.bridge.default_bridge": ("true", "default_bridge", True),
+    "com.docker.network.bridge.trusted_host_interfaces": ("eth0:wg0", "trusted_host_interfaces", "eth0:wg0"),
+    "com.docker.network.driver.mtu": ("9000", "mtu", 9000),
+    "com.docker.network.host_ipv4": ("192.0.2.1", "snat_ipv4", "192.0.2.1"),
+    "com.docker.network.host_ipv6": ("2001:db8::1", "snat_ipv6", "2001:db8::1"),
+    "com.docker.network.container_iface_prefix": ("lan", "interface_prefix", "lan"),
+}
+
+
+@pytest.mark.parametrize(("key", "case"), DOCKERS.items(), ids=DOCKERS)
+def test_a_bridge_networks_options_have_dockers_names_too(key, case):
+    text, name, value = case
+
+    assert BRIDGE_DEFAULTS | {name: value} == dataclasses.asdict(
+        base.parse(BridgeOptions, {key: text}, driver="bridge")
+    )
+
+
+BRIDGE_REFUSALS = {
+    "a name with a slash": ("bridge_name", "br/0"),
+    "a name that is too long": ("bridge_name", "b" * 16),
+    "a name that the kernel uses": ("bridge_name", "all"),
+    "a name that is a folder": ("bridge_name", ".."),
+    "no truth value": ("masquerade", "maybe"),
+    "an MTU below IP's": ("mtu", "67"),
+    "a negative MTU": ("mtu", "-1"),
+    "an MTU beyond what fits": ("mtu", "65536"),
+    "an unknown mode": ("gateway_mode_ipv4", "open"),
+    "an unknown mode of IPv6": ("gateway_mode_ipv6", "NAT"),
+    "a binding that is no address": ("host_binding", "1.2.3.400"),
+    "a binding to a multicast address": ("host_binding", "224.0.0.1"),
+    "a SNAT address of the other family": ("snat_ipv6", "1.2.3.4"),
+    "a SNAT address that is none": ("snat_ipv4", "1.2.3.400"),
+    "a SNAT address with a zone": ("snat_ipv6", "fe80::1%eth0"),
+    "trusted interfaces by comma": ("trusted_host_interfaces", "eth0, eth1"),
+    "a trusted interface that is too long": ("trusted_host_interfaces", "e" * 16),
+    "an empty trusted interface": ("trusted_host_interfaces", "eth0::eth1"),
+    "a prefix that leaves no room for a number": ("interface_prefix", "e" * 12),
+    "a prefix with a slash": ("interface_prefix", "e/"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), BRIDGE_REFUSALS.values(), ids=BRIDGE_REFUSALS)
+def test_a_bridge_networks_option_that_is_wrong_is_told_by_its_name(name, value):
+    with pytest.raises(InvalidArgument) as caught:
+        base.parse(BridgeOptions, {name: value}, driver="bridge")
+
+    assert ("BAD_OPTION", f"options[{name}]") == (caught.value.reason, caught.value.metadata["field"])
+
+
+def test_addresses_in_options_are_made_canonical():
+    found = base.parse(BridgeOptions, {"host_binding": "2001:DB8:0::1", "snat_ipv6": "2001:DB8::0:2"}, driver="bridge")
+
+    assert ("2001:db8::1", "2001:db8::2") == (found.binding, found.snat(6))

@@ -13,7 +13,7 @@ from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers.base import Attachment
-from netweft_common.errors import FailedPrecondition, NetweftError
+from netweft_common.errors import NetweftError
 
 from tests.support import golden
 from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, port, sandbox, subnets
@@ -79,6 +79,32 @@ CASES = {
         ),
     ),
     "bridge-ports-icc-off": Case(bridge(icc="false"), (endpoint(ports=(port(80, 8080),)),)),
+    "bridge-no-icc-dual-stack": Case(network(options={"icc": "false"}, **DUAL), (endpoint(addresses=DUAL_ADDRESSES),)),
+    "bridge-nat-unprotected": Case(
+        network(options={"gateway_mode_ipv4": "nat-unprotected", "gateway_mode_ipv6": "nat-unprotected"}, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES, ports=(port(80, 8080),)),),
+    ),
+    "bridge-routed": Case(
+        network(options={"gateway_mode_ipv4": "routed", "gateway_mode_ipv6": "routed"}, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES, ports=(port(80, 8080), port(53, protocol="udp"))),),
+    ),
+    "bridge-routed-ipv6": Case(
+        network(options={"gateway_mode_ipv6": "routed"}, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES, ports=(port(80, 8080),)),),
+    ),
+    "bridge-isolated": Case(
+        network(options={"gateway_mode_ipv4": "isolated", "gateway_mode_ipv6": "isolated"}, internal=True, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES),),
+    ),
+    "bridge-inhibit-ipv4": Case(bridge(inhibit_ipv4="true")),
+    "bridge-snat": Case(
+        network(options={"snat_ipv4": "192.0.2.7", "snat_ipv6": "2001:db8::7"}, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES),),
+    ),
+    "bridge-trusted": Case(bridge(trusted_host_interfaces="eth1:wg0")),
+    "bridge-default-gateway": Case(
+        network(subnets=(replace(subnets("10.1.0.0/24")[0], default_gateway=ip_interface("10.1.0.254/24")),))
+    ),
     "bridge-given-namespace": Case(bridge(), box=sandbox(source="/run/netns/c1", hosts_path="/var/lib/c1/hosts")),
     "overlay": Case(overlay()),
     "overlay-peers": Case(overlay(), peers=(peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))),
@@ -287,6 +313,11 @@ PORT_REFUSALS = {
         endpoint(ports=(port(81, 80, "192.0.2.1"), port(80, 80, "0.0.0.0"))),
         "PORT_TWICE",
     ),
+    "a default gateway mode that translates nothing": (
+        network(options={"gateway_mode_ipv4": "isolated"}, internal=True),
+        endpoint(ports=PORTS),
+        "INTERNAL_NETWORK",
+    ),
     "IPv6 loopback": (
         DUAL_NETWORK,
         endpoint(addresses=DUAL_ADDRESSES, ports=(port(80, 80, "::1"),)),
@@ -369,6 +400,18 @@ def test_ports_are_published_in_the_families_whose_default_route_the_endpoint_gi
 
 
 REFUSALS = {
+    "isolated and not internal": (
+        network(options={"gateway_mode_ipv4": "isolated"}),
+        sandbox(),
+        FACTS,
+        "ISOLATED_NOT_INTERNAL",
+    ),
+    "isolated for IPv6 and not internal": (
+        network(options={"gateway_mode_ipv6": "isolated"}),
+        sandbox(),
+        FACTS,
+        "ISOLATED_NOT_INTERNAL",
+    ),
     "bridge in the host's namespace": (bridge(), sandbox(source="host"), FACTS, "HOST_SANDBOX"),
     "overlay in the host's namespace": (overlay(), sandbox(source="host"), FACTS, "HOST_SANDBOX"),
     "overlay without a tunnel address": (overlay(), sandbox(), replace(FACTS, vtep=""), "NO_VTEP"),
@@ -383,7 +426,7 @@ REFUSALS = {
 def test_a_driver_refuses_what_it_cannot_render_before_anything_is_touched(net, box, facts, reason):
     attachment = Attachment(endpoint=endpoint(), sandbox=box)
 
-    with pytest.raises(FailedPrecondition) as caught:
+    with pytest.raises(NetweftError) as caught:
         DRIVERS[net.driver].check(net, attachment, facts)
 
     assert reason == caught.value.reason
@@ -413,6 +456,21 @@ GATEWAYS = {
         endpoint(),
         4,
         "10.1.0.1/24",
+    ),
+    "the one that the network names": (
+        network(subnets=(replace(subnets("10.1.0.0/24")[0], default_gateway=ip_interface("10.1.0.254/24")),)),
+        endpoint(),
+        4,
+        "10.1.0.254/24",
+    ),
+    "none of an internal network that names one": (
+        network(
+            internal=True,
+            subnets=(replace(subnets("10.1.0.0/24")[0], default_gateway=ip_interface("10.1.0.254/24")),),
+        ),
+        endpoint(),
+        4,
+        None,
     ),
     "none for an address outside": (network(subnets=subnets("10.9.0.0/24")), endpoint(), 4, None),
 }

@@ -25,7 +25,7 @@ FULL = [
         driver="overlay",
         subnets=(
             Subnet(subnet=ip_network("10.1.0.0/24"), gateway=ip_interface("10.1.0.1/24")),
-            Subnet(subnet=ip_network("fd00::/64"), gateway=None),
+            Subnet(subnet=ip_network("fd00::/64"), gateway=None, default_gateway=ip_interface("fd00::9/64")),
         ),
         options={"mtu": "1400", "com.docker.network.driver.mtu": "1"},
         claims={"vni": 16777215, "transit": 1},

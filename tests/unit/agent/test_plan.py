@@ -56,6 +56,11 @@ CASES = {
         (),
         "-link:lo -link:nwv-1 -link:br0 -file -sysctl -nft-table -netns",
     ),
+    "a bridge that may be somebody else's is let go of, and its address goes by itself": (
+        (replace(BRIDGE, shared=True), replace(ADDRESS, ns=HOST, link="br0")),
+        (),
+        "-address -link:br0",
+    ),
     "a namespace of ours takes along what is in it": ((OWNED, LO, replace(DEFAULT, link="lo")), (), "-link:lo -netns"),
     "a given namespace lives on, so all of ours in it is removed": (
         (GIVEN, BRIDGE, VETH, ETH0, ADDRESS, DEFAULT),

@@ -54,6 +54,12 @@ class Cable:
 
     def gateway(self, network, endpoint, version):
         return None
+
+    def interface_prefix(self, network):
+        return "cab"
+
+    def binds(self, network, endpoint):
+        return lambda port: ()
 '''
 
 

@@ -44,10 +44,16 @@ class Ref:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
-    """A subnet of a network, and its gateway (None: the network has none)."""
+    """A subnet of a network.
+
+    Attributes:
+        gateway: Address of the network itself; None: it has none.
+        default_gateway: Whom endpoints get as their gateway instead; None: `gateway`.
+    """
 
     subnet: Subnetwork
     gateway: Interface | None
+    default_gateway: Interface | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

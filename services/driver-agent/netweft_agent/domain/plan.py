@@ -116,13 +116,16 @@ def plan(
 def implied(gone: Collection[Key], present: Mapping[Key, Resource]) -> set[Key]:
     """Return the keys that vanish because something they need is in `gone`.
 
-    The death of a namespace of ours takes everything in it but links: a VXLAN device or a veth has an effect outside
-    until the kernel gets round to it, so links are always removed by name first. A namespace that was given to us
-    lives on, so nothing in it is implied by our letting go of it.
+    A link that may be somebody else's is only let go of, and what is on it goes by itself. The death of a namespace of
+    ours takes everything in it but links: a VXLAN device or a veth has an effect outside until the kernel gets round to
+    it, so links are always removed by name first. A namespace that was given to us lives on, so nothing in it is
+    implied by our letting go of it.
     """
 
     def takes_along(need: Key, resource: Resource) -> bool:
         holder = present.get(need)
+        if isinstance(holder, Link):
+            return not holder.shared
         return not isinstance(holder, Namespace) or (holder.owned and not isinstance(resource, Link))
 
     return _closure(gone, present, takes_along)

@@ -205,6 +205,7 @@ class Link:
         vxlan: Of a `vxlan`.
         port: Of a bridge port.
         socket_ns: Of a `vxlan`: the namespace that its UDP socket is in; the link itself is made in `ns`.
+        shared: Of a `bridge`: somebody else's of that name will do; it is left as it is, and never removed.
     """
 
     ns: Ns
@@ -219,6 +220,7 @@ class Link:
     vxlan: Vxlan | None = None
     port: Port | None = None
     socket_ns: Ns | None = None
+    shared: bool = False
 
     @property
     def key(self) -> Key:

@@ -38,6 +38,8 @@ class Claim:
 
 IP_VERSIONS = frozenset({4, 6})
 
+INTERFACE_PREFIX = "eth"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
@@ -88,6 +90,9 @@ class Driver(Protocol):
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Return the gateway that the endpoint offers its sandbox for an IP version, if any."""
+
+    def interface_prefix(self, network: Network) -> str:
+        """Return what the name of an endpoint's interface begins with when the endpoint names none."""
 
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Return what tells the host's addresses at which a published port of the endpoint is held."""
@@ -197,8 +202,9 @@ def subnet_gateway(network: Network, endpoint: Endpoint, version: int) -> Interf
     for address in endpoint.addresses:
         if address.version == version:
             for one in network.subnets:
-                if one.gateway is not None and address.ip in one.subnet:
-                    return one.gateway
+                offered = one.default_gateway or one.gateway
+                if offered is not None and address.ip in one.subnet:
+                    return offered
     return None
 
 

@@ -1,58 +1,23 @@
 """The bridge driver: a network of one host, on a Linux bridge in the host's namespace.
 
 Each endpoint is a veth pair, one end a port of the bridge, the other in the sandbox. The bridge holds the gateway's
-address. With `icc` off its ports are isolated from each other by the kernel (bridge(8), `isolated`), not by filter
-rules: bridged frames pass no inet hook.
+address, unless the gateway mode or `inhibit_ipv4` says otherwise. With `icc` off its ports are isolated from each other
+by the kernel (bridge(8), `isolated`), not by filter rules: bridged frames pass no inet hook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import names, ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
-from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, Resource, Sysctl
+from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, PortHold, Resource, Sysctl
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base, firewall, publish
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Options of a bridge network; the long names are Docker's."""
-
-    bridge_name: str = base.option(
-        "",
-        "Name of the bridge device; an existing bridge of that name is not taken over.",
-        aliases=("com.docker.network.bridge.name",),
-        pattern=r"[A-Za-z0-9_.-]{1,15}",
-    )
-    icc: bool = base.option(
-        default=True,
-        doc="Let endpoints of the network talk to each other.",
-        aliases=("com.docker.network.bridge.enable_icc",),
-    )
-    masquerade: bool = base.option(
-        default=True,
-        doc="Give traffic that leaves the network the host's address.",
-        aliases=("com.docker.network.bridge.enable_ip_masquerade",),
-    )
-    mtu: int = base.option(
-        1500,
-        "MTU of bridge and endpoints, in bytes.",
-        aliases=("com.docker.network.driver.mtu",),
-        minimum=68,
-        maximum=65535,
-    )
-    host_binding: str = base.option(
-        "0.0.0.0",  # noqa: S104  # the default of Docker
-        "Host address of published ports that name none; 0.0.0.0: all addresses of both families.",
-        aliases=("com.docker.network.bridge.host_binding_ipv4",),
-        pattern=r"[0-9A-Fa-f.:]{2,45}",
-    )
+from netweft_agent.drivers.bridge_options import Mode, Options
 
 
 class BridgeDriver:
@@ -66,14 +31,15 @@ class BridgeDriver:
     single_network: ClassVar[bool] = False
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse the host's own namespace, and published ports that can lead nowhere.
+        """Refuse the host's own namespace, options that contradict the network, and ports that can lead nowhere.
 
         Raises:
-            FailedPrecondition: One of them.
-            InvalidArgument: A port of the host's that no kernel can lead into a network.
+            FailedPrecondition: The sandbox is not fit for it, or a port cannot be published.
+            InvalidArgument: An option contradicts the network, or no kernel can lead a port of the host into it.
         """
         del facts
         base.refuse_host_sandbox(self.name, attachment)
+        _check_network(network, base.parse(Options, network.options, driver=self.name))
         if attachment.endpoint.ports:
             _check_ports(network, attachment.endpoint)
 
@@ -89,17 +55,21 @@ class BridgeDriver:
         for attachment in attachments:
             published = _published(network, attachment, options, bridge) if attachment.endpoint.ports else []
             # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round.
-            port = Port(isolated=not options.icc, hairpin=bool(published))
+            port = Port(isolated=not options.icc, hairpin=any(isinstance(one, PortHold) for one in published))
             state.add(
                 attachment.owner,
-                *veth(attachment, ns=HOST, master=bridge, mtu=options.mtu, port=port, ipv6=network.enable_ipv6),
+                *veth(attachment, ns=HOST, master=bridge, mtu=options.mtu or None, port=port, ipv6=network.enable_ipv6),
                 *published,
             )
         return state
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
-        """Offer the bridge's address."""
+        """Offer the bridge's address, or the one that the network names."""
         return base.subnet_gateway(network, endpoint, version)
+
+    def interface_prefix(self, network: Network) -> str:
+        """Return what the option says."""
+        return base.parse(Options, network.options, driver=self.name).interface_prefix
 
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Return the host's addresses at which ports are translated."""
@@ -107,13 +77,34 @@ class BridgeDriver:
         return lambda port: tuple(one.host_address for one in of(port))
 
 
+_TRANSLATED = (Mode.NAT, Mode.NAT_UNPROTECTED)
+
+
 def _ways(network: Network, endpoint: Endpoint, options: Options, versions: Collection[int]) -> publish.Ways:
-    return publish.ways(endpoint, options.host_binding, () if network.internal else versions)
+    translated = () if network.internal else options.versions(*_TRANSLATED) & frozenset(versions)
+    return publish.ways(endpoint, options.binding, translated)
 
 
 def _published(network: Network, attachment: base.Attachment, options: Options, bridge: str) -> list[Resource]:
-    of = _ways(network, attachment.endpoint, options, attachment.gateway_of)
-    return publish.render(attachment.endpoint, bridge, of)
+    endpoint = attachment.endpoint
+    of = _ways(network, endpoint, options, attachment.gateway_of)
+    wanted = publish.render(endpoint, bridge, of)
+    routed = frozenset() if network.internal else options.versions(Mode.ROUTED) & attachment.gateway_of
+    addresses = [str(one.ip) for one in endpoint.addresses if one.version in routed]
+    return wanted + [
+        firewall.opened(address, port.protocol, port.container_port) for port in endpoint.ports for address in addresses
+    ]
+
+
+def _check_network(network: Network, options: Options) -> None:
+    for version in sorted(base.IP_VERSIONS):
+        if options.mode(version) is Mode.ISOLATED and not network.internal:
+            raise InvalidArgument(
+                "ISOLATED_NOT_INTERNAL",
+                f"network {network.name} has gateway mode isolated for IPv{version}, which is for internal networks; "
+                "create it as internal, or with another mode",
+                field=f"options[gateway_mode_ipv{version}]",
+            )
 
 
 def _check_ports(network: Network, endpoint: Endpoint) -> None:
@@ -136,6 +127,8 @@ def _check_ports(network: Network, endpoint: Endpoint) -> None:
                 "127.0.0.1, or an address of the host",
                 field="ports.host_address",
             )
+        if not ways and any(options.mode(one.version) is Mode.ROUTED for one in endpoint.addresses):
+            continue  # it is opened at the endpoint's own address, whatever is said of the host's
         if not ways:
             versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
             raise FailedPrecondition(
@@ -165,24 +158,47 @@ def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
             ns=HOST,
             name=bridge,
             kind="bridge",
-            mtu=options.mtu,
+            mtu=options.mtu or None,
             mac=names.mac(network.id),
-            ipv6=network.enable_ipv6,
+            ipv6=network.enable_ipv6 and options.mode(6) is not Mode.ISOLATED,
+            shared=bool(options.bridge_name),
         )
     ]
     wanted += [
-        Address(ns=HOST, link=bridge, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
+        Address(ns=HOST, link=bridge, address=str(one.gateway))
+        for one in network.subnets
+        if one.gateway is not None and _has_address(options, one.subnet.version)
     ]
     if not network.internal:
         if network.enable_ipv4:
             wanted.append(Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="1"))
         if network.enable_ipv6:
             wanted.append(Sysctl(ns=HOST, path="net/ipv6/conf/all/forwarding", value="1"))
-    wanted += firewall.network(bridge, network, masquerade=options.masquerade, icc=options.icc)
-    return wanted
+    return wanted + firewall.network(bridge, network, _policy(options))
 
 
-def veth(attachment: base.Attachment, *, ns: str, master: str, mtu: int, port: Port, ipv6: bool) -> list[Resource]:
+def _has_address(options: Options, version: int) -> bool:
+    """Return whether the bridge has an address of an IP version."""
+    return options.mode(version) is not Mode.ISOLATED and not (version == 4 and options.inhibit_ipv4)
+
+
+def _policy(options: Options) -> firewall.Policy:
+    return firewall.Policy(
+        icc=options.icc,
+        leaving={
+            version: (options.snat(version) or firewall.MASQUERADE)
+            for version in options.versions(*_TRANSLATED)
+            if options.masquerade
+        },
+        unprotected=options.versions(Mode.NAT_UNPROTECTED),
+        routed=options.versions(Mode.ROUTED),
+        trusted=options.trusted,
+    )
+
+
+def veth(
+    attachment: base.Attachment, *, ns: str, master: str, mtu: int | None, port: Port, ipv6: bool
+) -> list[Resource]:
     """Render an endpoint's veth pair and its addresses: one end a port of `master` in `ns`, the other in the sandbox.
 
     IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood

@@ -7,6 +7,11 @@
 | `icc_off` | interface . interface | networks with icc off | they may not, through the host neither |
 | `internal` | interface | internal networks | nothing in, nothing out |
 | `masquerade4`, `masquerade6` | prefix | networks with masquerade on | leaves with the host's address |
+| `snat4`, `snat6` | prefix to address | networks with a SNAT address | leaves with that address |
+| `unprotected` | IP version . interface | networks in mode nat-unprotected | anybody may come in |
+| `routed` | IP version . interface | networks in mode routed | may be pinged |
+| `opened4`, `opened6` | address . protocol . port | their endpoints' published ports | anybody may come in |
+| `trusted` | interface . interface | networks with trusted interfaces | who comes from there may come in |
 | `tunnel_ports` | UDP port | each overlay network | VXLAN may come here |
 | `tunnels` | VNI | each overlay network | ours; other VXLAN on the port is not judged |
 | `vteps4`, `vteps6` | address | each host with a peer | the only senders of VXLAN that is ours |
@@ -16,7 +21,9 @@ An accept here ends only our own chain: an administrator's chains and other prog
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, ip_address
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
 
 from netweft_agent.domain import nft
 from netweft_agent.domain.objects import Network, Subnetwork
@@ -31,12 +38,20 @@ ICC_OFF = nft.Set(name="icc_off", key=(nft.IFNAME, nft.IFNAME))
 INTERNAL = nft.Set(name="internal", key=(nft.IFNAME,))
 MASQUERADE4 = nft.Set(name="masquerade4", key=(nft.IPV4_ADDR,), interval=True)
 MASQUERADE6 = nft.Set(name="masquerade6", key=(nft.IPV6_ADDR,), interval=True)
+SNAT4 = nft.Set(name="snat4", key=(nft.IPV4_ADDR,), data=(nft.IPV4_ADDR,), interval=True)
+SNAT6 = nft.Set(name="snat6", key=(nft.IPV6_ADDR,), data=(nft.IPV6_ADDR,), interval=True)
+UNPROTECTED = nft.Set(name="unprotected", key=(nft.NF_PROTO, nft.IFNAME))
+ROUTED = nft.Set(name="routed", key=(nft.NF_PROTO, nft.IFNAME))
+OPENED4 = nft.Set(name="opened4", key=(nft.IPV4_ADDR, nft.INET_PROTO, nft.INET_SERVICE))
+OPENED6 = nft.Set(name="opened6", key=(nft.IPV6_ADDR, nft.INET_PROTO, nft.INET_SERVICE))
+TRUSTED = nft.Set(name="trusted", key=(nft.IFNAME, nft.IFNAME))
 TUNNEL_PORTS = nft.Set(name="tunnel_ports", key=(nft.INET_SERVICE,))
 TUNNELS = nft.Set(name="tunnels", key=(nft.VXLAN_VNI.type,))
 VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR,))
 VTEPS6 = nft.Set(name="vteps6", key=(nft.IPV6_ADDR,))
 
 _BOTH_INTERFACES = (nft.META_IIFNAME, nft.META_OIFNAME)
+_VERSION_AND_BRIDGE = (nft.META_NFPROTO, nft.META_OIFNAME)
 
 _FORWARD = nft.NftChain(
     ns=HOST,
@@ -55,6 +70,12 @@ _FORWARD = nft.NftChain(
         nft.rule(nft.Match(nft.META_OIFNAME, INTERNAL), nft.DROP),
         nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES, op="!="), nft.ACCEPT),
         nft.rule(nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.ACCEPT),
+        nft.rule(nft.Match(_VERSION_AND_BRIDGE, UNPROTECTED), nft.ACCEPT),
+        nft.rule(nft.Match(_BOTH_INTERFACES, TRUSTED), nft.ACCEPT),
+        nft.rule(nft.Match((nft.IP_DADDR, nft.META_L4PROTO, nft.TH_DPORT), OPENED4), nft.ACCEPT),
+        nft.rule(nft.Match((nft.IP6_DADDR, nft.META_L4PROTO, nft.TH_DPORT), OPENED6), nft.ACCEPT),
+        nft.rule(nft.Match(_VERSION_AND_BRIDGE, ROUTED), nft.Match(nft.ICMP, "echo-request"), nft.ACCEPT),
+        nft.rule(nft.Match(_VERSION_AND_BRIDGE, ROUTED), nft.Match(nft.ICMPV6, "echo-request"), nft.ACCEPT),
         # From one network to another, or from outside to an address that nobody published.
         nft.rule(nft.DROP),
     ),
@@ -81,6 +102,8 @@ _POSTROUTING = nft.NftChain(
         # From the host through 127.0.0.1.
         nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.Match(nft.IP_SADDR, "127.0.0.0/8"), nft.Masquerade()),
         nft.rule(nft.Match(nft.META_OIFNAME, BRIDGES), nft.RETURN),
+        nft.rule(nft.Snat("ip", nft.IP_SADDR, SNAT4)),
+        nft.rule(nft.Snat("ip6", nft.IP6_SADDR, SNAT6)),
         nft.rule(nft.Match(nft.IP_SADDR, MASQUERADE4), nft.Masquerade()),
         nft.rule(nft.Match(nft.IP6_SADDR, MASQUERADE6), nft.Masquerade()),
     ),
@@ -114,7 +137,8 @@ def _element(spec: nft.Set, *item: nft.Atom) -> nft.NftElement:
 
 _BRIDGE_BASE: tuple[Resource, ...] = (
     nft.NftTable(ns=HOST, table=TABLE),
-    *_sets(BRIDGES, SAME_BRIDGE, ICC_OFF, INTERNAL, MASQUERADE4, MASQUERADE6),
+    *_sets(BRIDGES, SAME_BRIDGE, ICC_OFF, INTERNAL, MASQUERADE4, MASQUERADE6, SNAT4, SNAT6),
+    *_sets(UNPROTECTED, ROUTED, OPENED4, OPENED6, TRUSTED),
     *publish.BASE,
     _RAW,
     _FORWARD,
@@ -128,26 +152,65 @@ _TUNNEL_BASE: tuple[Resource, ...] = (
 )
 
 
-def network(bridge: str, network: Network, *, masquerade: bool, icc: bool) -> list[Resource]:
-    """Render what a bridge network needs: to be told apart, and to leave with the host's address.
+MASQUERADE = "masquerade"
+"""As the address that traffic leaves with: that of the interface by which it leaves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is let through of a bridge network.
+
+    Attributes:
+        icc: Let its endpoints talk to each other.
+        leaving: Address that leaving traffic gets, or MASQUERADE, by IP version; without: it keeps its own.
+        unprotected: IP versions in which anybody may come in.
+        routed: IP versions in which anybody may ping.
+        trusted: Interfaces from which anybody may come in.
+    """
+
+    icc: bool
+    leaving: Mapping[int, str]
+    unprotected: frozenset[int] = frozenset()
+    routed: frozenset[int] = frozenset()
+    trusted: tuple[str, ...] = ()
+
+
+def network(bridge: str, network: Network, policy: Policy) -> list[Resource]:
+    """Render what a bridge network needs: to be told apart, to leave, and to be reached as its policy says.
 
     Args:
         bridge: Name of its bridge.
         network: The network.
-        masquerade: Give leaving traffic the host's address.
-        icc: Let its endpoints talk to each other.
+        policy: What is let through.
     """
-    wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(SAME_BRIDGE if icc else ICC_OFF, bridge, bridge)]
+    pairs = SAME_BRIDGE if policy.icc else ICC_OFF
+    wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(pairs, bridge, bridge)]
     if network.internal:
-        wanted.append(_element(INTERNAL, bridge))
-    elif masquerade:
-        wanted += [leaving(one.subnet) for one in network.subnets]
+        return [*wanted, _element(INTERNAL, bridge)]
+    versions = {4} if network.enable_ipv4 else set()
+    versions |= {6} if network.enable_ipv6 else set()
+    wanted += [
+        leaving(one.subnet, policy.leaving[one.subnet.version])
+        for one in network.subnets
+        if one.subnet.version in policy.leaving
+    ]
+    wanted += [_element(UNPROTECTED, f"ipv{version}", bridge) for version in sorted(policy.unprotected & versions)]
+    wanted += [_element(ROUTED, f"ipv{version}", bridge) for version in sorted(policy.routed & versions)]
+    wanted += [_element(TRUSTED, interface, bridge) for interface in policy.trusted]
     return wanted
 
 
-def leaving(subnet: Subnetwork) -> nft.NftElement:
-    """Render that traffic from a subnet leaves with the host's address."""
-    return _element(MASQUERADE4 if isinstance(subnet, IPv4Network) else MASQUERADE6, str(subnet))
+def opened(address: str, protocol: str, port: int) -> nft.NftElement:
+    """Render that anybody may come in to a port of an endpoint's own address."""
+    return _element(OPENED6 if ":" in address else OPENED4, address, protocol, port)
+
+
+def leaving(subnet: Subnetwork, address: str = MASQUERADE) -> nft.NftElement:
+    """Render that traffic from a subnet leaves with an address of the host."""
+    if address == MASQUERADE:
+        return _element(MASQUERADE4 if subnet.version == 4 else MASQUERADE6, str(subnet))
+    spec = SNAT4 if subnet.version == 4 else SNAT6
+    return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=(str(subnet),), value=(address,))
 
 
 def way_out(link: str, transit: Subnetwork) -> list[Resource]:

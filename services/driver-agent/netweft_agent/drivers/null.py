@@ -45,6 +45,11 @@ class NullDriver:
         del network, endpoint, version
         return None
 
+    def interface_prefix(self, network: Network) -> str:
+        """Return the usual one."""
+        del network
+        return base.INTERFACE_PREFIX
+
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Hold no ports."""
         del network, endpoint

@@ -136,6 +136,11 @@ class OverlayDriver:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
 
+    def interface_prefix(self, network: Network) -> str:
+        """Return the usual one."""
+        del network
+        return base.INTERFACE_PREFIX
+
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Hold no ports."""
         del network, endpoint

@@ -201,6 +201,7 @@ def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
             Subnet(
                 subnet=ip_network(one["subnet"]),
                 gateway=None if one["gateway"] is None else ip_interface(one["gateway"]),
+                default_gateway=None if one.get("default_gateway") is None else ip_interface(one["default_gateway"]),
             )
             for one in values["subnets"]
         )

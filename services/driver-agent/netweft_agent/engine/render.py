@@ -92,7 +92,9 @@ class Renderer:
         self.ports = ports
 
     def complete(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None) -> Endpoint:
-        """Return an endpoint with the ports of the host that its bindings get; what had one keeps it.
+        """Return an endpoint with what the host chooses: its interface's name, and the ports that its bindings get.
+
+        What it has it keeps.
 
         Args:
             store: What the host holds.
@@ -104,9 +106,13 @@ class Renderer:
             Exhausted: None of the ephemeral range is free.
         """
         network = store.network(endpoint.network_id)
-        if not endpoint.ports or self.ports is None or network is None or network.driver not in self.drivers:
+        if network is None or network.driver not in self.drivers:
             return endpoint
         driver = self.drivers[network.driver]
+        if not endpoint.interface_name:
+            endpoint = replace(endpoint, interface_name=_interface_name(store, endpoint, held, driver, network))
+        if not endpoint.ports or self.ports is None:
+            return endpoint
         before = () if held is None else held.ports
         assigned = ports.assign(endpoint.ports, before, driver.binds(network, endpoint), self.ports)
         return endpoint if assigned == endpoint.ports else replace(endpoint, ports=assigned)
@@ -263,6 +269,20 @@ class Renderer:
     def _attachment(self, store: ObjectStore, endpoint: Endpoint) -> Attachment | None:
         sandbox = store.sandbox(endpoint.sandbox_id)
         return None if sandbox is None else Attachment(endpoint=endpoint, sandbox=sandbox)
+
+
+def _interface_name(
+    store: ObjectStore, endpoint: Endpoint, held: Endpoint | None, driver: Driver, network: Network
+) -> str:
+    """Return the name that an endpoint has in its sandbox, else the lowest one that is free."""
+    if held is not None and held.sandbox_id == endpoint.sandbox_id:
+        return held.interface_name
+    prefix = driver.interface_prefix(network)
+    taken = {one.interface_name for one in store.endpoints_of_sandbox(endpoint.sandbox_id)}
+    number = 0
+    while f"{prefix}{number}" in taken:
+        number += 1
+    return f"{prefix}{number}"
 
 
 def _bug(network: Network, error: Exception) -> Internal:

@@ -182,6 +182,8 @@ class Inside:
             if step.after is not None:
                 run.refuse(index, errno.ENODEV, f"there is no link {resource.link}")
             return
+        if step.after is None and isinstance(resource, Address) and not self._is_removable(resource, at):
+            return
         messages = (
             _removal(resource, at, self._namespaces)
             if step.after is None
@@ -189,6 +191,17 @@ class Inside:
         )
         for position, message in enumerate(messages):
             parts.append(_Part(index, message, resource.link, best_effort=position > 0))
+
+    def _is_removable(self, address: Address, at: int) -> bool:
+        """Return whether an address is ours: on a bridge that somebody else has made it may have been there before."""
+        known = self._indexes.find(address.ns, address.link)
+        if address.ns != resources.HOST or (known is not None and known.ours):
+            return True
+        answer = netlink.dump(self._sockets.get(address.ns), rtnl.dump_addresses())
+        found = (dumps.address(reply.body) for reply in answer.replies)
+        return any(
+            one.ifindex == at and one.address == address.address and one.protocol == resources.PROTOCOL for one in found
+        )
 
     def _encode_link(self, index: int, after: resources.Resource | None, parts: list[_Part]) -> None:
         if not isinstance(after, Link):

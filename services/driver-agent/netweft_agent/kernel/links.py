@@ -41,6 +41,8 @@ class _Work:
     info: dumps.LinkInfo | None = None
     born: bool = False
     """It was created by this batch, so a later failure removes it again."""
+    settled: bool = False
+    """It is somebody else's and will do: nothing is left to be done."""
 
 
 def differences(link: Link, info: dumps.LinkInfo, master_index: int | None) -> list[bytes]:
@@ -96,7 +98,7 @@ class Links:
             work.append(_Work(index, link, born=run.steps[index].before is None))
         work = self._check_namespaces(run, work)
         self._create(run, [item for item in work if item.born], peers, _TRIES)
-        self._look(run, [item for item in work if not item.born and item.info is None])
+        self._look(run, [item for item in work if not item.born and item.info is None and not item.settled])
         self._finish(run, [item for item in work if item.info is not None])
 
     def _check_namespaces(self, run: Run, work: list[_Work]) -> list[_Work]:
@@ -242,7 +244,10 @@ class Links:
         if info is None:
             return self._adopt_far_end(run, item)
         if not ours and not self._all_ours(link.ns):
-            run.fail(item.step, _foreign(link.name, link.ns, f"a {link.kind}"))
+            if link.shared and info.kind == link.kind:
+                self._share(run, item, info)
+            else:
+                run.fail(item.step, _foreign(link.name, link.ns, f"a {link.kind}"))
             return True
         same = info.kind == link.kind and (link.vxlan is None or link.vxlan == info.vxlan)
         if info.group != resources.REAP_GROUP and same and self._is_pair(link, info):
@@ -254,6 +259,15 @@ class Links:
         self._reaper.reap_namespace(link.ns)
         item.born = True
         return False
+
+    def _share(self, run: Run, item: _Work, info: dumps.LinkInfo) -> None:
+        """Use a bridge that is somebody else's; it has to be up, and is left as it is otherwise."""
+        item.settled = True
+        self._indexes.put(item.link.ns, item.link.name, info.ifindex, ours=False)
+        if not info.up:
+            ack = netlink.talk(self._sockets.get(item.link.ns), [rtnl.set_link(info.ifindex, up=True)])[0]
+            if ack.errno:
+                run.refuse(item.step, ack.errno, ack.detail)
 
     def _adopt_far_end(self, run: Run, item: _Work) -> bool:
         """Make room for the other end, if what has its name is ours, from a pair that was torn."""
@@ -291,9 +305,13 @@ class Links:
         for ns, items in by_ns.items():
             found = self._indexes.ask(ns, [item.link.name for item in items])
             for item in items:
-                item.info = found.get(item.link.name)
-                if item.info is None:
+                info = found.get(item.link.name)
+                if info is None:
                     run.refuse(item.step, errno.ENODEV)
+                elif item.link.shared and info.group != resources.LINK_GROUP:
+                    self._share(run, item, info)
+                else:
+                    item.info = info
 
     def _finish(self, run: Run, work: list[_Work]) -> None:
         """Stages 2 and 3."""
@@ -341,7 +359,10 @@ class Links:
     # --- remove ---
 
     def remove(self, run: Run, indices: Iterable[int]) -> None:
-        """Remove links; of a veth both ends go. What is gone already is success; what is not ours is refused."""
+        """Remove links; of a veth both ends go. What is gone already is success; what is not ours is refused.
+
+        A bridge of somebody else's that was used is let go of.
+        """
         by_ns: dict[Ns, list[tuple[int, Link]]] = defaultdict(list)
         for index in run.begin(indices):
             link = run.steps[index].before
@@ -380,7 +401,7 @@ class Links:
                 continue  # gone, as wanted
             if info.group in {resources.LINK_GROUP, resources.REAP_GROUP} or self._all_ours(ns):
                 ready.append((index, link, info.ifindex))
-            else:
+            elif not link.shared:
                 run.fail(index, _foreign(link.name, ns, "to be deleted"))
         return ready
 

@@ -6,13 +6,12 @@ netlink(7)); the executor gives each namespace an id when it opens it. Own chang
 | event | known as our own by |
 |---|---|
 | addresses, routes, neighbours, firewall | the port id of the socket that asked, which is one of the writer's |
-| forwarding entries, consequences | the kernel tells no port id; our own are read soon after the writer's turn |
+| forwarding entries, consequences | the kernel tells no port id; our own are read after the writer's turn |
 | links | the state told last is as the writer left it, so nothing has to be done, whoever did it |
 
 The kernel queues events inside the call that causes them. So what `_settle` finds after the writer has answered
 contains all of the writer's own, and a link that is not then as it should be was changed by somebody else. A foreign
-change of the few kinds without a port id that falls into those milliseconds passes for ours; the periodic pass finds
-it.
+change of the few kinds without a port id that falls into those 60 ms passes for ours; the periodic pass finds it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,9 @@ _TABLE_NAME = b"netweft\0"
 _IFINDEX = struct.Struct("=i")
 _BRIDGE_FAMILY = bytes([rtnl.AF_BRIDGE])
 _SO_RCVBUFFORCE = 33
-_SETTLE_S = 0.002
+_REST_S = 0.02
+_REST_LIMIT_S = 0.06
+"""Own events are read when the writer has rested for so long; while it writes on and on, after so long at the latest."""
 _BUFFER_BYTES = 64 << 20
 """A veth makes a dozen events of 4 KiB; this is for a thousand at once, and costs nothing while it is empty."""
 
@@ -65,8 +66,10 @@ class Monitor:
         self._executor = executor
         self._sockets: list[socket.socket] = []
         self._writing = 0
-        self._unread = 0
-        """Writes whose events have not been read yet."""
+        self._deaf = False
+        """Whether own events may wait in the sockets."""
+        self._due: asyncio.TimerHandle | None = None
+        self._latest = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._links: dict[tuple[Ns, int], bytes] = {}
         """What was told last of links, until the writer is at rest."""
@@ -97,6 +100,8 @@ class Monitor:
                 self._wake.clear()
                 await self._wake.wait()
         finally:
+            if self._due is not None:
+                self._due.cancel()
             for sock in self._sockets:
                 self._loop.remove_reader(sock)
                 sock.close()
@@ -114,23 +119,33 @@ class Monitor:
             yield
             return
         self._writing += 1
-        self._unread += 1
-        if self._unread == 1:
+        if not self._deaf:
+            self._deaf = True
+            self._latest = loop.time() + _REST_LIMIT_S
             for sock in self._sockets:
                 loop.remove_reader(sock)
         try:
             yield
         finally:
             self._writing -= 1
-            loop.call_later(_SETTLE_S, self._settle)
+            self._rest(loop)
+
+    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take in what the writer has caused, when it has been at rest for a moment."""
+        if self._due is not None:
+            self._due.cancel()
+        self._due = loop.call_at(min(loop.time() + _REST_S, self._latest), self._settle)
 
     def _settle(self) -> None:
+        assert self._loop is not None, "set before the first write that is listened to"
+        self._due = None
         self._read()
-        self._unread -= 1
-        if not self._writing:
-            self._judge_links()
-        if not self._unread:
-            self._listen()
+        self._latest = self._loop.time() + _REST_LIMIT_S
+        if self._writing:
+            return  # its end comes here again
+        self._deaf = False
+        self._judge_links()
+        self._listen()
 
     def close(self) -> None:
         """End `changes`; idempotent."""
@@ -138,7 +153,7 @@ class Monitor:
         self._wake.set()
 
     def _listen(self) -> None:
-        if self._loop is not None and not self._unread:
+        if self._loop is not None and not self._deaf:
             for sock in self._sockets:
                 self._loop.add_reader(sock, self._on_readable)
 
@@ -188,7 +203,7 @@ class Monitor:
     def _is_own(self, message: netlink.Message) -> bool:
         if message.port_id:
             return message.port_id in self._executor.sockets.ports
-        return self._unread > 0
+        return self._deaf
 
     def _take_link(self, ns: Ns, message: netlink.Message) -> None:
         if message.body[:1] == _BRIDGE_FAMILY:

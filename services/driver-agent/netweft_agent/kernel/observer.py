@@ -216,7 +216,9 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
         ours = not loopback and (look.all_ours or info.group == resources.LINK_GROUP)
         if ours:
             look.our_links.add(info.ifindex)
-        if ours or wanted is not None:
+        if wanted is not None and wanted.shared and not ours and info.kind == wanted.kind:
+            look.note(replace(wanted, up=info.up), ours=False, excused=True)
+        elif ours or wanted is not None:
             look.note(_link(look, info, wanted), ours=ours, excused=loopback)
 
 
@@ -240,6 +242,7 @@ def _link(look: _Look, info: dumps.LinkInfo, wanted: Link | None) -> Link:
         vxlan=info.vxlan,
         port=info.port,
         socket_ns=wanted.socket_ns if wanted is not None else None,
+        shared=wanted.shared if wanted is not None else False,
     )
 
 

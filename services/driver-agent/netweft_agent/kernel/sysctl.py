@@ -66,7 +66,7 @@ def _write(path: str, value: str) -> None:
 
 
 def switch_ipv6(link: str, *, on: bool, differs: bool = False) -> None:
-    """Switch IPv6 of a link on, without router advertisements, or off; idempotent.
+    """Switch IPv6 of a link on, without router advertisements and usable at once, or off; idempotent.
 
     Args:
         link: Name.
@@ -80,6 +80,8 @@ def switch_ipv6(link: str, *, on: bool, differs: bool = False) -> None:
     if on:
         # In this order: never is IPv6 on while advertisements are taken.
         write(f"{base}/accept_ra", "0")
+        # While its link-local address is in doubt a bridge asks for no neighbour: a second in which nobody is reached.
+        write(f"{base}/accept_dad", "0")
         write(f"{base}/disable_ipv6", "0")
     elif differs or read(f"{base}/disable_ipv6") not in {None, "1"}:
         _write(f"{base}/disable_ipv6", "1")

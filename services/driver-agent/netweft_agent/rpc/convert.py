@@ -29,6 +29,7 @@ from netweft_agent.domain.objects import (
     Sandbox,
     Scope,
     Subnet,
+    Subnetwork,
 )
 from netweft_agent.domain.plan import Operation
 from netweft_agent.drivers.base import Driver
@@ -358,14 +359,25 @@ def _subnet(message: network_pb2.Subnet, field: str) -> Subnet:
             f"{field}.subnet is {message.subnet[:64]!r}; it must be a prefix without host bits, as in 10.0.0.0/16",
             field=f"{field}.subnet",
         ) from error
-    gateway = None
-    if message.gateway:
-        gateway = _address(f"{message.gateway.split('/')[0]}/{subnet.prefixlen}", f"{field}.gateway")
-        if gateway.ip not in subnet:
-            raise InvalidArgument(
-                "BAD_GATEWAY", f"{field}.gateway {gateway.ip} is not in {subnet}", field=f"{field}.gateway"
-            )
-    return Subnet(subnet=subnet, gateway=gateway)
+    name = _DEFAULT_GATEWAYS[subnet.version]
+    return Subnet(
+        subnet=subnet,
+        gateway=_gateway(message.gateway, subnet, f"{field}.gateway"),
+        default_gateway=_gateway(message.aux_addresses.get(name, ""), subnet, f"{field}.aux_addresses[{name}]"),
+    )
+
+
+_DEFAULT_GATEWAYS = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
+"""Docker's names of auxiliary addresses that are the endpoints' gateway instead of the network's own."""
+
+
+def _gateway(text: str, subnet: Subnetwork, field: str) -> Interface | None:
+    if not text:
+        return None
+    found = _address(f"{text.partition('/')[0]}/{subnet.prefixlen}", field)
+    if found.ip not in subnet:
+        raise InvalidArgument("BAD_GATEWAY", f"{field} {found.ip} is not in {subnet}", field=field)
+    return found
 
 
 def _id(text: str, field: str) -> str:
