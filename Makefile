@@ -40,7 +40,7 @@ status: $(STAMP) ## what runs of it, and how it is  [RUN_DIR=path]
 
 .PHONY: test bench
 test: $(STAMP) ## all tests, or those of one path  [T=tests/unit] [ARGS="-k name"]
-	@$(INSIDE) $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadgroup $(T) $(ARGS)
+	@$(INSIDE) $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile $(T) $(ARGS)
 
 bench: $(STAMP) ## time the hot paths beside what peers take; writes build/bench.json  [ONLY=attach,attach-batch]
 	@mkdir -p build

@@ -20,7 +20,7 @@ from netweft_common import errors
 from tests.e2e import support, support_load
 from tests.support.netns import require_tool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("crashes")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 PLAN = scenario.standard()
 AGENTS = ("agent-hostA", "agent-hostB")

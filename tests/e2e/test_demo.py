@@ -19,9 +19,10 @@ import netweft_client
 import pytest
 from netweft_cli import demo, layout, processes, reach, scenario, stack
 
+from tests.e2e import support
 from tests.support import logs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 NETWEFT = Path(sys.executable).parent / "netweft"
 PLAN = scenario.standard()
@@ -71,7 +72,10 @@ def cluster() -> Iterator[Cluster]:
         with logs.kept(running.layout.run_dir):
             running.up()
             running.wait_for_hosts()
-            yield Cluster(running, asyncio.run(set_up(running.layout)))
+            made = Cluster(running, asyncio.run(set_up(running.layout)))
+            # An attach is answered before other hosts have heard of it; whoever is killed then has not either.
+            support.wait_until(made.table, EXPECTED.__eq__)
+            yield made
     finally:
         left = running.down()
         shutil.rmtree(folder)

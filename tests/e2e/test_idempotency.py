@@ -12,7 +12,7 @@ from netweft_common import errors
 
 from tests.e2e import support
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("idempotency")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 NETWORK = "once"
 

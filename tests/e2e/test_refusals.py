@@ -30,7 +30,7 @@ from netweft_controller.engine import requests
 from tests.e2e import support
 from tests.support.netns import require_tool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("refusals")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 STEADY = "steady"
 TROUBLED, FRESH = "hostA", "hostB"

@@ -21,7 +21,7 @@ from netweft_cli import layout, main, netns, reach, rtnl, stack
 
 from tests.support import logs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 NETWEFT = Path(sys.executable).parent / "netweft"
 TOP = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from netweft_ipam import app as ipam_app
 from tests.e2e import support, support_tls
 from tests.support import logs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.xdist_group("mtls")]
+pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 NETWEFT = Path(sys.executable).parent / "netweft"
 CALLS = Path(__file__).with_name("support_rpc.py")
