@@ -612,6 +612,43 @@ async def test_a_restart_over_an_unchanged_kernel_does_nothing(rig, driver):
     assert set(rig.engine.store.objects) == rig.engine.unreported
 
 
+OVERLAY = (network(driver="overlay"), sandbox(), endpoint(), peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))
+AT = Position(store_id="s", revision=9)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda engine: engine.apply_snapshot(put(5, *OVERLAY), AT),
+        lambda engine: engine.apply_snapshot(put(9, *OVERLAY), AT),
+        lambda engine: engine.apply_snapshot(put(1, *reversed(OVERLAY)), Position(store_id="another", revision=1)),
+        lambda engine: engine.apply(put(9, *OVERLAY), AT),
+        lambda engine: engine.apply(put(9, *OVERLAY[3:]), AT),
+        lambda engine: engine.apply([*gone(9, endpoint(1009), peer(1001)), *put(9, OVERLAY[0])], AT),
+        lambda engine: engine.apply([*gone(5, *OVERLAY), *put(9, *OVERLAY[:3])], AT),
+    ],
+    ids=[
+        "a snapshot of the same",
+        "a snapshot at a later revision",
+        "a snapshot of another store",
+        "all again at a later revision, as after a restart of the controller",
+        "all peers again",
+        "that others are gone, and an endpoint of its own is no peer",
+        "late, what is older than what is held",
+    ],
+)
+async def test_what_a_host_is_told_again_after_a_restart_does_not_touch_its_kernel(rig, told):
+    await rig.engine.apply_snapshot(put(5, *OVERLAY), Position(store_id="s", revision=5))
+    await rig.restart()
+    before, state = rig.count(), dict(rig.kernel.state)
+
+    await told(rig.engine)
+    await rig.restart()
+
+    assert before == rig.count()
+    assert state == rig.kernel.state
+
+
 async def test_a_restart_repairs_exactly_what_drifted(rig):
     await rig.put(1, *BRIDGE)
     whole = dict(rig.kernel.state)
