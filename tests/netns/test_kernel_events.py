@@ -42,7 +42,7 @@ class Ear:
 
     async def at_rest(self) -> None:
         """Wait until what the writer caused has been read: what comes then is somebody else's for certain."""
-        while self._host.kernel._monitor._unread:  # as above
+        while self._host.kernel._monitor._deaf:  # as above
             await asyncio.sleep(0)
 
     async def heard(self) -> set[str]:

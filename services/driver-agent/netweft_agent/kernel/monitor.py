@@ -46,7 +46,7 @@ _BRIDGE_FAMILY = bytes([rtnl.AF_BRIDGE])
 _SO_RCVBUFFORCE = 33
 _REST_S = 0.02
 _REST_LIMIT_S = 0.06
-"""Own events are read when the writer has rested for so long; while it writes on and on, after so long at the latest."""
+"""Own events are read when the writer has rested for so long; while it writes on and on, after so long at last."""
 _BUFFER_BYTES = 64 << 20
 """A veth makes a dozen events of 4 KiB; this is for a thousand at once, and costs nothing while it is empty."""
 
