@@ -1,9 +1,13 @@
-"""Leases: who asks, what is granted, and what is given back."""
+"""Leases: who asks, what is granted, and what is given back.
+
+What a batch has thousands of are named tuples: a frozen dataclass takes three times as long to make.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from netweft_ipam.domain.pools import PoolId
 
@@ -16,6 +20,9 @@ class OwnerKind(enum.IntEnum):
     AUXILIARY = 2
     RESERVATION = 3
 
+    # An enum's own hash is that of the name, found in Python: kinds are parts of keys in every lease.
+    __hash__ = int.__hash__
+
     @property
     def is_infrastructure(self) -> bool:
         """Whether it belongs to the network itself and may go with its pool."""
@@ -27,8 +34,7 @@ class OwnerKind(enum.IntEnum):
         return self is OwnerKind.ENDPOINT
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """For whom an address is leased.
 
     Attributes:
@@ -42,8 +48,7 @@ class Owner:
     kind: OwnerKind = OwnerKind.ENDPOINT
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """One address held by one owner.
 
     Attributes:
@@ -63,8 +68,7 @@ class Lease:
     expires_ms: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AddressAsk:
+class AddressAsk(NamedTuple):
     """A request for one address, checked against its pool.
 
     Attributes:
@@ -80,8 +84,7 @@ class AddressAsk:
     serial: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AddressReturn:
+class AddressReturn(NamedTuple):
     """One address given back, checked against its pool.
 
     Attributes:
@@ -108,8 +111,7 @@ class RequestTag:
     fingerprint: bytes = b""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A lease that a host says it holds.
 
     Attributes:

@@ -50,12 +50,12 @@ _KIND_OF_WIRE = {
     ipam_pb2.OWNER_KIND_AUXILIARY: OwnerKind.AUXILIARY,
     ipam_pb2.OWNER_KIND_RESERVATION: OwnerKind.RESERVATION,
 }
-_WIRE_OF_KIND = {
-    OwnerKind.ENDPOINT: ipam_pb2.OWNER_KIND_ENDPOINT,
-    OwnerKind.GATEWAY: ipam_pb2.OWNER_KIND_GATEWAY,
-    OwnerKind.AUXILIARY: ipam_pb2.OWNER_KIND_AUXILIARY,
-    OwnerKind.RESERVATION: ipam_pb2.OWNER_KIND_RESERVATION,
-}
+_WIRES_OF_KINDS = (  # by OwnerKind
+    ipam_pb2.OWNER_KIND_ENDPOINT,
+    ipam_pb2.OWNER_KIND_GATEWAY,
+    ipam_pb2.OWNER_KIND_AUXILIARY,
+    ipam_pb2.OWNER_KIND_RESERVATION,
+)
 
 
 def pool_ask(request: ipam_pb2.RequestPoolRequest, predefined: Predefined) -> PoolAsk:
@@ -364,33 +364,45 @@ def to_pool(pool: Pool) -> ipam_pb2.Pool:
 
 
 class LeaseWriter:
-    """Writes leases of one answer; remembers what they share, since a batch has thousands of them."""
+    """Writes leases of one answer of one pool or several; what they share is written once and copied from then on."""
 
     def __init__(self) -> None:
         self._pool: PoolId | None = None
         self._pool_text = ""
         self._suffix = ""
-        self._created_ms = -1
-        self._created = timestamp_pb2.Timestamp()
+        # Messages already written, to copy from.
+        self._written: dict[tuple[str, OwnerKind, int], ipam_pb2.Lease] = {}
 
     def write(self, lease: Lease, wire: ipam_pb2.Lease) -> None:
         """Write a lease into an empty message, which is a third of the cost of making one."""
-        pool = lease.pool
+        pool, address, owner, epoch, created_ms, expires_ms = lease
         if pool is not self._pool:
             self._pool, self._pool_text, self._suffix = pool, str(pool), f"/{pool.subnet.prefix}"
-        if lease.created_ms != self._created_ms:
-            self._created_ms, self._created = lease.created_ms, _timestamp(lease.created_ms)
-        owner, wire_owner = lease.owner, wire.owner
-        wire.pool_id = self._pool_text
-        if pool.space != nullspace.SPACE:
-            wire.address = format_address(pool.subnet.version, lease.address) + self._suffix
+            self._written.clear()
+        shared = owner.host_id, owner.kind, created_ms
+        like = self._written.get(shared)
+        if like is None:
+            wire.pool_id = self._pool_text
+            wire_owner = wire.owner
+            wire_owner.host_id = owner.host_id
+            wire_owner.kind = _WIRES_OF_KINDS[owner.kind]
+            _stamp(wire.create_time, created_ms)
+            if not expires_ms:
+                self._written[shared] = wire
+        else:
+            wire.CopyFrom(like)
+            wire_owner = wire.owner
         wire_owner.key = owner.key
-        wire_owner.host_id = owner.host_id
-        wire_owner.kind = _WIRE_OF_KIND[owner.kind]
-        wire.epoch = lease.epoch
-        wire.create_time.CopyFrom(self._created)
-        if lease.expires_ms:
-            wire.expire_time.CopyFrom(_timestamp(lease.expires_ms))
+        if pool.space != nullspace.SPACE:
+            wire.address = format_address(pool.subnet.version, address) + self._suffix
+        wire.epoch = epoch
+        if expires_ms:
+            _stamp(wire.expire_time, expires_ms)
+
+
+def _stamp(wire: timestamp_pb2.Timestamp, ms: int) -> None:
+    wire.seconds = ms // 1000
+    wire.nanos = ms % 1000 * 1_000_000
 
 
 def _timestamp(ms: int) -> timestamp_pb2.Timestamp:

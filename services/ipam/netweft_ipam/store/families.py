@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from netweft_common import errors
@@ -436,30 +436,42 @@ def _leased(
 def _outcomes(
     pool: PoolId, layout: keys.Layout, asks: Sequence[AddressAsk], answer: list[Any]
 ) -> list[Lease | errors.NetweftError]:
-    _, packed, words, _, held, resting, next_free_ms, _ = answer
+    """Return what request.lua says."""
+    now_ms, packed, words, _, held, resting, next_free_ms, _, epoch = answer
     use = PoolUse(family_leased=held, family_quarantined=resting, next_free_ms=next_free_ms if resting else 0)
     word = iter(words)
-    base = layout.base
+    base, width, at = layout.base, layout.width, 0
     outcomes: list[Lease | errors.NetweftError] = []
-    for ask, (status, epoch, time_ms, expires_ms, ref) in zip(asks, layout.result.iter_unpack(packed), strict=True):
-        if status == _GRANTED:
-            outcomes.append(Lease(pool, base + int(ref, 16), ask.owner, epoch, time_ms, expires_ms))
-            continue
-        address = base + int(ref, 16) if ref else base
-        if status == _STANDS:
-            host_id = next(word).decode()
-            owner = ask.owner if host_id == ask.owner.host_id else Owner(ask.owner.key, host_id, ask.owner.kind)
-            outcomes.append(Lease(pool, address, owner, epoch, time_ms, expires_ms))
-        elif status == _IN_USE:
-            outcomes.append(refusals.address_in_use(pool, address, next(word).decode()))
-        elif status == _RESTING:
-            outcomes.append(refusals.address_resting(pool, address, time_ms))
-        elif status == _HOLDS_ANOTHER:
-            assert ask.address is not None
-            outcomes.append(refusals.owner_holds_another(pool, ask.owner.key, ask.address, address))
-        elif status == _QUOTA:
-            outcomes.append(refusals.quota_reached(pool, time_ms))
+    for ask in asks:
+        if packed[at] == _GRANTED:
+            end = at + 1 + width
+            address = base + int(packed[at + 1 : end], 16)
+            epoch, at = epoch + 1, end
+            outcomes.append(Lease(pool, address, ask.owner, epoch, now_ms, ask.ttl_s and now_ms + ask.ttl_s * 1000))
         else:
-            assert status == _EXHAUSTED
-            outcomes.append(refusals.exhausted(pool, use))
+            outcomes.append(_outcome(pool, ask, layout.result.unpack_from(packed, at), word, use))
+            at += layout.result.size
     return outcomes
+
+
+def _outcome(
+    pool: PoolId, ask: AddressAsk, result: tuple[Any, ...], word: Iterator[bytes], use: PoolUse
+) -> Lease | errors.NetweftError:
+    """Return one result of request.lua that is no fresh grant."""
+    status, epoch, time_ms, expires_ms, ref = result
+    address = pool.subnet.base + int(ref, 16)
+    if status == _STANDS:
+        host_id = next(word).decode()
+        owner = ask.owner if host_id == ask.owner.host_id else Owner(ask.owner.key, host_id, ask.owner.kind)
+        return Lease(pool, address, owner, epoch, time_ms, expires_ms)
+    if status == _IN_USE:
+        return refusals.address_in_use(pool, address, next(word).decode())
+    if status == _RESTING:
+        return refusals.address_resting(pool, address, time_ms)
+    if status == _HOLDS_ANOTHER:
+        assert ask.address is not None
+        return refusals.owner_holds_another(pool, ask.owner.key, ask.address, address)
+    if status == _QUOTA:
+        return refusals.quota_reached(pool, time_ms)
+    assert status == _EXHAUSTED
+    return refusals.exhausted(pool, use)

@@ -323,9 +323,9 @@ class MemoryStore:
 
     def _as_held(self, family: _Family, cell: _Cell) -> Lease:
         if not cell.ttl_s:
-            return dataclasses.replace(cell.lease, expires_ms=0)
+            return cell.lease._replace(expires_ms=0)
         renewed = max(cell.renewed_ms, family.beats.get(cell.lease.owner.host_id, 0) if cell.lease.owner.host_id else 0)
-        return dataclasses.replace(cell.lease, expires_ms=renewed + cell.ttl_s * 1000)
+        return cell.lease._replace(expires_ms=renewed + cell.ttl_s * 1000)
 
     def _free_rested(self, family: _Family) -> None:
         for cell in family.cells.values():
@@ -366,10 +366,10 @@ class MemoryStore:
         if not there:
             family.epoch += 1
             moved = Owner(owner.key, host_id, owner.kind)
-            cell.lease = dataclasses.replace(cell.lease, owner=moved, epoch=family.epoch)
+            cell.lease = cell.lease._replace(owner=moved, epoch=family.epoch)
             cell.renewed_ms = self._now_ms()
             self._note(family, LeaseEventType.TRANSFERRED, cell.lease)
-        return dataclasses.replace(self._as_held(family, cell), pool=pool)
+        return self._as_held(family, cell)._replace(pool=pool)
 
     def _adopt(self, pool: PoolId, family: _Family, host_id: str, claim: Claim) -> Lease | errors.NetweftError:
         cell = family.cells.get(claim.address)
@@ -383,9 +383,9 @@ class MemoryStore:
                     return refusals.lease_moved(pool, claim.address, lease.epoch)
                 return refusals.address_in_use(pool, claim.address, lease.owner.key)
             if mine and lease.owner.kind is claim.owner.kind:
-                cell.lease = dataclasses.replace(lease, owner=claim.owner, epoch=max(lease.epoch, claim.epoch))
+                cell.lease = lease._replace(owner=claim.owner, epoch=max(lease.epoch, claim.epoch))
                 cell.ttl_s, cell.renewed_ms = claim.ttl_s, now
-                return dataclasses.replace(self._as_held(family, cell), pool=pool)
+                return self._as_held(family, cell)._replace(pool=pool)
         made = Lease(pool, claim.address, claim.owner, claim.epoch, now)
         cell = family.cells[claim.address] = _Cell(made, ttl_s=claim.ttl_s, renewed_ms=now)
         self._note(family, LeaseEventType.REASSERTED, made)
@@ -454,7 +454,7 @@ class MemoryStore:
         cell.ttl_s, cell.renewed_ms = ask.ttl_s, self._now_ms()
         if not cell.lease.owner.host_id:
             owner = Owner(cell.lease.owner.key, ask.owner.host_id, cell.lease.owner.kind)
-            cell.lease = dataclasses.replace(cell.lease, owner=owner)
+            cell.lease = cell.lease._replace(owner=owner)
         return self._as_held(family, cell)
 
     def _release(self, pool: PoolId, family: _Family, item: AddressReturn) -> errors.NetweftError | None:

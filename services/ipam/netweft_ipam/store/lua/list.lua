@@ -31,7 +31,7 @@ local function emit(ref, record)
 end
 
 if key ~= '' then
-  for _, ref in ipairs(refs_of(ARGV[9], key)) do
+  for _, ref in ipairs(refs_of(sub(ARGV[9], 1, NB), sub(ARGV[9], NB + 1, NB + 8), key)) do
     if ref > after then
       if count == limit then return { 'OK', concat(out), names, after } end
       emit(ref, find_record(ref))

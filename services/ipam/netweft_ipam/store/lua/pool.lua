@@ -36,6 +36,7 @@ CHECK, KEEP = CHECK == '1', tonumber(KEEP)
 local W, NB = tonumber(ARGV[2]), tonumber(ARGV[3])
 local ENTRY = 8 + W
 local HEAD, HEAD_BYTES, TTL_HEAD, TTL_BYTES = '>BBI2I4I6I6', 20, '>I4I6', 10
+local WHOLE = HEAD .. 'c0'
 local DAY = 86400
 
 local now = tonumber(ARGV[1])
@@ -104,9 +105,10 @@ end
 
 local function encode(ref, held, kind, pool, host, epoch, time, key, ttl, renewed)
   local first = slot_of(ref) + kind * 16 + (held and 64 or 0) + (ttl > 0 and 128 or 0)
-  local head = spack(HEAD, first, #key - 1, pool, host, epoch, time)
-  if ttl > 0 then return head .. spack(TTL_HEAD, ttl, renewed) .. key end
-  return head .. key
+  if ttl > 0 then
+    return spack(HEAD, first, #key - 1, pool, host, epoch, time) .. spack(TTL_HEAD, ttl, renewed) .. key
+  end
+  return spack(WHOLE, first, #key - 1, pool, host, epoch, time, key)
 end
 
 local function decode(record)
@@ -160,9 +162,9 @@ local function index_remove(key, ref)
   end
 end
 
--- Returns the refs whose records name the key, lowest first.
-local function refs_of(digest, key)
-  local text, tail, refs = load_bucket(sub(digest, 1, NB)), sub(digest, NB + 1, NB + 8), {}
+-- Returns the refs whose records name the key, lowest first; name and tail are of its digest.
+local function refs_of(name, tail, key)
+  local text, refs = load_bucket(name), {}
   local at = find_entry(text, tail, 1)
   while at do
     local ref = sub(text, at + 8, at + ENTRY - 1)
@@ -176,24 +178,26 @@ end
 
 -- hosts -------------------------------------------------------------------------------------------------------------
 
-local hosts, hosts_changed, host_added = {}, {}, false
+local hosts, hosts_by_name, hosts_changed, host_added = {}, {}, {}, false
+
+local function read_host(index, text)
+  local host = false
+  if text then
+    local count, renewed = sunpack('>I4I6', text)
+    host = { index = index, count = count, renewed = renewed, name = sub(text, 11) }
+  end
+  hosts[index] = host
+  return host
+end
 
 local function host_at(index)
   local host = hosts[index]
-  if host == nil then
-    local text = index > 0 and call('HGET', H, index)
-    if text then
-      local count, renewed = sunpack('>I4I6', text)
-      host = { index = index, count = count, renewed = renewed, name = sub(text, 11) }
-    else
-      host = false
-    end
-    hosts[index] = host
-  end
+  if host == nil then host = read_host(index, index > 0 and call('HGET', H, index)) end
   return host
 end
 
 local function host_named(name)
+  if hosts_by_name[name] then return hosts_by_name[name] end
   local index = call('HGET', H, 'n:' .. name)
   return index and host_at(tonumber(index))
 end
@@ -256,16 +260,20 @@ end
 -- events ------------------------------------------------------------------------------------------------------------
 
 local LEASED, RELEASED, EXPIRED, REASSERTED, TRANSFERRED = 1, 2, 3, 4, 5
-local events = {}
+-- Three texts each, since putting them together is dear: what happened, ref, record.
+local events, events_size = {}, 0
 
 local function note(event, ref, record)
-  if KEEP > 0 then events[#events + 1] = char(event) .. ref .. record end
+  if KEEP > 0 then
+    events[events_size + 1], events[events_size + 2], events[events_size + 3] = char(event), ref, record
+    events_size = events_size + 3
+  end
 end
 
 local function write_events()
   local id = ARGV[1] == '0' and '*' or ARGV[1] .. '-*'
-  for at = 1, #events, 256 do
-    call('XADD', E, 'MAXLEN', '~', KEEP, id, 'd', concat(events, '', at, min(at + 255, #events)))
+  for at = 1, events_size, 768 do
+    call('XADD', E, 'MAXLEN', '~', KEEP, id, 'd', concat(events, '', at, min(at + 767, events_size)))
   end
 end
 
@@ -350,8 +358,11 @@ local function flush()
   for index in pairs(hosts_changed) do
     -- A host without leases stays: the history names it by its index.
     local host = hosts[index]
-    call('HSET', H, index, spack('>I4I6', host.count, host.renewed) .. host.name)
+    args[#args + 1] = index
+    args[#args + 1] = spack('>I4I6', host.count, host.renewed) .. host.name
+    if #args >= 2000 then send(H) end
   end
+  send(H)
   for name in pairs(rests_moved) do
     local next_time
     for _, record in pairs(blocks[name]) do

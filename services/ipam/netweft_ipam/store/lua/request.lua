@@ -2,8 +2,9 @@
 -- ARGV[5] request id ('' none), [6] fingerprint, [7] range of the pool, [8] lowest and [9] highest automatic ref,
 -- [10] groups, then 4 of each: host, kind, TTL (s), serial; then all items in one text, one after the other: 1 byte length
 -- of the owner's key - 1, 2 bytes twice the group's number + 1 if a ref is asked for, 16 digest of the key, the ref, the key.
--- Returns code, now, results (packed: status, epoch, time, expiry, ref), words that some results need, whether a host is
--- new here, the use of the family: held, resting, when the next address stops resting; and the server's history.
+-- Returns code, now, results, words that some results need, whether a host is new here, the use of the family: held, resting,
+-- when the next address stops resting; the server's history; the family's epoch before. A result is packed: status, and ref;
+-- but for what is granted, with the next epoch, now, and the group's TTL, also epoch, time, expiry before the ref.
 local GRANTED, STANDS, IN_USE, RESTING, HOLDS_ANOTHER, EXHAUSTED, QUOTA = 0, 1, 2, 3, 4, 5, 6
 
 local meta = call('HMGET', M, 'g', 'inc', 'ep', 'p:' .. ARGV[7])
@@ -22,14 +23,19 @@ local low, high = ARGV[8], ARGV[9]
 -- What the pool's quota leaves; most pools have none.
 local left = quota and max(0, quota - tonumber(call('HGET', M, 'n' .. pool) or 0)) or math.huge
 local epoch = tonumber(meta[3])
+local first_epoch = epoch
 local groups, at = {}, 11
 for index = 1, tonumber(ARGV[10]) do
-  groups[index] =
-    { host = ARGV[at], kind = tonumber(ARGV[at + 1]), ttl = tonumber(ARGV[at + 2]), serial = ARGV[at + 3] == '1' }
+  local kind, ttl = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  groups[index] = {
+    host = ARGV[at], kind = kind, ttl = ttl, serial = ARGV[at + 3] == '1', granted = 0,
+    -- What all its records have: the first byte without the slot, and what stands before the key.
+    first = kind * 16 + 64 + (ttl > 0 and 128 or 0), tail = ttl > 0 and spack(TTL_HEAD, ttl, now),
+  }
   at = at + 4
 end
 
-local item_keys, digests, item_groups, refs, items = {}, {}, {}, {}, 0
+local item_keys, names, tails, item_groups, refs, items = {}, {}, {}, {}, {}, 0
 do
   local text, p = ARGV[at], 1
   local size = #text
@@ -37,7 +43,7 @@ do
     local key_len, high_byte, low_byte = byte(text, p, p + 2)
     local spec = high_byte * 256 + low_byte
     items = items + 1
-    digests[items] = sub(text, p + 3, p + 18)
+    names[items], tails[items] = sub(text, p + 3, p + 2 + NB), sub(text, p + 3 + NB, p + 10 + NB)
     p = p + 19
     if spec % 2 == 1 then
       refs[items] = sub(text, p, p + W - 1)
@@ -49,23 +55,34 @@ do
   end
 end
 
+-- Read all hosts in two calls: a batch of many endpoints is of as many hosts.
+if #groups > 1 then
+  local fields, indexes = {}, {}
+  for number, group in ipairs(groups) do fields[number] = 'n:' .. group.host end
+  for from = 1, #fields, 2000 do
+    for _, index in ipairs(call('HMGET', H, unpack(fields, from, min(from + 1999, #fields)))) do
+      if index then indexes[#indexes + 1] = index end
+    end
+  end
+  for from = 1, #indexes, 2000 do
+    local texts = call('HMGET', H, unpack(indexes, from, min(from + 1999, #indexes)))
+    for number, text in ipairs(texts) do
+      local host = read_host(tonumber(indexes[from + number - 1]), text)
+      if host then hosts_by_name[host.name] = host end
+    end
+  end
+end
+
 -- Read all buckets in a few calls: most batches touch as many buckets as they have items.
-do
-  local names = {}
-  local function fetch()
-    if #names == 0 then return end
-    local texts = call('HMGET', O, unpack(names))
-    for index, name in ipairs(names) do buckets[name] = texts[index] or '' end
-    names = {}
-  end
-  for index = 1, items do
-    names[#names + 1] = sub(digests[index], 1, NB)
-    if #names >= 2000 then fetch() end
-  end
-  fetch()
+for from = 1, items, 2000 do
+  local to = min(from + 1999, items)
+  local texts = call('HMGET', O, unpack(names, from, to))
+  for index = from, to do buckets[names[index]] = texts[index - from + 1] or '' end
 end
 
 free_rested(64)
+
+local DIGITS = { [0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f' }
 
 -- Takes up to `count` free addresses from..to, lowest first; appends their refs to `found`.
 local function scan(from, to, count, found)
@@ -101,10 +118,11 @@ local function scan(from, to, count, found)
         if not p then break end
         local old = byte(window, p)
         local new, base, weight = old, (here + p - 1) * 8, 128
+        local name = chunk .. fmt('%03x', floor(base / 16))
         for bit_number = base, base + 7 do
-          if floor(old / weight) % 2 == 0 and bit_number >= first and bit_number <= stop then
+          if (old == 0 or floor(old / weight) % 2 == 0) and bit_number >= first and bit_number <= stop then
             new = new + weight
-            found[#found + 1] = chunk .. fmt('%04x', bit_number)
+            found[#found + 1] = name .. DIGITS[bit_number % 16]
             if #found == wanted then break end
           end
           weight = weight / 2
@@ -152,8 +170,8 @@ local function take_all(count, serial)
   return found
 end
 
-local out, words = {}, {}
-local used = {}
+local out, words, n = {}, {}, 0
+local used, infrastructure = 0, 0
 
 local function expiry(lease)
   if lease.ttl == 0 then return 0 end
@@ -161,42 +179,41 @@ local function expiry(lease)
   return max(lease.renewed, host and host.renewed or 0) + lease.ttl * 1000
 end
 
--- Makes the record of a lease whose bit is set already.
-local function grant(ref, group, key, digest)
-  local old = find_record(ref)
+-- Makes the record of a lease whose bit is set already; item: its number.
+local function grant(ref, item)
+  local group, key, block_name = item_groups[item], item_keys[item], sub(ref, 1, -2)
+  local block, slot = blocks[block_name] or load_block(block_name), slot_of(ref)
+  local old = block[slot]
+  local known = false
   if old then
     local was = decode(old)
     if was.time > 0 then
       add('q', -1)
       add('q' .. was.pool, -1)
-      rests_moved[sub(ref, 1, -2)] = true
+      rests_moved[block_name] = true
     end
-    if was.key ~= key then
-      index_remove(was.key, ref)
-      index_add(digest, ref)
-    end
+    known = was.key == key
+    if not known then index_remove(was.key, ref) end
+  end
+  if not known then
+    local name = names[item]
+    buckets[name] = buckets[name] .. tails[item] .. ref
+    buckets_changed[name] = true
+  end
+  epoch, left, used = epoch + 1, left - 1, used + 1
+  group.granted = group.granted + 1
+  if not group.index then group.index = group.host ~= '' and ensure_host(group.host).index or 0 end
+  local record
+  if group.tail then
+    record = spack(HEAD, group.first + slot, #key - 1, pool, group.index, epoch, now) .. group.tail .. key
+    earliest(expiries, block_name, now + group.ttl * 1000)
   else
-    index_add(digest, ref)
+    record = spack(WHOLE, group.first + slot, #key - 1, pool, group.index, epoch, now, key)
   end
-  epoch, left = epoch + 1, left - 1
-  local host = 0
-  if group.host ~= '' then
-    group.index = group.index or ensure_host(group.host).index
-    host = group.index
-    count_host(host, 1)
-  end
-  local ttl = group.ttl
-  local record = encode(ref, true, group.kind, pool, host, epoch, now, key, ttl, now)
-  put_record(ref, record)
+  block[slot], blocks_changed[block_name] = record, true
   note(LEASED, ref, record)
-  local expires = 0
-  if ttl > 0 then
-    expires = now + ttl * 1000
-    earliest(expiries, sub(ref, 1, -2), expires)
-  end
-  used.n = (used.n or 0) + 1
-  if group.kind == 1 or group.kind == 2 then used.g = (used.g or 0) + 1 end
-  out[#out + 1] = spack('>BI8I8I8', GRANTED, epoch, now, expires) .. ref
+  out[n + 1], out[n + 2] = '\0', ref
+  n = n + 2
 end
 
 -- Answers with a lease that the owner holds already, renewed.
@@ -216,19 +233,21 @@ local function stand(ref, lease, group)
   end
   local host = host_at(lease.host)
   words[#words + 1] = host and host.name or ''
-  out[#out + 1] = spack('>BI8I8I8', STANDS, lease.epoch, lease.time, expiry(lease)) .. ref
+  n = n + 1
+  out[n] = spack('>BI8I8I8', STANDS, lease.epoch, lease.time, expiry(lease)) .. ref
 end
 
 local full = false
 local function refuse(status, ref, time)
   full = full or status == EXHAUSTED
-  out[#out + 1] = spack('>BI8I8I8', status, 0, time or 0, 0) .. ref
+  n = n + 1
+  out[n] = spack('>BI8I8I8', status, 0, time or 0, 0) .. ref
 end
 
 -- The lease of a kind that the owner holds through this pool, and the lowest free address that was the owner's.
-local function of_owner(digest, key, kind)
+local function of_owner(item, kind)
   local sticky
-  for _, ref in ipairs(refs_of(digest, key)) do
+  for _, ref in ipairs(refs_of(names[item], tails[item], item_keys[item])) do
     local lease = decode(find_record(ref))
     if lease.held then
       if lease.kind == kind and lease.pool == pool then return ref, lease end
@@ -239,7 +258,8 @@ local function of_owner(digest, key, kind)
   return nil, nil, sticky
 end
 
-local function ask_address(ref, group, key, digest)
+local function ask_address(item)
+  local ref, group, key = refs[item], item_groups[item], item_keys[item]
   local record = find_record(ref)
   local lease = record and decode(record)
   if lease and lease.held then
@@ -248,62 +268,72 @@ local function ask_address(ref, group, key, digest)
     return refuse(IN_USE, ref)
   end
   if group.kind == 0 then
-    local held = of_owner(digest, key, group.kind)
+    local held = of_owner(item, group.kind)
     if held then return refuse(HOLDS_ANOTHER, held) end
   end
   if lease and lease.time > now and lease.key ~= key then return refuse(RESTING, ref, lease.time) end
   if left < 1 then return refuse(QUOTA, ref, quota) end
   if not lease or lease.time == 0 then set_bit(ref) end
-  grant(ref, group, key, digest)
+  grant(ref, item)
 end
 
-local function ask_any(group, key, digest)
-  local ref, lease, sticky = of_owner(digest, key, group.kind)
+local function ask_any(item)
+  local group = item_groups[item]
+  local ref, lease, sticky = of_owner(item, group.kind)
   if ref then return stand(ref, lease, group) end
   if left < 1 then return refuse(QUOTA, low, quota) end
   if sticky then
     if decode(find_record(sticky)).time == 0 then set_bit(sticky) end
-    return grant(sticky, group, key, digest)
+    return grant(sticky, item)
   end
   local found = take_all(1, group.serial)
   if not found[1] then return refuse(EXHAUSTED, low) end
-  grant(found[1], group, key, digest)
+  grant(found[1], item)
 end
 
 -- Items that want any address and whose owner was never here are taken in runs, the rest one by one.
-local seen, run, run_group = {}, {}, nil
-local function finish_run()
-  if #run == 0 then return end
-  local found = take_all(min(#run, left), run_group.serial)
-  for index, item in ipairs(run) do
+local seen, from = {}, 1
+local function finish_run(to)
+  if from > to then return end
+  local found = take_all(min(to - from + 1, left), item_groups[from].serial)
+  for item = from, to do
+    local ref = found[item - from + 1]
     if left < 1 then
       refuse(QUOTA, low, quota)
-    elseif found[index] then
-      grant(found[index], item[1], item[2], item[3])
+    elseif ref then
+      grant(ref, item)
     else
       refuse(EXHAUSTED, low)
     end
   end
-  run = {}
 end
 
-for index = 1, items do
-  local key, digest, group, ref = item_keys[index], digests[index], item_groups[index], refs[index]
-  if not ref and not seen[key] and not find_entry(buckets[sub(digest, 1, NB)], sub(digest, NB + 1, NB + 8), 1) then
-    if #run > 0 and run_group.serial ~= group.serial then finish_run() end
-    run[#run + 1], run_group = { group, key, digest }, group
+for item = 1, items do
+  local key = item_keys[item]
+  if not refs[item] and not seen[key] and not find_entry(buckets[names[item]], tails[item], 1) then
+    if item > from and item_groups[from].serial ~= item_groups[item].serial then
+      finish_run(item - 1)
+      from = item
+    end
   else
-    finish_run()
-    if ref then ask_address(ref, group, key, digest) else ask_any(group, key, digest) end
+    finish_run(item - 1)
+    if refs[item] then ask_address(item) else ask_any(item) end
+    from = item + 1
   end
   seen[key] = true
 end
-finish_run()
+finish_run(items)
 
-add('n', used.n or 0)
-add('n' .. pool, used.n or 0)
-add('g' .. pool, used.g or 0)
-if used.n then
+for _, group in ipairs(groups) do
+  if group.granted > 0 then
+    if group.index > 0 then count_host(group.index, group.granted) end
+    if group.kind == 1 or group.kind == 2 then infrastructure = infrastructure + group.granted end
+  end
+end
+add('n', used)
+add('n' .. pool, used)
+add('g' .. pool, infrastructure)
+if used > 0 then
   meta_changed.ep = epoch
   if cursor and cursor ~= '' then meta_changed['s' .. pool] = cursor end
 end
@@ -316,4 +346,4 @@ if full then
   held, resting = tonumber(use[1] or 0), tonumber(use[2] or 0)
   next_rest = tonumber(call('ZRANGE', Q, 0, 0, 'WITHSCORES')[2] or 0)
 end
-return { 'OK', now, concat(out), words, host_added and 1 or 0, held, resting, next_rest, server }
+return { 'OK', now, concat(out), words, host_added and 1 or 0, held, resting, next_rest, server, first_epoch }
