@@ -232,7 +232,8 @@ async def test_a_failover_that_loses_writes_doubles_no_address_and_loses_none_of
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.timeout(30):
+                await asyncio.gather(*tasks, return_exceptions=True)
         listed = await stub.ListLeases(pb.ListLeasesRequest(pool_id=pool, page_size=4096))
     await store.aclose()
 
