@@ -198,7 +198,7 @@ def resolv_conf_is_a_folder(trouble: Trouble) -> AttachItem:
 def bridge_name_taken(trouble: Trouble) -> AttachItem:
     host = trouble.cluster.host(TROUBLED)
     trouble.network("taken", host=TROUBLED, options={"com.docker.network.bridge.name": "lan9"})
-    trouble.ip(host, "link add lan9 type bridge", "link del lan9")
+    trouble.ip(host, "link add lan9 type veth peer name lan8", "link del lan9")
     return bad(network="taken")
 
 
