@@ -1,1 +1,6 @@
-"""Benchmarks: what netweft takes beside what the kernel and the peers take, in the same run on the same machine."""
+"""Benchmarks: `make bench`."""
+
+from netweft_common import poller
+
+# As an orchestrator would that cares for latency: docs/architecture.md, "For callers in a hurry".
+poller.choose()
