@@ -26,6 +26,9 @@ from typing import Any
 import pytest
 from netweft_common import deadline
 
+# gRPC's core tells of every server that goes away, past pytest's capture; to be set before it is loaded.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 _LIMIT_S = 110.0
 """Of an async test, and of an async fixture's setup or teardown; shorter than the timeout in pyproject.toml."""
 _HEAD_START_S = 10.0
