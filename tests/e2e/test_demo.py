@@ -171,11 +171,11 @@ def test_an_interrupted_demo_leaves_nothing():
     assert b"starting" in child.stdout.readline()
 
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=60)
+    said, _ = child.communicate(timeout=60)
 
     planned = layout.plan(run_dir, names=scenario.HOSTS)
     assert stack.leftovers(planned, processes.Table(run_dir), {}).lines == ()
-    assert child.returncode == 130
+    assert child.returncode == 130, said.decode()
     shutil.rmtree(folder)
 
 
