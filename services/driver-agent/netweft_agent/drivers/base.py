@@ -7,6 +7,7 @@ endpoint costs the rendering of one endpoint. It is found by its entry point in 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -144,15 +145,22 @@ def parse(kind: type[T], given: Mapping[str, str], *, driver: str) -> T:
         InvalidArgument: An unknown key (the message lists the known ones), two keys of one option, or a value of
             another type.
     """
+    # Asked several times for each attach, and the same for all endpoints of a network.
+    parsed: T = _parsed(kind, tuple(given.items()), driver)  # type: ignore[arg-type]  # a type has a hash
+    return parsed
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(kind: type[Any], given: tuple[tuple[str, str], ...], driver: str) -> Any:
     declared: dict[str, Field[Any]] = {}
-    for one in fields(kind):  # type: ignore[arg-type]  # `kind` is a dataclass, which typing cannot say
+    for one in fields(kind):
         for key in (one.name, *one.metadata.get("aliases", ())):
             declared[key] = one
     values: dict[str, object] = {}
     keys: dict[str, str] = {}
-    for key, text in given.items():
+    for key, text in given:
         if key not in declared:
-            known = ", ".join(sorted(one.name for one in fields(kind)))  # type: ignore[arg-type]
+            known = ", ".join(sorted(one.name for one in fields(kind)))
             raise InvalidArgument(
                 "UNKNOWN_OPTION",
                 f"driver {driver} has no option {key!r}; it takes: {known or 'none'}",
