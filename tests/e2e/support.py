@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import netweft_client
 import pytest
-from netweft_cli import layout, netns, processes, rtnl, stack
+from netweft_cli import layout, netns, processes, reach, rtnl, stack
 from netweft_common import errors
 
 from tests.support import logs
@@ -135,6 +135,13 @@ def wait_until(look: Callable[[], T], done: Callable[[T], bool], *, timeout_s: f
     while not done(seen := look()) and time.monotonic() < ends_at:
         time.sleep(0.05)
     return seen
+
+
+def unanswered(pinger: reach.Pinger) -> list[str]:
+    """Return when echoes were sent that had no answer, in seconds since the first, and how many there were."""
+    first = min(pinger._sent.values(), default=0.0)
+    lost = [f"{at - first:.2f} s" for key, at in pinger._sent.items() if key not in pinger._answered]
+    return [*lost, f"{len(pinger._sent)} sent"] if lost else []
 
 
 # The truth about a cluster
