@@ -97,9 +97,9 @@ def test_a_pinger_counts_every_echo_that_had_no_answer(wire):
     pair = reach.Pair(source=here, destination="192.0.2.2")
 
     with reach.Pinger(pair, interval_s=0.005) as whole:
-        assert reach.reach(there, "192.0.2.1")
+        assert reach.reach(there, "192.0.2.1", timeout_s=30)
     with reach.Pinger(pair, interval_s=0.005, patience_s=0.1) as broken:
-        assert reach.reach(here, "192.0.2.2")
+        assert reach.reach(here, "192.0.2.2", timeout_s=30)
         netns.call(there, lambda: [rtnl.delete_link(link.index) for link in rtnl.links() if link.name == "eth0"])
         assert not reach.reach(here, "192.0.2.2", timeout_s=0.2)
 
@@ -114,7 +114,7 @@ def test_a_pinger_that_had_no_time_to_ask_does_not_make_up_for_it(wire):
 
     with contextlib.ExitStack() as stack:
         pingers = [stack.enter_context(reach.Pinger(pair, interval_s=0.002)) for _ in range(4)]
-        assert reach.reach(here, "192.0.2.2")
+        assert reach.reach(here, "192.0.2.2", timeout_s=30)
         # Python's lock is held by a call that does not let go of it, as if the machine had no time for this process.
         ctypes.PyDLL(None).usleep(900_000)
 
