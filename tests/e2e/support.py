@@ -173,7 +173,7 @@ class _Cluster:
         self.sandboxes = {one.id: one for one in client.list_sandboxes(page_size=1000)}
         self.hosts = list(client.list_hosts())
         self.pools = [pool.id for pool in client.list_pools()]
-        self.leases = [lease for pool in self.pools for lease in client.list_leases(pool, page_size=1000)]
+        self.leases = [lease for pool in self.pools for lease in _leases(client, pool)]
 
     def unsettled(self) -> Iterator[str]:
         for network in self.networks.values():
@@ -204,6 +204,14 @@ class _Cluster:
         if len(held) != len(set(held)):
             yield f"leases are listed twice: {sorted(held)}"
         yield from _difference("lease", set(wanted), set(held))
+
+
+def _leases(client: netweft_client.Client, pool: str) -> list[netweft_client.Lease]:
+    try:
+        return list(client.list_leases(pool, page_size=1000))
+    except errors.NotFound:
+        # It went between two looks: as a pool it is told of all the same, and the next look is another one.
+        return []
 
 
 def _wrong_on_host(
