@@ -77,6 +77,8 @@ class Workload:
         with contextlib.ExitStack() as stack:
             pingers = {name: stack.enter_context(reach.Pinger(pair, interval_s=0.01)) for name, pair in pairs.items()}
             yield
+            # The block may be over in no time; what is asked right after it counts as well.
+            support.wait_until(lambda: min(one.sent for one in pingers.values()), lambda sent: sent > 20)
         assert {} == {name: lost for name, one in pingers.items() if (lost := support.unanswered(one))}
         assert min(one.loss.sent for one in pingers.values()) > 20
 

@@ -110,6 +110,11 @@ class Pinger:
             raise self._failure
 
     @property
+    def sent(self) -> int:
+        """How many echoes were asked for so far."""
+        return len(self._sent)
+
+    @property
     def loss(self) -> Loss:
         """What was seen; complete once the context is left."""
         answers = sorted(self._answered.values())
