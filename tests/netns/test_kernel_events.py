@@ -165,3 +165,13 @@ async def test_closing_the_kernel_ends_the_events(host: Host):
 
     async with asyncio.timeout(PATIENCE_S):
         await ear._task
+
+
+async def test_a_veth_numbers_its_namespace_without_being_asked(host: Host, ear: Ear, monkeypatch):
+    monkeypatch.setattr(host.kernel._executor, "_number", lambda spaces: None)
+    await host.make(*bridge(), *sandbox(1), *endpoint(1))
+    await ear.at_rest()
+
+    host.exec("ip", "address", "flush", "dev", "eth0", ns="sandbox/s1")
+
+    assert {"sandbox/s1"} == await ear.heard()

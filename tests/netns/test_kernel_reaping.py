@@ -119,6 +119,7 @@ async def test_a_look_does_not_see_doomed_links(host: Host, patient):
 
 async def test_attaching_one_endpoint_takes_three_sends(host: Host, sends):
     await host.make(*bridge(), *sandbox())
+    await host.make()  # until it has given the namespace an id
     sends.clear()
 
     await host.make(*endpoint())
@@ -130,6 +131,7 @@ async def test_attaching_one_endpoint_takes_three_sends(host: Host, sends):
 async def test_attaching_many_endpoints_takes_two_sends_and_one_for_each_sandbox(host: Host, sends):
     count = 10
     await host.make(*bridge(), *(part for n in range(count) for part in sandbox(n)))
+    await host.make()  # as above
     sends.clear()
 
     await host.make(*(part for n in range(count) for part in endpoint(n)))

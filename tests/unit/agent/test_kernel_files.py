@@ -98,7 +98,7 @@ def test_a_crash_between_note_and_file_leaves_it_ours(files, hosts, monkeypatch)
     original = __import__("netweft_agent.kernel.files", fromlist=["_replace"])._replace
     monkeypatch.setattr(
         "netweft_agent.kernel.files._replace",
-        lambda path, content: crash() if path.name == "hosts" else original(path, content),
+        lambda path, content: crash() if path.endswith("/hosts") else original(path, content),
     )
     with pytest.raises(KeyboardInterrupt):
         files.write(hosts("two\n"))

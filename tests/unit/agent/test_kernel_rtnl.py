@@ -180,7 +180,8 @@ def test_a_link_is_decoded():
 def test_what_is_read_of_a_newborn_veth_is_what_a_full_decoding_says():
     full = dumps.link(BODY)
 
-    assert (full.ifindex, full.link_index, full.ipv6_disabled, full.accept_ra) == dumps.born(BODY)
+    expected = (full.ifindex, full.link_index, full.link_nsid, full.ipv6_disabled, full.accept_ra)
+    assert expected == dumps.born(BODY)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_ipv6_that_takes_router_advertisements_is_neither_on_nor_off(disabled, a
 def test_a_link_without_ipv6_state_has_ipv6_off():
     without = BODY[: -len(netlink.nest(rtnl.IFLA_AF_SPEC, netlink.nest(10, netlink.attr(2, CONF))))]
 
-    assert (False, (12, 2, True, 0)) == (dumps.link(without).ipv6, dumps.born(without))
+    assert (False, (12, 2, 3, True, 0)) == (dumps.link(without).ipv6, dumps.born(without))
 
 
 @pytest.mark.parametrize("cut", range(0, len(BODY) - 16, 3))

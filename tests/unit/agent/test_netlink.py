@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from netweft_agent.kernel import netlink
 from netweft_common import errors
 
-RTM_NEWADDR, RTM_GETLINK, RTM_GETADDR = 20, 18, 22
+RTM_NEWADDR, RTM_GETLINK, RTM_SETLINK, RTM_GETADDR = 20, 18, 19, 22
 NOWHERE = 0x7FFF_FFF0
 """An interface index that no machine has."""
 
@@ -130,6 +130,16 @@ def test_each_request_has_its_answer_in_order(sock):
     assert [["lo"], [], ["lo"]] == [names(acks[0]), names(acks[1]), names(acks[3])]
     assert "lo" in names(acks[2])
     assert names(acks[2]) == names(acks[4])
+
+
+def test_a_refusal_in_the_middle_is_told_though_only_the_last_is_acknowledged(sock, monkeypatch):
+    monkeypatch.setattr(netlink, "_chunks", lambda _, batch: [batch])
+    silent = netlink.message(RTM_SETLINK, 0, struct.pack("=BxHiII", 0, 0, 1, 0, 0))
+    refused = netlink.message(RTM_SETLINK, 0, struct.pack("=BxHiII", 0, 0, NOWHERE, 0, 0))
+
+    acks = [netlink.talk(sock, batch) for batch in ([silent, refused, silent], [silent, silent, refused])]
+
+    assert [[0, errno.ENODEV, 0], [0, 0, errno.ENODEV]] == [[one.errno for one in batch] for batch in acks]
 
 
 @pytest.mark.parametrize("buffer", [None, 4096], ids=["our buffers", "the smallest receive buffer"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from netweft_common.errors import Internal
 
@@ -21,14 +21,27 @@ class HostState:
     __slots__ = ("by_owner",)
 
     def __init__(self) -> None:
-        self.by_owner: dict[str, dict[Key, Resource]] = {}
+        self.by_owner: dict[str, Mapping[Key, Resource]] = {}
 
     def add(self, owner: str, *wanted: Resource) -> None:
         """Note that `owner` wants these resources; raises Internal when it already wants another of the same key."""
-        mine = self.by_owner.setdefault(owner, {})
+        if not wanted:
+            return
+        mine = dict(self.by_owner.get(owner, ()))
         for resource in wanted:
             if mine.setdefault(resource.key, resource) != resource:
                 raise Internal("RENDER_CONFLICT", f"{owner} renders two different resources as {resource.key}")
+        self.by_owner[owner] = mine
+
+    def take(self, owner: str, wanted: Mapping[Key, Resource]) -> None:
+        """Note that `owner`, which has nothing yet, wants all of a mapping, which is kept as it is and never changed.
+
+        Raises:
+            Internal: The owner has something.
+        """
+        if owner in self.by_owner:
+            raise Internal("RENDER_CONFLICT", f"{owner} is rendered twice")
+        self.by_owner[owner] = wanted
 
     def resources(self) -> dict[Key, Resource]:
         """Return everything wanted, by key."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -18,6 +18,7 @@ from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
+from netweft_agent.domain.resources import Key, Resource
 from netweft_agent.domain.state import HostState
 
 GROUP = "netweft.drivers"
@@ -35,6 +36,40 @@ class Claim:
     minimum: int
     maximum: int
     option: str = ""
+
+
+class OwnParts:
+    """What networks render to by themselves, kept while they and the host's facts stay as they are.
+
+    Each attach renders its network along, of which nothing has changed.
+
+    Args:
+        limit: Networks remembered; the one that was added first goes first.
+    """
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._limit = limit
+        self._known: dict[str, tuple[Network, Facts, Mapping[Key, Resource]]] = {}
+
+    def get(self, network: Network, facts: Facts, make: Callable[[], Iterable[Resource]]) -> Mapping[Key, Resource]:
+        """Return the resources by key; what is returned must not be changed.
+
+        Args:
+            network: Compared by identity, as are the facts: the store keeps one object a revision.
+            facts: Of the host.
+            make: Called when they are not known.
+        """
+        known = self._known.get(network.id)
+        if known is not None and known[0] is network and known[1] is facts:
+            return known[2]
+        rendered = HostState()
+        rendered.add(network.id, *make())
+        made = rendered.by_owner.get(network.id, {})
+        self._known.pop(network.id, None)
+        self._known[network.id] = (network, facts, made)
+        if len(self._known) > self._limit:
+            del self._known[next(iter(self._known))]
+        return made
 
 
 IP_VERSIONS = frozenset({4, 6})

@@ -30,6 +30,9 @@ class BridgeDriver:
     needs_addresses: ClassVar[bool] = True
     single_network: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        self._own = base.OwnParts()
+
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
         """Refuse the host's own namespace, options that contradict the network, and ports that can lead nowhere.
 
@@ -47,11 +50,12 @@ class BridgeDriver:
         self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
     ) -> HostState:
         """Render the bridge with its gateway and firewall, and a veth pair for each endpoint."""
-        del peers, facts
+        del peers
         options = base.parse(Options, network.options, driver=self.name)
         bridge = options.bridge_name or names.bridge(network.id)
         state = HostState()
-        state.add(f"network/{network.id}", *_network(network, options, bridge))
+        own = self._own.get(network, facts, lambda: _network(network, options, bridge))
+        state.take(f"network/{network.id}", own)
         for attachment in attachments:
             published = _published(network, attachment, options, bridge) if attachment.endpoint.ports else []
             # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round.

@@ -87,6 +87,9 @@ class OverlayDriver:
     needs_addresses: ClassVar[bool] = True
     single_network: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        self._own = base.OwnParts()
+
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
         """Refuse a host without a tunnel address, the host's own namespace, and published ports.
 
@@ -122,7 +125,8 @@ class OverlayDriver:
         ns = names.network_ns(network.id)
         mtu = options.mtu or facts.underlay_mtu - OVERHEAD[6 if ":" in facts.vtep else 4]
         state = HostState()
-        state.add(f"network/{network.id}", *_network(network, options, ns, mtu, facts))
+        own = self._own.get(network, facts, lambda: _network(network, options, ns, mtu, facts))
+        state.take(f"network/{network.id}", own)
         for attachment in attachments:
             state.add(
                 attachment.owner,

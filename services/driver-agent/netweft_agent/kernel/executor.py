@@ -24,6 +24,7 @@ from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.inside import Inside
 from netweft_agent.kernel.links import Links
 from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.nsids import Nsids
 from netweft_agent.kernel.ports import Ports
 from netweft_agent.kernel.reaper import Reaper
 from netweft_agent.kernel.run import Run
@@ -85,7 +86,10 @@ class Executor:
         self.sockets = Sockets(namespaces)
         self.indexes = Indexes(self.sockets)
         self._reaper = Reaper(self.sockets)
-        self._links = Links(namespaces, self.sockets, self.indexes, self._reaper)
+        self.nsids = Nsids()
+        """Ids of namespaces in the host's, which events carry."""
+        self._unnumbered: list[Ns] = []
+        self._links = Links(namespaces, self.sockets, self.indexes, self._reaper, self.nsids)
         self._inside = Inside(namespaces, self.sockets, self.indexes, self._links, self._born_with)
         self._born: dict[Ns, dict[str, str]] = {}
         self._handlers: dict[Phase, Callable[[Run, list[int]], None]] = {
@@ -103,8 +107,6 @@ class Executor:
         self._ended: list[conntrack.Flows] = []
         """Flows that lead to where a port led before this batch."""
         self._peers: dict[tuple[Ns, str], Link] = {}
-        self.nsids: dict[int, Ns] = {}
-        """Namespaces by the id that they have in the host's, which events carry."""
 
     def execute(self, steps: Sequence[Operation]) -> list[errors.NetweftError | None]:
         """Carry out the steps; see api.Kernel.execute."""
@@ -140,6 +142,9 @@ class Executor:
 
     def idle(self) -> float | None:
         """Do what is due; return the seconds until it is worth calling again, None if never."""
+        if self._unnumbered:
+            spaces, self._unnumbered = self._unnumbered, []
+            self._number([ns for ns in spaces if self._namespaces.holds(ns) and not self.nsids.has(ns)])
         return self._reaper.reap_if_due()
 
     def start(self) -> None:
@@ -165,7 +170,6 @@ class Executor:
         self._number(held)
 
     def _hold_namespaces(self, run: Run, indices: Iterable[int]) -> None:
-        held: list[Ns] = []
         for index in run.begin(indices):
             namespace = run.steps[index].after
             assert isinstance(namespace, Namespace), "a removal among the additions"
@@ -174,8 +178,8 @@ class Executor:
             except errors.NetweftError as error:
                 run.fail(index, error)
                 continue
-            held.append(namespace.ns)
-        self._number(held)
+            # A veth into it gives it an id, and tells; what has none after the batch is given one when there is time.
+            self._unnumbered.append(namespace.ns)
 
     def _hold(self, namespace: Namespace) -> None:
         made = self._namespaces.hold(namespace)
@@ -194,7 +198,7 @@ class Executor:
         acks = netlink.talk(self.sockets.get(HOST), messages)
         for ns, answer in zip(spaces, acks[1::2], strict=True):
             if answer.replies:
-                self.nsids[dumps.nsid(answer.replies[0].body)] = ns
+                self.nsids.put(dumps.nsid(answer.replies[0].body), ns)
 
     def _drop_namespaces(self, run: Run, indices: Iterable[int]) -> None:
         for index in run.begin(indices):
@@ -212,8 +216,7 @@ class Executor:
         self.sockets.forget(ns)
         self.indexes.forget_namespace(ns)
         self._born.pop(ns, None)
-        for nsid in [nsid for nsid, name in self.nsids.items() if name == ns]:
-            del self.nsids[nsid]
+        self.nsids.forget(ns)
 
     # --- settings ---
 

@@ -58,15 +58,15 @@ class Files:
         path, content = Path(file.path), file.content.encode()
         self._refuse_elsewhere(path)
         with _translated(f"install -m 644 /dev/stdin {path}", path):
-            there = _read(path)
+            there = _read(file.path)
             if self._edited(file, there):
                 return
             if not file.in_place:
                 if there is None or there.content != content or not there.sealed:
-                    _replace(path, content)
+                    _replace(file.path, content)
                 return
             noted = self._noted(path)[:1] if there is not None else []
-            _replace(self._note(path), "\n".join([_digest(content), *noted]).encode())
+            _replace(str(self._note(path)), "\n".join([_digest(content), *noted]).encode())
             if there is None or there.content != content:
                 _rewrite(path, content)
 
@@ -182,7 +182,7 @@ def _seal(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % 999_999_999 + 1
 
 
-def _read(path: Path) -> _Content | None:
+def _read(path: Path | str) -> _Content | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -202,18 +202,28 @@ def _rewrite(path: Path, content: bytes) -> None:
         file.truncate()
 
 
+def _make_folder(folder: str) -> None:
+    try:
+        os.mkdir(folder, 0o755)  # noqa: PTH102  # Path objects cost as much as the call
+    except FileNotFoundError:
+        os.makedirs(folder, mode=0o755, exist_ok=True)  # noqa: PTH103  # as above
+    except FileExistsError:
+        return  # somebody was faster
+
+
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".netweft")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: str, content: bytes) -> None:
     # The writer is alone, so the temporary name may be fixed; what a crash left of it is written over.
-    temporary = f"{path.parent}/.{path.name[:100]}.netweft"
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name[:100]}.netweft"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(temporary, flags, 0o644)
     except FileNotFoundError:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(folder)
         fd = os.open(temporary, flags, 0o644)
     try:
         os.fchmod(fd, 0o644)

@@ -127,9 +127,10 @@ class Inside:
         if not switches:
             return
         with self._namespaces.entered(ns):
+            self._sockets.open_here(ns)
             for index, link, on in switches:
                 try:
-                    sysctl.switch_ipv6(link.name, on=on)
+                    sysctl.switch_ipv6(link.name, on=on, look=link.kind == "loopback")
                 except errors.NetweftError as error:
                     run.fail(index, error)
 

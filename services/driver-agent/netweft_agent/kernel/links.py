@@ -24,6 +24,7 @@ from netweft_agent.domain.resources import Link, Ns
 from netweft_agent.kernel import dumps, netlink, rtnl, sysctl
 from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.netns import Namespaces
+from netweft_agent.kernel.nsids import Nsids
 from netweft_agent.kernel.reaper import Reaper
 from netweft_agent.kernel.run import Run, describe
 from netweft_agent.kernel.sockets import Sockets
@@ -73,8 +74,11 @@ def differences(link: Link, info: dumps.LinkInfo, master_index: int | None) -> l
 class Links:
     """Links of the host and of the networks' namespaces; belongs to the writer thread."""
 
-    def __init__(self, namespaces: Namespaces, sockets: Sockets, indexes: Indexes, reaper: Reaper) -> None:
+    def __init__(
+        self, namespaces: Namespaces, sockets: Sockets, indexes: Indexes, reaper: Reaper, nsids: Nsids
+    ) -> None:
         self._namespaces = namespaces
+        self._nsids = nsids
         self._sockets = sockets
         self._indexes = indexes
         self._reaper = reaper
@@ -216,20 +220,20 @@ class Links:
 
     def _as_born(self, link: Link, body: bytes) -> dumps.LinkInfo:
         """Return a new veth as it must be, since its creation was acknowledged; only some of it is read."""
-        index, other, ipv6_disabled, accept_ra = dumps.born(body)
+        born = dumps.born(body)
         return dumps.LinkInfo(
-            ifindex=index,
+            ifindex=born.ifindex,
             name=link.name,
             up=False,
             kind=link.kind,
             mtu=link.mtu or 0,
             mac=link.mac or "",
             master_index=self._master(link) or 0,
-            link_index=other,
-            link_nsid=None,
+            link_index=born.other,
+            link_nsid=born.nsid,
             group=resources.LINK_GROUP,
-            ipv6_disabled=ipv6_disabled,
-            accept_ra=accept_ra,
+            ipv6_disabled=born.ipv6_disabled,
+            accept_ra=born.accept_ra,
             port=resources.Port() if link.master is not None else None,
             vxlan=None,
         )
@@ -295,6 +299,8 @@ class Links:
         self._indexes.put(link.ns, link.name, info.ifindex, ours=True)
         if link.kind == "veth" and link.peer is not None and info.link_index:
             self._indexes.put(link.peer.ns, link.peer.name, info.link_index, ours=True)
+            if link.ns == resources.HOST and info.link_nsid is not None:
+                self._nsids.put(info.link_nsid, link.peer.ns)
 
     def _look(self, run: Run, work: list[_Work]) -> None:
         """Ask for the links that are to be changed."""
@@ -344,7 +350,7 @@ class Links:
             with self._namespaces.entered(ns):
                 for item in items:
                     try:
-                        sysctl.switch_ipv6(item.link.name, on=bool(item.link.ipv6), differs=True)
+                        sysctl.switch_ipv6(item.link.name, on=bool(item.link.ipv6), look=False)
                     except errors.NetweftError as error:
                         self._give_up(run, item, error)
                         dropped.add(item.step)

@@ -183,7 +183,7 @@ class Monitor:
         for level, kind, data in control:
             if level == _SOL_NETLINK and kind == _LISTEN_ALL_NSID:
                 nsid: int = _NSID.unpack_from(data)[0]
-                return HOST if nsid < 0 else self._executor.nsids.get(nsid)
+                return HOST if nsid < 0 else self._executor.nsids.find(nsid)
         return HOST
 
     def _tell(self, ns: Ns) -> None:

@@ -69,6 +69,8 @@ _SEND_BUFFER = 4 << 20
 _RECEIVE_BUFFER = 8 << 20
 _ACK_COST = 8192
 """Bytes of receive buffer set aside a message: an acknowledgement is booked with 0.75 to 4 KiB, an object with more."""
+_SMALL_COUNT, _SMALL_SIZE = 16, 0x4000
+"""A batch up to this fits the smallest buffers that a socket of ours can have, so they are not asked for."""
 _BLOCK = 4096
 """Sequence numbers taken at once; so no part of a batch may have more messages."""
 _RECEIVE_TIMEOUT_S = 10
@@ -379,7 +381,10 @@ def dump(sock: socket.socket, request: bytes, *, attempts: int = 5) -> Ack:
 
 def _chunks(sock: socket.socket, batch: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     """Split a batch so that each part fits the send buffer, and its answers the receive buffer."""
-    if len(batch) == 1:
+    if not batch:
+        return
+    small = len(batch) <= _SMALL_COUNT and sum(map(len, batch)) <= _SMALL_SIZE and not any(map(is_dump, batch))
+    if small or len(batch) == 1:
         yield batch
         return
     # getsockopt tells twice what was asked for, which is what the kernel compares with.
@@ -400,15 +405,21 @@ def _chunks(sock: socket.socket, batch: Sequence[bytes]) -> Iterator[Sequence[by
 
 
 def _exchange(sock: socket.socket, chunk: Sequence[bytes]) -> list[Ack]:
+    """Send in one datagram, with an acknowledgement asked of the last request only.
+
+    Requests are worked off in their order, inside the send (`netlink_rcv_skb`), and failures are always told: once the
+    last one is acknowledged, those before it that nothing was heard of have succeeded. A dump is alone.
+    """
     first = take_sequence()
     datagram = bytearray().join(chunk)
     offset = 0
     for sequence, request in enumerate(chunk, first):
-        flags = _U16.unpack_from(request, 6)[0]
-        if flags & (NLM_F_DUMP | NLM_F_CREATE) != NLM_F_DUMP:
-            _U16.pack_into(datagram, offset + 6, flags | NLM_F_ACK)
         _U32.pack_into(datagram, offset + 8, sequence)
         offset += len(request)
+    last = len(datagram) - len(chunk[-1])
+    flags = _U16.unpack_from(datagram, last + 6)[0]
+    if flags & (NLM_F_DUMP | NLM_F_CREATE) != NLM_F_DUMP:
+        _U16.pack_into(datagram, last + 6, flags | NLM_F_ACK)
     try:
         sock.send(datagram)
     except OSError as error:
@@ -424,19 +435,19 @@ class _Answers:
     def __init__(self, first: int, count: int) -> None:
         self._first = first
         self._count = count
-        self._acks: list[Ack | None] = [None] * count
+        self._acks: dict[int, Ack] = {}
         self._replies: dict[int, list[Message]] = {}
-        self._pending = count
+        self._ended = False
         self._interrupted = False
         self._lost = 0
         """Errno that says why answers are missing."""
 
     def read(self, sock: socket.socket) -> None:
-        """Read until each message has its answer, or until it is certain that some are lost."""
+        """Read until the last message has its answer, or until it is certain that some are lost."""
         buffer = bytearray(_BUFFER_SIZE)
         view = memoryview(buffer)
         flags = socket.MSG_TRUNC
-        while self._pending:
+        while not self._ended:
             try:
                 size = sock.recv_into(buffer, 0, flags)
             except OSError as error:
@@ -448,46 +459,49 @@ class _Answers:
                 self._lost = code
             if size > _BUFFER_SIZE:
                 self._lost = errno.EMSGSIZE
-            elif not self._take_plain_ack(buffer, size):
+            elif not self._take_last_ack(buffer, size):
                 self._take(bytes(view[:size]))
             if self._lost:  # whatever else has come is here already, so do not wait for what has not
                 flags = socket.MSG_TRUNC | socket.MSG_DONTWAIT
 
     def acks(self) -> list[Ack]:
         """Return one answer a message."""
-        return [ack or Ack(self._lost, "the answer was lost") for ack in self._acks]
+        silent = Ack(self._lost, "the answer was lost") if self._lost else OK
+        if not self._acks and not self._replies:
+            return [silent] * self._count
+        return [self._ack(index, silent) for index in range(self._count)]
 
-    def _take_plain_ack(self, buffer: bytearray, size: int) -> bool:
-        """Take an acknowledgement without any more to it, which nearly all answers are."""
+    def _ack(self, index: int, silent: Ack) -> Ack:
+        ack = self._acks.get(index, silent)
+        replies = self._replies.get(index, ())
+        if replies or (self._interrupted and ack is not silent):
+            # A part that was lost may have been of this answer, so it does not count as whole.
+            ack = ack._replace(errno=ack.errno or self._lost, replies=replies, interrupted=self._interrupted)
+        return ack
+
+    def _take_last_ack(self, buffer: bytearray, size: int) -> bool:
+        """Take the last message's acknowledgement without any more to it, which most answers are."""
         if size != 36:
             return False
         _, kind, _, sequence, _, code = _ACK.unpack_from(buffer)
-        index = (sequence - self._first) & 0xFFFFFFFF
-        if kind != NLMSG_ERROR or code or index >= self._count or index in self._replies:
+        if kind != NLMSG_ERROR or code or (sequence - self._first) & 0xFFFFFFFF != self._count - 1:
             return False
-        if self._acks[index] is None:
-            self._acks[index] = OK
-            self._pending -= 1
+        self._acks[self._count - 1] = OK
+        self._ended = True
         return True
 
     def _take(self, datagram: bytes) -> None:
         for part in iter_messages(datagram):
             index = (part.sequence - self._first) & 0xFFFFFFFF
-            if index >= self._count or self._acks[index] is not None:
+            if index >= self._count or index in self._acks:
                 continue  # left over from an exchange that was given up
             if part.flags & NLM_F_DUMP_INTR and part.flags & NLM_F_MULTI:
                 self._interrupted = True
             if part.kind == NLMSG_ERROR:
-                self._answer(index, parse_ack(part.flags, part.body))
+                self._acks[index] = parse_ack(part.flags, part.body)
             elif part.kind == NLMSG_DONE:
-                self._answer(index, parse_done(part.flags, part.body))
+                self._acks[index] = parse_done(part.flags, part.body)
             else:
                 self._replies.setdefault(index, []).append(part)
-
-    def _answer(self, index: int, ack: Ack) -> None:
-        replies = self._replies.pop(index, ())
-        if replies or self._interrupted:
-            # A part that was lost before may have been of this answer, so it does not count as whole.
-            ack = ack._replace(errno=ack.errno or self._lost, replies=replies, interrupted=self._interrupted)
-        self._acks[index] = ack
-        self._pending -= 1
+                continue
+            self._ended = self._ended or index == self._count - 1

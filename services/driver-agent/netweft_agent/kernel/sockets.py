@@ -41,7 +41,16 @@ class Sockets:
             self._open.move_to_end(key)
             return found
         with self._namespaces.entered(ns):
-            sock = netlink.open_socket(protocol)
+            return self._put(key)
+
+    def open_here(self, ns: Ns) -> None:
+        """Have a route socket ready, for a thread that has entered the namespace already."""
+        key = (ns, netlink.NETLINK_ROUTE)
+        if key not in self._open:
+            self._put(key)
+
+    def _put(self, key: tuple[Ns, int]) -> socket.socket:
+        sock = netlink.open_socket(key[1])
         self.ports.add(sock.getsockname()[0])
         self._open[key] = sock
         if len(self._open) > self._limit:

@@ -53,25 +53,28 @@ def write(path: str, value: str) -> None:
         _write(path, value)
 
 
-def _write(path: str, value: str) -> None:
+def _write(path: str, value: str, *, missing_ok: bool = False) -> None:
     try:
         fd = os.open(_check(path), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, value.encode())
         finally:
             os.close(fd)
+    except FileNotFoundError as error:
+        if not missing_ok:
+            raise errors.KernelError(f"sysctl -w {path.replace('/', '.')}={value}", path, errno.ENOENT) from error
     except OSError as error:
         op = f"sysctl -w {path.replace('/', '.')}={value}"
         raise errors.KernelError(op, path, error.errno or errno.EIO) from error
 
 
-def switch_ipv6(link: str, *, on: bool, differs: bool = False) -> None:
+def switch_ipv6(link: str, *, on: bool, look: bool = True) -> None:
     """Switch IPv6 of a link on, without router advertisements and usable at once, or off; idempotent.
 
     Args:
         link: Name.
         on: Off is as good as done in a kernel without IPv6.
-        differs: The caller knows that it is not so, which spares a look.
+        look: Look first whether it is off already: right where it mostly is, a waste where it mostly is not.
 
     Raises:
         KernelError: The kernel has no IPv6 on the link and it shall be on, or refuses.
@@ -83,5 +86,5 @@ def switch_ipv6(link: str, *, on: bool, differs: bool = False) -> None:
         # While its link-local address is in doubt a bridge asks for no neighbour: a second in which nobody is reached.
         write(f"{base}/accept_dad", "0")
         write(f"{base}/disable_ipv6", "0")
-    elif differs or read(f"{base}/disable_ipv6") not in {None, "1"}:
-        _write(f"{base}/disable_ipv6", "1")
+    elif not look or read(f"{base}/disable_ipv6") != "1":
+        _write(f"{base}/disable_ipv6", "1", missing_ok=True)
