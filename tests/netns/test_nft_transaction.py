@@ -347,7 +347,7 @@ def test_tables_of_others_are_left_alone(ns, sock):
 
 def test_without_permission_every_operation_is_refused(sock, monkeypatch):
     ack = netlink.Ack(errno.EPERM)
-    monkeypatch.setattr(kernel, "_exchange", lambda sock, messages: [(-1, ack)])
+    monkeypatch.setattr(kernel, "exchange", lambda sock, messages: [(-1, ack)])
 
     refused = kernel.apply(sock, [Change(None, TABLE), Change(None, a_set(VTEPS))], destroy=True)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from netweft_agent.domain.objects import Endpoint, Object, Ref
-from netweft_agent.domain.plan import Operation, plan
+from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Resource
 from netweft_agent.engine.desired import Desired
 from netweft_agent.engine.render import Renderer
@@ -99,6 +99,13 @@ class Lab:
         desired = self._desired()
         steps = plan(desired.resources, self.known, {key: desired.owner(key) for key in desired.resources})
         results = await self.kernel.execute(steps)
+        done = {
+            step.resource.key
+            for step, error in zip(steps, results, strict=True)
+            if error is None and step.after is None
+        }
+        for key in implied(done, self.known):
+            del self.known[key]
         for step, error in zip(steps, results, strict=True):
             key = step.resource.key
             if error is None and step.after is not None:

@@ -6,7 +6,10 @@ import contextlib
 import errno
 import socket
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import TypeVar
 
 from tests.support.netns import Netns
 
@@ -14,6 +17,15 @@ TIMEOUT_S = 1.5
 """More than the second after which a lost first packet is sent again, and enough on a busy machine."""
 REFUSED = "refused"
 Place = tuple[str, int]
+
+
+T = TypeVar("T")
+
+
+def at_once(*questions: Callable[[], T]) -> list[T]:
+    """Ask several questions together, since each that is not answered takes its time, and return what came of each."""
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(lambda question: question(), questions))
 
 
 def _family(address: str) -> socket.AddressFamily:

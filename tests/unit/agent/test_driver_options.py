@@ -115,6 +115,7 @@ BRIDGE_DEFAULTS = {
     "snat_ipv6": "",
     "trusted_host_interfaces": "",
     "interface_prefix": "eth",
+    "anti_spoof": True,
     "default_bridge": False,
 }
 

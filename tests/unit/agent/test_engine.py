@@ -970,7 +970,7 @@ async def test_observe_of_one_object_shows_its_part_and_its_drift(rig):
 
     present, drift = await rig.engine.observe(endpoint().ref)
 
-    assert {"link"} == {key[0] for key in present}
+    assert {"link", "nft-element"} == {key[0] for key in present}
     assert ["ip address add 10.1.0.3/24 dev eth0"] == [step.command() for step in drift]
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 DIGITS = 11
 
+PORT = "nwv-"
+"""What the name of an endpoint's port begins with."""
+
+UNGUARDED_PORT = "nwx-"
+"""The same, of an endpoint that may send what it likes."""
+
+BRIDGES = ("nwb-", "nwu-")
+"""What the names of our links begin with that packets are forwarded by: bridges, and ways out of overlays."""
+
 
 def bridge(network_id: str) -> str:
     """Name the bridge of a bridge network."""
     return f"nwb-{network_id[:DIGITS]}"
 
 
-def veth(endpoint_id: str) -> str:
+def veth(endpoint_id: str, *, guarded: bool = True) -> str:
     """Name the host's end of an endpoint's veth pair."""
-    return f"nwv-{endpoint_id[:DIGITS]}"
+    return f"{PORT if guarded else UNGUARDED_PORT}{endpoint_id[:DIGITS]}"
 
 
 def uplink(network_id: str) -> str:

@@ -207,6 +207,8 @@ ETHER_DADDR = Field("ether daddr", ETHER_ADDR)
 ARP_OPERATION = Field("arp operation", ARP_OP)
 ARP_SADDR_IP = Field("arp saddr ip", IPV4_ADDR)
 ARP_SADDR_ETHER = Field("arp saddr ether", ETHER_ADDR)
+ARP_DADDR_IP = Field("arp daddr ip", IPV4_ADDR)
+ICMPV6_TADDR = Field("icmpv6 taddr", IPV6_ADDR)
 FIB_DADDR_TYPE = Field("fib daddr type", FIB_ADDRTYPE)
 
 
@@ -637,11 +639,14 @@ class NftTable:
 
     Attributes:
         dormant: Switched off as a whole; never wanted, but others can do it.
+        owned: Nobody but the agent's process can change or flush it while that lives, and it outlives the process
+            (flags owner and persist, Linux 6.9). In older kernels it is like any other.
     """
 
     ns: Ns
     table: Table
     dormant: bool = False
+    owned: bool = False
 
     @property
     def key(self) -> Key:
@@ -655,13 +660,15 @@ class NftTable:
         return (("netns", self.ns),)
 
     def matches(self, observed: Self) -> bool:
-        return self == observed
+        return self.dormant == observed.dormant and (observed.owned or not self.owned)
 
     def convertible(self, observed: Self) -> bool:
-        return True
+        # A table that does not persist cannot be made to.
+        return observed.owned or not self.owned
 
     def add_command(self) -> str:
-        return f"nft add table {self.table.text()}"
+        flags = " '{ flags owner,persist; }'" if self.owned else ""
+        return f"nft add table {self.table.text()}{flags}"
 
     def delete_command(self) -> str:
         return f"nft delete table {self.table.text()}"
@@ -826,6 +833,97 @@ class NftChain:
 
     def _where(self) -> str:
         return f"{self.table.text()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftGuest:
+    """A rule of ours in a chain of somebody else's that is meant for others' rules, such as Docker's DOCKER-USER.
+
+    Where there is no such chain there is nothing to do. It goes to the chain's end, but before a bare `return`, so that
+    what an administrator has put there comes first.
+
+    Attributes:
+        table: Somebody else's.
+        chain: Of that table.
+    """
+
+    ns: Ns
+    table: Table
+    chain: str
+    rule: Rule
+
+    @property
+    def key(self) -> Key:
+        return ("nft-guest", self.ns, self.table.family, self.table.name, self.chain, self.rule.digest)
+
+    @property
+    def rank(self) -> int:
+        return Rank.NFT + 4
+
+    def needs(self) -> Iterable[Key]:
+        return (("netns", self.ns),)
+
+    def matches(self, observed: Self) -> bool:
+        return self.rule == observed.rule
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        return f"nft 'add rule {self._where()} {self.rule.text()} comment \"{self.rule.digest}\"'"
+
+    def delete_command(self) -> str:
+        return f"nft delete rule {self._where()} handle ... # {self.rule.digest}"
+
+    def change_command(self, observed: Self) -> str:
+        return self.add_command()
+
+    def _where(self) -> str:
+        return f"{self.table.text()} {self.chain}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftOffer:
+    """A table with empty chains for an administrator's rules: made where there is none, from then on his.
+
+    It is never changed, and removed only while it is as it was made.
+
+    Attributes:
+        chains: Names and places of its chains.
+    """
+
+    ns: Ns
+    table: Table
+    chains: tuple[tuple[str, Base], ...]
+
+    @property
+    def key(self) -> Key:
+        return ("nft-offer", self.ns, self.table.family, self.table.name)
+
+    @property
+    def rank(self) -> int:
+        return Rank.NFT
+
+    def needs(self) -> Iterable[Key]:
+        return (("netns", self.ns),)
+
+    def matches(self, observed: Self) -> bool:
+        return self.key == observed.key
+
+    def convertible(self, observed: Self) -> bool:
+        return True
+
+    def add_command(self) -> str:
+        chains = [
+            f"add chain {self.table.text()} {name} {{ {base.text(self.table.family)} }}" for name, base in self.chains
+        ]
+        return f"nft '{'; '.join([f'add table {self.table.text()}', *chains])}'"
+
+    def delete_command(self) -> str:
+        return f"nft delete table {self.table.text()} # while it is empty"
+
+    def change_command(self, observed: Self) -> str:
+        return ""
 
 
 NftResource = NftTable | NftSet | NftElement | NftChain

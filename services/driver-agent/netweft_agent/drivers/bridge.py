@@ -16,7 +16,7 @@ from netweft_agent.domain import names, ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, PortHold, Resource, Sysctl
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, firewall, publish
+from netweft_agent.drivers import base, firewall, guard, publish
 from netweft_agent.drivers.bridge_options import Mode, Options
 
 
@@ -60,11 +60,17 @@ class BridgeDriver:
             published = _published(network, attachment, options, bridge) if attachment.endpoint.ports else []
             # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round.
             port = Port(isolated=not options.icc, hairpin=any(isinstance(one, PortHold) for one in published))
-            state.add(
-                attachment.owner,
-                *veth(attachment, ns=HOST, master=bridge, mtu=options.mtu or None, port=port, ipv6=network.enable_ipv6),
-                *published,
+            link = veth(
+                attachment,
+                ns=HOST,
+                master=bridge,
+                mtu=options.mtu or None,
+                port=port,
+                ipv6=network.enable_ipv6,
+                guarded=options.anti_spoof,
             )
+            may_send = guard.endpoint(attachment.endpoint, ipv6=network.enable_ipv6) if options.anti_spoof else []
+            state.add(attachment.owner, *link, *may_send, *published)
         return state
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
@@ -197,19 +203,27 @@ def _policy(options: Options) -> firewall.Policy:
         unprotected=options.versions(Mode.NAT_UNPROTECTED),
         routed=options.versions(Mode.ROUTED),
         trusted=options.trusted,
+        guarded=options.anti_spoof,
     )
 
 
 def veth(
-    attachment: base.Attachment, *, ns: str, master: str, mtu: int | None, port: Port, ipv6: bool
+    attachment: base.Attachment,
+    *,
+    ns: str,
+    master: str,
+    mtu: int | None,
+    port: Port,
+    ipv6: bool,
+    guarded: bool = True,
 ) -> list[Resource]:
     """Render an endpoint's veth pair and its addresses: one end a port of `master` in `ns`, the other in the sandbox.
 
     IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood
-    multicast listener reports to all others.
+    multicast listener reports to all others. `guarded` says how the port is named, see `guard`.
     """
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
-    host_end = names.veth(endpoint.id)
+    host_end = names.veth(endpoint.id, guarded=guarded)
     mac = endpoint.mac or names.mac(endpoint.id)
     return [
         Link(

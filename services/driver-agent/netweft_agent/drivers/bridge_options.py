@@ -112,6 +112,10 @@ class Options:
         aliases=("com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"),
         pattern=r"[A-Za-z][A-Za-z0-9_.-]{0,10}",
     )
+    anti_spoof: bool = base.option(
+        default=True,
+        doc="Let endpoints send only as themselves: with their own MAC and addresses, as no router or DHCP server.",
+    )
     default_bridge: bool = base.option(
         default=False,
         doc="The network that Docker calls bridge, in which no names are resolved; the data plane is the same.",

@@ -16,7 +16,8 @@
 | `tunnels` | VNI | each overlay network | ours; other VXLAN on the port is not judged |
 | `vteps4`, `vteps6` | address | each host with a peer | the only senders of VXLAN that is ours |
 
-An accept here ends only our own chain: an administrator's chains and other programs' rules are asked as well.
+An accept here ends only our own chain: an administrator's chains (table `inet netweft-admin`, which is his) come first,
+and other programs' rules are asked as well. What endpoints may send is judged before all that, see `guard`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from netweft_agent.domain import nft
+from netweft_agent.domain import names, nft
 from netweft_agent.domain.objects import Network, Subnetwork
 from netweft_agent.domain.resources import HOST, Ns, Resource
-from netweft_agent.drivers import publish
+from netweft_agent.drivers import guard, publish
 
 TABLE = publish.TABLE
 
@@ -135,18 +136,48 @@ def _element(spec: nft.Set, *item: nft.Atom) -> nft.NftElement:
     return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=item)
 
 
+ADMIN = nft.NftOffer(
+    ns=HOST,
+    table=nft.Table("inet", "netweft-admin"),
+    chains=(
+        ("prerouting", nft.Base(type="filter", hook="prerouting", priority=-110)),
+        ("forward", nft.Base(type="filter", hook="forward", priority=-10)),
+    ),
+)
+"""Chains of the administrator, ahead of ours: what is dropped there does not come to us."""
+
+_DOCKER = tuple(nft.Table(family, "filter") for family in ("ip", "ip6"))
+_DOCKER_USER = "DOCKER-USER"
+
+
+def _guests(interface: str) -> list[Resource]:
+    """Render that Docker lets through what we judge: its policy of FORWARD is drop, and it has a chain for that."""
+    return [
+        nft.NftGuest(
+            ns=HOST,
+            table=table,
+            chain=_DOCKER_USER,
+            rule=nft.rule(nft.Match(direction, interface), nft.Counter(), nft.ACCEPT),
+        )
+        for table in _DOCKER
+        for direction in (nft.META_IIFNAME, nft.META_OIFNAME)
+    ]
+
+
 _BRIDGE_BASE: tuple[Resource, ...] = (
-    nft.NftTable(ns=HOST, table=TABLE),
+    ADMIN,
+    nft.NftTable(ns=HOST, table=TABLE, owned=True),
     *_sets(BRIDGES, SAME_BRIDGE, ICC_OFF, INTERNAL, MASQUERADE4, MASQUERADE6, SNAT4, SNAT6),
     *_sets(UNPROTECTED, ROUTED, OPENED4, OPENED6, TRUSTED),
     *publish.BASE,
     _RAW,
     _FORWARD,
     _POSTROUTING,
+    *(guest for prefix in names.BRIDGES for guest in _guests(f"{prefix}*")),
 )
 
 _TUNNEL_BASE: tuple[Resource, ...] = (
-    nft.NftTable(ns=HOST, table=TABLE),
+    nft.NftTable(ns=HOST, table=TABLE, owned=True),
     *_sets(TUNNEL_PORTS, TUNNELS, VTEPS4, VTEPS6),
     _INPUT,
 )
@@ -166,6 +197,7 @@ class Policy:
         unprotected: IP versions in which anybody may come in.
         routed: IP versions in which anybody may ping.
         trusted: Interfaces from which anybody may come in.
+        guarded: Its endpoints send as themselves only.
     """
 
     icc: bool
@@ -173,6 +205,7 @@ class Policy:
     unprotected: frozenset[int] = frozenset()
     routed: frozenset[int] = frozenset()
     trusted: tuple[str, ...] = ()
+    guarded: bool = True
 
 
 def network(bridge: str, network: Network, policy: Policy) -> list[Resource]:
@@ -185,6 +218,10 @@ def network(bridge: str, network: Network, policy: Policy) -> list[Resource]:
     """
     pairs = SAME_BRIDGE if policy.icc else ICC_OFF
     wanted = [*_BRIDGE_BASE, _element(BRIDGES, bridge), _element(pairs, bridge, bridge)]
+    if policy.guarded:
+        wanted += guard.BASE
+    if not bridge.startswith(names.BRIDGES):
+        wanted += _guests(bridge)
     if network.internal:
         return [*wanted, _element(INTERNAL, bridge)]
     versions = {4} if network.enable_ipv4 else set()

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netweft_common import errors
 
+from netweft_agent.domain.nft import NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import HOST, File, Link, Namespace, Ns, PortHold, Rank, Sysctl
-from netweft_agent.kernel import conntrack, dumps, netlink, nft, rtnl, sysctl
+from netweft_agent.kernel import conntrack, dumps, netlink, nft, nft_guests, rtnl, sysctl
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.inside import Inside
@@ -104,6 +105,7 @@ class Executor:
             Phase.FILES: self._change_files,
             Phase.PORTS: self._change_ports,
         }
+        self._claimed: set[Table] = set()
         self._ended: list[conntrack.Flows] = []
         """Flows that lead to where a port led before this batch."""
         self._peers: dict[tuple[Ns, str], Link] = {}
@@ -312,7 +314,36 @@ class Executor:
                     if run.steps[index].after is not None:
                         run.fail(index, errors.NotFound("NETNS_NOT_HELD", f"network namespace {ns} is not open"))
                 continue
-            self._transact(run, ns, group)
+            guests = {index for index in group if isinstance(run.steps[index].resource, NftGuest | NftOffer)}
+            if guests:
+                self._change_elsewhere(run, ns, sorted(guests))
+            self._transact(run, ns, [index for index in group if index not in guests] if guests else group)
+
+    def _change_elsewhere(self, run: Run, ns: Ns, guests: Iterable[int]) -> None:
+        """Change what we have in tables that are not ours; a chain that is not there or not open is let alone."""
+        sock = self.sockets.get(ns, netlink.NETLINK_NETFILTER)
+        steps = [run.steps[index] for index in guests]
+        added = [step.after for step in steps if step.before is None]
+        removed = [step.before for step in steps if step.after is None]
+        with contextlib.suppress(errors.NetweftError):
+            for one in added:
+                if isinstance(one, NftOffer):
+                    nft_guests.offer(sock, one)
+            for one in removed:
+                if isinstance(one, NftOffer):
+                    nft_guests.withdraw(sock, one)
+            nft_guests.change(
+                sock,
+                [one for one in added if isinstance(one, NftGuest)],
+                [one for one in removed if isinstance(one, NftGuest)],
+            )
+
+    def claim(self, tables: Iterable[NftTable]) -> None:
+        """Become the owner of the host's tables that an earlier run has left."""
+        unclaimed = [one.table for one in tables if one.owned and one.ns == HOST and one.table not in self._claimed]
+        if unclaimed:
+            self._claimed.update(unclaimed)
+            nft.claim(self.sockets.get(HOST, netlink.NETLINK_NETFILTER), unclaimed)
 
     def _transact(self, run: Run, ns: Ns, group: list[int]) -> None:
         """Make one transaction of the steps; if the kernel refuses some, another of those that are not affected."""

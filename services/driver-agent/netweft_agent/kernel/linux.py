@@ -7,6 +7,7 @@ from pathlib import Path
 
 from netweft_common.errors import NetweftError
 
+from netweft_agent.domain.nft import NftTable
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource
 from netweft_agent.kernel.api import Observation
@@ -60,6 +61,9 @@ class LinuxKernel:
         if unbound:
             await self._writer.call(lambda: self.ports.adopt(unbound))
         seen = await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
+        tables = [part for part in seen.resources.values() if isinstance(part, NftTable)]
+        wants = [one for part in tables if isinstance(one := wanted.get(part.key), NftTable)]
+        await self._writer.call(lambda: self._executor.claim(wants))
         # What exists gets no operation, so after a restart nothing else would open it for those that follow.
         found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
         unheld = [namespace for namespace in found if not self._namespaces.holds(namespace.ns)]

@@ -40,7 +40,8 @@ _ROUTE_GROUPS = 0x001 | 0x004 | 0x010 | 0x040 | 0x100 | 0x400
 _NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES is 7
 _NFT_SUBSYSTEM = 10
 _NFGEN_SIZE = 4
-_TABLE_NAME = b"netweft\0"
+_DELTABLE, _NEWCHAIN, _DELRULE = 2, 3, 8
+_TABLE_NAME, _ADMIN_TABLE_NAME, _DOCKER_CHAIN = b"netweft\0", b"netweft-admin\0", b"DOCKER-USER\0"
 _IFINDEX = struct.Struct("=i")
 _BRIDGE_FAMILY = bytes([rtnl.AF_BRIDGE])
 _SO_RCVBUFFORCE = 33
@@ -192,8 +193,7 @@ class Monitor:
 
     def _take(self, ns: Ns, message: netlink.Message) -> None:
         if message.kind >> 8 == _NFT_SUBSYSTEM:
-            mine = message.port_id in self._executor.sockets.ports
-            if not mine and netlink.attributes(message.body, _NFGEN_SIZE).get(1) == _TABLE_NAME:
+            if message.port_id not in self._executor.sockets.ports and _is_firewall_loss(message):
                 self._tell(ns)
         elif message.kind in {rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK}:
             self._take_link(ns, message)
@@ -246,6 +246,18 @@ class Monitor:
             bool(entry.master_index) and entry.state & (rtnl.NUD_NOARP | rtnl.NUD_PERMANENT) == rtnl.NUD_NOARP
         )
         return static and self._executor.indexes.is_ours(ns, entry.ifindex)
+
+
+def _is_firewall_loss(message: netlink.Message) -> bool:
+    """Return whether an event is of our tables, or of what we have in those of others."""
+    given = netlink.attributes(message.body, _NFGEN_SIZE)
+    kind = message.kind & 0xFF
+    if given.get(1) == _TABLE_NAME:
+        return True
+    if given.get(1) == _ADMIN_TABLE_NAME:
+        return kind == _DELTABLE
+    # Docker makes its chain when it starts, and its rules are flushed by whoever reloads a firewall.
+    return (kind == _NEWCHAIN and given.get(3) == _DOCKER_CHAIN) or (kind == _DELRULE and given.get(2) == _DOCKER_CHAIN)
 
 
 def _open_sockets() -> list[socket.socket]:

@@ -40,7 +40,7 @@ _FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _INET_INGRESS = 5
 _POLICIES = {"drop": 0, "accept": 1}
-_TABLE_DORMANT = 1
+_TABLE_DORMANT, _TABLE_OWNER, _TABLE_PERSIST = 1, 2, 4
 _ANONYMOUS, _CONSTANT, _INTERVAL, _MAP, _TIMEOUT, _DYNAMIC, _CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
 _DATA_VERDICT = 0xFFFFFF00
 _INTERVAL_END = 1
@@ -119,6 +119,18 @@ def apply(sock: socket.socket, ops: Sequence[Op], *, destroy: bool | None = None
     return {kept[place][0]: error for place, error in again.items()}
 
 
+def claim(sock: socket.socket, tables: Iterable[Table]) -> None:
+    """Make this socket the owner of tables that an earlier process has left; those of another's are left to it.
+
+    Args:
+        sock: The socket that all changes of these tables are sent by from now on.
+        tables: Of the socket's namespace.
+    """
+    if has_owner():
+        for table in tables:
+            exchange(sock, [message(_NEWTABLE, 0, table.family, _names(1, table.name), _be32(2, _OWNED))])
+
+
 def observe(sock: socket.socket, ns: Ns, tables: Iterable[Table]) -> dict[Key, NftResource]:
     """Return what there is in these tables, all of one moment.
 
@@ -135,12 +147,12 @@ def observe(sock: socket.socket, ns: Ns, tables: Iterable[Table]) -> dict[Key, N
     """
     wanted = list(tables)
     for _ in range(_OBSERVE_ATTEMPTS):
-        generation = _generation(sock)
+        before = generation(sock)
         try:
             found = {resource.key: resource for resource in _observe_once(sock, ns, wanted)}
         except _Changed:
             continue
-        if _generation(sock) == generation:
+        if generation(sock) == before:
             return found
     raise errors.Unavailable(
         "RULESET_BUSY",
@@ -156,8 +168,20 @@ def has_destroy() -> bool:
     Asked by removing a table that cannot exist: where that is known it is an empty transaction, which changes nothing.
     """
     with contextlib.closing(netlink.open_socket(netlink.NETLINK_NETFILTER)) as sock:
-        probe = _message(_DESTROY[_DELTABLE], 0, "inet", netlink.attr_string(1, "netweft-does-not-exist"))
-        return not _exchange(sock, [probe])
+        probe = message(_DESTROY[_DELTABLE], 0, "inet", netlink.attr_string(1, "netweft-does-not-exist"))
+        return not exchange(sock, [probe])
+
+
+@functools.cache
+def has_owner() -> bool:
+    """Return whether this kernel knows tables that are owned and persist, asking it once a process.
+
+    Asked by a transaction that cannot succeed, for it makes one table twice.
+    """
+    with contextlib.closing(netlink.open_socket(netlink.NETLINK_NETFILTER)) as sock:
+        name, flags = netlink.attr_string(1, "netweft-probe"), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+        probe = message(_NEWTABLE, flags, "inet", name, _be32(2, _OWNED))
+        return [place for place, _ in exchange(sock, [probe, probe])] == [1]
 
 
 # --- what is sent ----------------------------------------------------------------------------------------------------
@@ -190,6 +214,8 @@ class _Step(NamedTuple):
 
 _KINDS = frozenset({NftTable, NftChain, NftSet, NftElement})
 
+_OWNED = _TABLE_OWNER | _TABLE_PERSIST
+
 
 def _changes(ops: Sequence[Op]) -> list[_Step]:
     steps = []
@@ -209,6 +235,8 @@ def _parts(steps: Sequence[_Step], destroy: bool, *, split: bool = False) -> lis
         destroy: Use DESTROY messages.
         split: One element a message, to learn which one is refused.
     """
+    if all(type(step.resource) is NftElement for step in steps):
+        return _only_elements(steps, destroy, split=split)
     writer = _Writer(destroy=destroy, split=split)
     added = {step.after.table for step in steps if type(step.after) is NftTable}
     for index, step in enumerate(steps):
@@ -223,6 +251,22 @@ def _parts(steps: Sequence[_Step], destroy: bool, *, split: bool = False) -> lis
         else:
             writer.set(index, step)
     return writer.parts()
+
+
+def _only_elements(steps: Sequence[_Step], destroy: bool, *, split: bool) -> list[_Part]:
+    """Return the messages of a transaction of elements, which is what an endpoint's coming and going is."""
+    removed: dict[tuple[int, int], list[tuple[int, NftElement]]] = {}
+    added: dict[tuple[int, int], list[tuple[int, NftElement]]] = {}
+    for index, (before, after) in enumerate(steps):
+        for groups, one in ((removed, before), (added, after)):
+            if one is not None:
+                groups.setdefault((id(one.table), id(one.spec)), []).append((index, one))  # type: ignore[union-attr,arg-type] # elements
+    parts: list[_Part] = []
+    removal = _DESTROY[_DELSETELEM] if destroy else _DELSETELEM
+    for kind, groups in ((removal, removed), (_NEWSETELEM, added)):
+        for elements in groups.values():
+            parts += _element_parts(kind, elements[0][1].table, elements[0][1].spec, elements, split=split)
+    return parts
 
 
 _PHASES = (
@@ -274,7 +318,8 @@ class _Writer:
                 _names(1, table.name),
             )
         else:
-            flags = netlink.attr(2, bytes(4))  # wakes a table that somebody made dormant
+            owned = isinstance(step.after, NftTable) and step.after.owned and has_owner()
+            flags = _be32(2, _OWNED if owned else 0)  # wakes a table that somebody made dormant
             self._put("tables", index, _NEWTABLE, netlink.NLM_F_CREATE, table, _names(1, table.name), flags)
 
     def chain(self, index: int, step: _Step) -> None:
@@ -284,7 +329,7 @@ class _Writer:
         kept = before is not None and after is not None and after.same_hook(before)
         if after is not None:
             phase = "kept chains" if kept else "chains"
-            self._put(phase, index, _NEWCHAIN, netlink.NLM_F_CREATE, after.table, _chain_attributes(after))
+            self._put(phase, index, _NEWCHAIN, netlink.NLM_F_CREATE, after.table, chain_attributes(after))
         if before is not None:
             # The kept one is there by now, even if somebody had removed it.
             flush = _DELRULE if kept else self._removal(_DELRULE)
@@ -305,7 +350,7 @@ class _Writer:
             self._put_set("rules", index, chain.table, literal.spec, literal.id)
             body = _names(1, chain.table.name, literal.spec.name) + _be32(4, literal.id)
             elements = _pack_elements(literal.spec, literal.elements)
-            data = _message(_NEWSETELEM, netlink.NLM_F_CREATE, chain.table.family, body, netlink.nest(3, *elements))
+            data = message(_NEWSETELEM, netlink.NLM_F_CREATE, chain.table.family, body, netlink.nest(3, *elements))
             self._phases["rules"].append(_Part(data, (index,)))
         flags = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
         self._put(
@@ -333,7 +378,7 @@ class _Writer:
         self._put(phase, index, _NEWSET, netlink.NLM_F_CREATE, table, _set_attributes(table, spec, set_id))
 
     def _put(self, phase: str, index: int, kind: int, flags: int, table: Table, *parts: bytes) -> None:
-        self._phases[phase].append(_Part(_message(kind, flags, table.family, *parts), (index,)))
+        self._phases[phase].append(_Part(message(kind, flags, table.family, *parts), (index,)))
 
     def _removal(self, kind: int) -> int:
         return _DESTROY[kind] if self._destroy else kind
@@ -348,15 +393,18 @@ def _names(first: int, *names: str) -> bytes:
     return b"".join(netlink.attr_string(kind, name) for kind, name in enumerate(names, first))
 
 
-def _message(kind: int, flags: int, family: str, *parts: bytes) -> bytes:
+def message(kind: int, flags: int, family: str, *parts: bytes) -> bytes:
+    """Pack a message of nf_tables; the family is a table's, or empty for any."""
     return netlink.message(_SUBSYSTEM | kind, flags, bytes((_FAMILIES.get(family, 0), 0, 0, 0)), *parts)
 
 
-def _batch_edge(kind: int) -> bytes:
-    return netlink.message(kind, 0, bytes((0, 0, 0, _SUBSYSTEM >> 8)))
+def _batch_edge(kind: int, generation: bytes = b"") -> bytes:
+    condition = netlink.attr(1, generation) if generation else b""  # NFNL_BATCH_GENID
+    return netlink.message(kind, 0, bytes((0, 0, 0, _SUBSYSTEM >> 8)), condition)
 
 
-def _chain_attributes(chain: NftChain) -> bytes:
+def chain_attributes(chain: NftChain) -> bytes:
+    """Pack what names a chain, and where it hooks in."""
     data = netlink.attr_string(1, chain.table.name) + netlink.attr_string(3, chain.name)
     if chain.base is None:
         return data
@@ -451,15 +499,20 @@ def _element_parts(
         low = {index: nft_values.encode_range(spec.key[0], one.item[0])[0] for index, one in elements}
         elements = sorted(elements, key=lambda pair: low[pair[0]])
     packed = _pack_elements(spec, [(one.item, () if removal else one.value) for _, one in elements])
-    head = _names(1, table.name, spec.name)
+    head = _element_head(table.name, spec.name)
     flags = 0 if removal else netlink.NLM_F_CREATE
     start, size, count = 0, 0, len(packed)
     for end in range(1, count + 1):
         size += len(packed[end - 1])
         if end == count or split or size + len(packed[end]) > _ELEMENTS_LIMIT:
-            data = _message(kind, flags, table.family, head, netlink.nest(3, *packed[start:end]))
+            data = message(kind, flags, table.family, head, netlink.nest(3, *packed[start:end]))
             yield _Part(data, tuple([index for index, _ in elements[start:end]]))
             start, size = end, 0
+
+
+@functools.lru_cache(maxsize=256)
+def _element_head(table: str, spec: str) -> bytes:
+    return _names(1, table, spec)
 
 
 def _pack_elements(spec: Set, elements: Sequence[tuple[tuple[Atom, ...], tuple[Atom, ...] | Verdict]]) -> list[bytes]:
@@ -483,6 +536,7 @@ def _pack_elements(spec: Set, elements: Sequence[tuple[tuple[Atom, ...], tuple[A
     return [_interval(spec, item[0], value) for item, value in elements]
 
 
+@functools.lru_cache(maxsize=64)
 def _key_packer(size: int) -> Callable[[bytes], bytes]:
     """Return a function that packs an element of a plain set in one go: sets have thousands."""
     room = nft_values.padded(size)
@@ -490,6 +544,7 @@ def _key_packer(size: int) -> Callable[[bytes], bytes]:
     return functools.partial(layout, room + 12, 1 | _NESTED, room + 8, 1 | _NESTED, size + 4, 1)
 
 
+@functools.lru_cache(maxsize=64)
 def _pair_packer(size: int, data_size: int) -> Callable[[bytes, bytes], bytes]:
     """Return a function that packs an element of a plain map in one go."""
     room, data_room = nft_values.padded(size), nft_values.padded(data_size)
@@ -534,12 +589,12 @@ def _interval(spec: Set, atom: Atom, value: tuple[Atom, ...] | Verdict) -> bytes
 
 def _commit(sock: socket.socket, steps: Sequence[_Step], destroy: bool) -> dict[int, errors.KernelError]:
     parts = _parts(steps, destroy)
-    refusals = _exchange(sock, [part.data for part in parts])
+    refusals = exchange(sock, [part.data for part in parts])
     if any(place >= 0 and len(parts[place].owners) > 1 for place, _ in refusals):
         # Of a message with many elements the kernel tells the first bad one at best (NLMSGERR_ATTR_OFFS, Linux 5.19).
         # Nothing is done yet, so ask again, one element a message, and learn of all.
         parts = _parts(steps, destroy, split=True)
-        refusals = _exchange(sock, [part.data for part in parts])
+        refusals = exchange(sock, [part.data for part in parts])
     blame: dict[int, netlink.Ack] = {}
     for place, ack in refusals:
         # Before the first message is the transaction as a whole: no permission, no memory.
@@ -558,16 +613,23 @@ def _refusal(step: _Step, ack: netlink.Ack) -> errors.KernelError:
     return errors.KernelError(command, " ".join(step.resource.key[2:]), ack.errno, ack.detail)
 
 
-def _exchange(sock: socket.socket, messages: Sequence[bytes]) -> list[tuple[int, netlink.Ack]]:
+def exchange(
+    sock: socket.socket, messages: Sequence[bytes], *, generation: bytes = b""
+) -> list[tuple[int, netlink.Ack]]:
     """Send one transaction; return the refused messages' places, -1 for the transaction as a whole.
 
     Unlike other netlink messages these are not all acknowledged: the kernel says what failed, and we ask for an
     acknowledgement of the last, to be sure that silence is success. All is there when `send` returns.
+
+    Args:
+        sock: Of the namespace.
+        messages: From `message`.
+        generation: Refuse if the ruleset has changed since it had this number; empty: whatever it is.
     """
     if not messages:
         return []
     first = netlink.take_sequence()
-    datagram = bytearray().join((_batch_edge(_BATCH_BEGIN), *messages, _batch_edge(_BATCH_END)))
+    datagram = bytearray().join((_batch_edge(_BATCH_BEGIN, generation), *messages, _batch_edge(_BATCH_END)))
     offset, last = 0, 0
     for sequence in range(first, first + len(messages) + 2):
         last = offset if sequence == first + len(messages) else last
@@ -604,9 +666,13 @@ class _Changed(Exception):
     """The ruleset changed while it was read."""
 
 
-def _generation(sock: socket.socket) -> bytes:
-    """Return the number of the last transaction, opaque."""
-    ack = netlink.talk(sock, [_message(_GETGEN, 0, "")])[0]
+def generation(sock: socket.socket) -> bytes:
+    """Return the number of the last transaction, opaque.
+
+    Raises:
+        KernelError: The kernel does not tell it.
+    """
+    ack = netlink.talk(sock, [message(_GETGEN, 0, "")])[0]
     if error := ack.error("nft list ruleset", "the generation"):
         raise error
     return netlink.attributes(ack.replies[0].body, 4)[1] if ack.replies else b""
@@ -614,7 +680,7 @@ def _generation(sock: socket.socket) -> bytes:
 
 def _dump(sock: socket.socket, kind: int, family: str, *parts: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Yield family and attributes of each object."""
-    ack = netlink.talk(sock, [_message(kind, netlink.NLM_F_DUMP, family, *parts)])[0]
+    ack = netlink.talk(sock, [message(kind, netlink.NLM_F_DUMP, family, *parts)])[0]
     if ack.interrupted or ack.errno in {errno.ENOENT, errno.EINTR}:
         raise _Changed
     if error := ack.error("nft list ruleset", family or "all tables"):
@@ -634,11 +700,13 @@ def _number(data: bytes | None) -> int:
 def _observe_once(sock: socket.socket, ns: Ns, wanted: Sequence[Table]) -> Iterator[NftResource]:
     present = {}
     for family, given in _dump(sock, _GETTABLE, ""):
-        present[family, _text(given[1])] = bool(_number(given.get(2)) & _TABLE_DORMANT)
+        present[family, _text(given[1])] = _number(given.get(2))
     there = [table for table in wanted if (_FAMILIES[table.family], table.name) in present]
     bases = {family: list(_dump(sock, _GETCHAIN, family)) for family in {table.family for table in there}}
     for table in there:
-        yield NftTable(ns=ns, table=table, dormant=present[_FAMILIES[table.family], table.name])
+        flags = present[_FAMILIES[table.family], table.name]
+        owned = bool(flags & _TABLE_PERSIST) or not has_owner()
+        yield NftTable(ns=ns, table=table, dormant=bool(flags & _TABLE_DORMANT), owned=owned)
         rules: dict[str, list[nft.Rule]] = {}
         for _, given in _dump(sock, _GETRULE, table.family, _names(1, table.name)):
             rules.setdefault(_text(given[2]), []).append(_rule(given))

@@ -80,6 +80,8 @@ _PAYLOADS = {
     "arp operation": _Payload(_NETWORK, 6, "arp"),
     "arp saddr ether": _Payload(_NETWORK, 8, "arp"),
     "arp saddr ip": _Payload(_NETWORK, 14, "arp"),
+    "arp daddr ip": _Payload(_NETWORK, 24, "arp"),
+    "icmpv6 taddr": _Payload(_TRANSPORT, 8, "ip6", 58),
 }
 
 

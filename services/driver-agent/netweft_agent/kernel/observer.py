@@ -31,7 +31,7 @@ from netweft_agent.domain.resources import (
     Route,
     Sysctl,
 )
-from netweft_agent.kernel import dumps, netlink, nft, rtnl, sysctl
+from netweft_agent.kernel import dumps, netlink, nft, nft_guests, rtnl, sysctl
 from netweft_agent.kernel.api import Observation
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.netns import Namespaces
@@ -305,3 +305,6 @@ def _look_at_firewall(look: _Look, sock: socket.socket) -> None:
     )
     for resource in nft.observe(sock, look.ns, tables).values():
         look.note(resource, ours=True)
+    others = [one for one in look.wanted.values() if isinstance(one, nft_domain.NftGuest | nft_domain.NftOffer)]
+    for one in nft_guests.observe(sock, others):
+        look.note(one, ours=False, excused=True)

@@ -85,6 +85,8 @@ def switch_ipv6(link: str, *, on: bool, look: bool = True) -> None:
         write(f"{base}/accept_ra", "0")
         # While its link-local address is in doubt a bridge asks for no neighbour: a second in which nobody is reached.
         write(f"{base}/accept_dad", "0")
+        # The link-local address that anti-spoofing lets through is the one made of the MAC.
+        write(f"{base}/addr_gen_mode", "0")
         write(f"{base}/disable_ipv6", "0")
     elif not look or read(f"{base}/disable_ipv6") != "1":
         _write(f"{base}/disable_ipv6", "1", missing_ok=True)

@@ -1,0 +1,1 @@
+"""Rulesets of other firewalls, as `nft -f` takes them."""
