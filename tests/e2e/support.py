@@ -30,6 +30,8 @@ QUICK: Mapping[str, str] = {
     "NETWEFT_CONTROLLER_ORPHAN_GRACE": "8s",
     "NETWEFT_CONTROLLER_REPORT_INTERVAL": "1s",
     "NETWEFT_CONTROLLER_HOST_GRACE": "10s",
+    "NETWEFT_AGENT_LEASE_INTERVAL": "200ms",
+    "NETWEFT_IPAM_REPORT_LEAST": "200ms",
 }
 """Settings with which the reconciler takes seconds for what it gives minutes otherwise."""
 

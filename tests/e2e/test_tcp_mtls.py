@@ -71,6 +71,9 @@ class Cluster:
         )  # fmt: skip
         self.stack.processes.start([processes.Spec(name=name, command=command, netns=where)], timeout_s=30)
 
+    def log(self, name: str) -> str:
+        return self.stack.processes.log_path(name).read_text(errors="replace")
+
     def netweft(self, files: tls.TlsFiles, *arguments: str, target: str = f"{CENTRE}:{CONTROLLER}") -> str:
         """Run the command line between the hosts, with a certificate."""
         environ = {
@@ -132,7 +135,7 @@ def cluster():
                     identity=f"netweft://agent/{name}",
                     options=(
                         "--advertise", f"{address}:{AGENT}", "--controller", f"{CENTRE}:{CONTROLLER}",
-                        "--host-name", name,
+                        "--ipam", f"{CENTRE}:{IPAM}", "--lease-interval", "200ms", "--host-name", name,
                         "--vtep-address", address, "--state-dir", str(home / "state"), "--run-dir", str(home / "run"),
                     ),
                 )  # fmt: skip
@@ -322,6 +325,42 @@ def test_an_agent_acts_for_its_own_host_only(cluster, user):
     after = json.loads(cluster.netweft(user, "host", "inspect", "h2", "-o", "json"))
     assert before[0]["agent_target"] == after[0]["agent_target"]
     assert before[0]["revision"] == after[0]["revision"]
+
+
+def test_an_agent_renews_and_reasserts_for_its_own_host_only(cluster):
+    mine, theirs = cluster.host_id("h1"), cluster.host_id("h2")
+    by_name = shown(cluster.authority.issue("h1", "netweft://agent/h1"))
+    by_id = shown(cluster.authority.issue("h1-id", f"netweft://agent/{mine}"))
+    nobody = shown(cluster.authority.issue("h3", "netweft://agent/h3"))
+    controller = shown(cluster.authority.issue("c", "netweft://controller/c"))
+    # The agents of this cluster have told IPAM by their certificates who they are.
+    for name in ("h1", "h2"):
+        said = support.wait_until(
+            lambda name=name: cluster.log(f"agent-{name}"), lambda text: "leases reported" in text
+        )
+        assert "leases reported" in said
+    own = [(by_name, mine), (by_id, mine), (controller, theirs)]
+    foreign = [(by_name, theirs), (by_id, theirs), (nobody, mine)]
+    methods = ("RenewLeases", "ReassertLeases")
+    asked = [(files, method, host_id) for files, host_id in (*own, *foreign) for method in methods]
+
+    answers = cluster.call(
+        cluster.host("h1"),
+        *(
+            {
+                "target": f"{CENTRE}:{IPAM}",
+                "method": f"{LEASES}/{method}",
+                "request": {"host_id": host_id, **({"store_epoch": "none"} if method == "ReassertLeases" else {})},
+                **files,
+            }
+            for files, method, host_id in asked
+        ),
+    )
+
+    # An epoch that is none is refused too, but only to whom it was asked by rights.
+    assert ["OK", "FAILED_PRECONDITION"] * 3 + ["PERMISSION_DENIED"] * 6 == [answer["code"] for answer in answers]
+    for answer in answers[6:]:
+        assert re.search(r"agent \w+ may not act for host", answer["message"])
 
 
 @pytest.mark.parametrize("name", ["ipam", "controller", "agent"])

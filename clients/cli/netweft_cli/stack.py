@@ -213,7 +213,8 @@ class Stack:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         command = (
             *service("agent"), "--listen", self.layout.agent(host), "--controller", self.layout.controller,
-            "--host-name", host.name, "--state-dir", str(folder / "state"), "--run-dir", str(folder / "run"),
+            "--ipam", self.layout.ipam, "--host-name", host.name,
+            "--state-dir", str(folder / "state"), "--run-dir", str(folder / "run"),
         )  # fmt: skip
         tunnel = ("--vtep-address", str(host.address)) if host.address else ()
         return processes.Spec(name=f"agent-{host.name}", command=(*command, *tunnel), netns=self.layout.netns(host))

@@ -22,6 +22,7 @@ from netweft_agent.engine.render import Renderer
 from netweft_agent.kernel import facts as kernel_facts
 from netweft_agent.kernel.linux import LinuxKernel
 from netweft_agent.rpc import convert, link, servicer
+from netweft_agent.rpc.leases import LeaseKeeper
 from netweft_agent.settings import AgentSettings
 
 REGISTER_WAIT_S = 3.0
@@ -69,6 +70,7 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
         report = host_facts(found, drivers)
+        keeper = await keep_leases(chosen, tls_files, engine, host_id, stack)
         grpc_server = server.Server(
             listen_at=chosen.listen or (f"unix:{chosen.run_dir}/agent.sock",),
             tls_files=tls_files,
@@ -77,7 +79,7 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
             grace=chosen.grace,
         )
         grpc_server.add(
-            agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer.AgentServicer(engine, host_id, report)
+            agent_pb2_grpc.add_AgentServiceServicer_to_server, servicer.AgentServicer(engine, host_id, report, keeper)
         )
         await stack.enter_async_context(grpc_server)
         if chosen.controller:
@@ -89,12 +91,34 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
                 vtep_address=chosen.vtep_address,
                 facts=report,
             )
-            to_controller = link.Link(connection, engine, host)
+            to_controller = link.Link(connection, engine, host, keeper)
             life.spawn(to_controller.run(), name="link")
             # Who waits for readiness expects the controller to know this host, where there is a controller.
             await to_controller.tried(REGISTER_WAIT_S)
+        if keeper is not None:
+            life.spawn(keeper.run(), name="leases")
         life.ready(grpc_server.targets)
         await life.stopped()
+
+
+async def keep_leases(
+    chosen: AgentSettings,
+    tls_files: tls.TlsFiles | None,
+    engine: Engine,
+    host_id: str,
+    stack: contextlib.AsyncExitStack,
+) -> LeaseKeeper | None:
+    """Return who speaks for this host to IPAM; None where no IPAM is set. The stack closes the connections."""
+    if not chosen.ipam:
+        logs.get().warning(
+            "IPAM is not told of this host",
+            hint="set ipam: after a failover its store cannot know which addresses are here",
+        )
+        return None
+    connections = [
+        await stack.enter_async_context(client.Connection(target, tls_files=tls_files)) for target in chosen.ipam
+    ]
+    return LeaseKeeper(connections, engine, host_id, interval_s=chosen.lease_interval.total_seconds())
 
 
 def host_resolv_conf() -> str:

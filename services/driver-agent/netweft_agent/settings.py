@@ -16,6 +16,17 @@ class AgentSettings(settings.ServiceSettings):
     controller: str = field(
         default="", metadata=settings.about("Controller's target, unix:/path or host:port; empty: work alone.")
     )
+    ipam: tuple[str, ...] = field(
+        default=(),
+        metadata=settings.about(
+            "Targets of the IPAM service, several by comma, of which one is asked: it is told that this host lives and"
+            " which addresses it holds. Empty: IPAM is not told."
+        ),
+    )
+    lease_interval: dt.timedelta = field(
+        default=dt.timedelta(seconds=2),
+        metadata=settings.about("How often IPAM is told that this host lives; shorter than any lease's TTL."),
+    )
     host_name: str = field(default="", metadata=settings.about("Name of this host; empty: the machine's own."))
     vtep_address: str = field(
         default="", metadata=settings.about("Tunnel address of this host; empty: no overlay networks.")

@@ -32,13 +32,14 @@ _HOSTS = _CONTROLLERS | {Role.AGENT}
 _READERS = _HOSTS | {Role.CLIENT}
 
 # Leases belong to records of the controller: whoever else gave one back would take an address from a running container.
+# A host speaks for itself alone: the servicer checks that.
 ACCESS: identity.Access = {
     f"{_SERVICE}RequestPool": _CONTROLLERS,
     f"{_SERVICE}ReleasePool": _CONTROLLERS,
     f"{_SERVICE}RequestAddresses": _CONTROLLERS,
     f"{_SERVICE}ReleaseAddresses": _CONTROLLERS,
     f"{_SERVICE}AddressStream": _CONTROLLERS,
-    f"{_SERVICE}TransferLeases": _CONTROLLERS,
+    f"{_SERVICE}TransferLeases": _HOSTS,
     f"{_SERVICE}RenewLeases": _HOSTS,
     f"{_SERVICE}ReassertLeases": _HOSTS,
     f"{_SERVICE}GetDefaultAddressSpaces": _READERS,

@@ -57,7 +57,7 @@ class IpamSettings(ServiceSettings):
     )
     report_live: dt.timedelta = field(
         default=dt.timedelta(seconds=60),
-        metadata=about("After a failover, hosts are waited for whose last heartbeat is no older than this."),
+        metadata=about("After a failover, hosts are waited for that were heard of in so long a time before it."),
     )
     report_least: dt.timedelta = field(
         default=dt.timedelta(seconds=1), metadata=about("At least so long, if there are such hosts.")

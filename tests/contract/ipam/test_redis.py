@@ -13,6 +13,7 @@ import redis
 from netweft_common import errors
 from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, Owner, RequestTag
 from netweft_ipam.domain.pools import PoolAsk
+from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.redis_store import RedisStore
@@ -176,3 +177,39 @@ def audit_at_rest(client: redis.Redis) -> list[str]:
         return audit(client, "crash")
     finally:
         client.execute_command("CLIENT", "UNPAUSE")
+
+
+@pytest.mark.parametrize("away_s", [1.0, 3600.0], ids=["a moment", "an hour"])
+async def test_hosts_that_lived_when_the_store_went_away_are_waited_for_however_long_that_was(clock, away_s):
+    with StoreServer(appendfsync="always") as server:
+        patience = Patience(live_ms=60_000, least_ms=0, most_ms=30_000)
+
+        def opened() -> RedisStore:
+            return RedisStore(Connection.open(server.url), prefix="away", now_ms=clock, patience=patience)
+
+        async def report(store: RedisStore, host: str) -> None:
+            epoch = (await store.renew_host(host)).store_epoch
+            await store.reassert(host, epoch, {}, complete=True)
+
+        before = opened()
+        pool = await Desk(before).pool("g/10.1.0.0/24")
+        for host in ("gone", "h1", "h2"):
+            await report(before, host)
+            clock.advance(61 if host == "gone" else 1)
+        await before.aclose()
+        server.kill9()
+        clock.advance(away_s)
+        server.restart()
+        # Another process: what the last one remembers of its hosts is not the store's.
+        store = opened()
+        found = []
+        for host in ("h1", "h2"):
+            with pytest.raises(errors.Unavailable) as caught:
+                await Desk(store).lease(pool, ask("e"))
+            found.append(caught.value.metadata["missing"])
+            await report(store, host)
+        given = await Desk(store).lease(pool, ask("e"))
+        await store.aclose()
+
+    assert ["h1,h2", "h2"] == found
+    assert ["10.1.0.1"] == given

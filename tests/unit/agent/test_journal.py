@@ -24,7 +24,7 @@ FULL = [
         name='wéb "net"\n',
         driver="overlay",
         subnets=(
-            Subnet(subnet=ip_network("10.1.0.0/24"), gateway=ip_interface("10.1.0.1/24")),
+            Subnet(subnet=ip_network("10.1.0.0/24"), gateway=ip_interface("10.1.0.1/24"), pool_id="a/10.1.0.0/24"),
             Subnet(subnet=ip_network("fd00::/64"), gateway=None, default_gateway=ip_interface("fd00::9/64")),
         ),
         options={"mtu": "1400", "com.docker.network.driver.mtu": "1"},
@@ -71,6 +71,7 @@ FULL = [
             ),
         ),
         confirmed=True,
+        lease_epochs=(2**48 - 1, 7),
         revision=6,
     ),
     Peer(
@@ -157,6 +158,27 @@ def test_the_last_word_on_an_object_counts(path):
         sandbox().ref: replace(sandbox(hostname="again"), revision=4),
     } == objects
     assert Position(store_id="s", revision=9) == position
+
+
+def test_a_journal_of_an_agent_that_kept_no_leases_loads_and_has_all_sent_again(path):
+    old = [
+        b'{"journal":1}',
+        b'{"position":{"store_id":"s","revision":9}}',
+        b'{"kind":"network","put":{"id":"%s","name":"net","driver":"bridge","subnets":[{"subnet":"10.1.0.0/24",'
+        b'"gateway":"10.1.0.1/24"}],"revision":3}}' % oid(1).encode(),
+        b'{"kind":"endpoint","put":{"id":"%s","name":"ep","network_id":"%s","sandbox_id":"%s",'
+        b'"addresses":["10.1.0.5/24"],"revision":4}}' % (oid(1001).encode(), oid(1).encode(), oid(101).encode()),
+    ]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\n".join(old) + b"\n")
+
+    objects, position = load(path)
+    again = load(path)
+
+    assert Position(store_id="s", revision=0) == position
+    assert {network().ref, endpoint().ref} == set(objects)
+    assert {0} == {one.revision for one in objects.values()}
+    assert (objects, position) == again
 
 
 def test_what_is_gone_and_was_never_there_is_no_error(path):

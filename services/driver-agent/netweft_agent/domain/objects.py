@@ -49,11 +49,13 @@ class Subnet:
     Attributes:
         gateway: Address of the network itself; None: it has none.
         default_gateway: Whom endpoints get as their gateway instead; None: `gateway`.
+        pool_id: IPAM's id of the pool that its addresses are leased from; empty: not known.
     """
 
     subnet: Subnetwork
     gateway: Interface | None
     default_gateway: Interface | None = None
+    pool_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,7 @@ class Endpoint:
         interface_name: Never empty once the engine has taken the endpoint in: it gives the next free eth<N>.
         ports: With their assigned ports once the engine has taken the endpoint in.
         confirmed: The controller has told its caller that this endpoint exists; it is kept through failures.
+        lease_epochs: Fencing epoch of each address's lease, in the order of `addresses`; empty: not known.
     """
 
     id: str
@@ -161,6 +164,7 @@ class Endpoint:
     options: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
     confirmed: bool = False
+    lease_epochs: tuple[int, ...] = ()
     revision: int = 0
 
     @property

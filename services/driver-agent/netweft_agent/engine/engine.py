@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
+from netweft_agent.domain import leases
 from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
@@ -256,6 +257,17 @@ class Engine:
         return {key[1] for owner in owners for key in self.desired.by_owner.get(owner, ())} | (
             {""} if owners else set()
         )
+
+    async def holdings(self) -> leases.Holdings:
+        """Return the leases of the endpoints that the kernel has, after all that was asked for until now."""
+        found = await self._call(self._holdings)
+        assert isinstance(found, leases.Holdings)
+        return found
+
+    def report_again(self, ref: Ref) -> None:
+        """Have the next report speak of an object, whose status is to be told anew."""
+        if ref in self.statuses:
+            self.unreported.add(ref)
 
     def take_unreported(self) -> list[Status]:
         """Return the statuses that changed since the last call."""
@@ -641,6 +653,12 @@ class Engine:
         self.store.gone.clear()
         for ref in [ref for ref in self.statuses if ref not in self.store.objects]:
             self._forget(ref)
+
+    async def _holdings(self) -> leases.Holdings:
+        endpoints = [item for item in self.store.objects.values() if isinstance(item, Endpoint)]
+        here = (one for one in endpoints if (status := self.statuses.get(one.ref)) is not None and status.applied)
+        networks = {item.id: item for item in self.store.objects.values() if isinstance(item, Network)}
+        return leases.holdings(here, networks, whole=self._authoritative)
 
     async def _dry_run(self, changes: Sequence[Change]) -> tuple[Operation, ...]:
         this = _Round()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -64,12 +64,14 @@ class Journal:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         objects: dict[Ref, Object] = {}
         position = Position()
+        outdated = False
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = msgspec.json.decode(line)
                 position = _replay(record, objects, position)
+                outdated = outdated or _is_outdated(record)
             except (msgspec.DecodeError, KeyError, ValueError, TypeError, AttributeError) as error:
                 raise FailedPrecondition(
                     "JOURNAL_BROKEN",
@@ -77,6 +79,10 @@ class Journal:
                     "will send everything again",
                     path=str(self._path),
                 ) from error
+        if outdated:
+            # Nothing of it would come again by itself; with the first snapshot all of it does, whole.
+            objects = {ref: replace(item, revision=0) for ref, item in objects.items()}
+            position = replace(position, revision=0)
         try:
             self.compact(objects.values(), position)
         except Exhausted:
@@ -169,6 +175,12 @@ def _replay(record: dict[str, Any], objects: dict[Ref, Object], position: Positi
     return position
 
 
+def _is_outdated(record: dict[str, Any]) -> bool:
+    """Return whether a line was written by an agent that did not keep of which leases addresses are."""
+    put = record.get("put", {})
+    return bool(put.get("addresses")) and record["kind"] == Kind.ENDPOINT and "lease_epochs" not in put
+
+
 def _line(change: Change) -> bytes:
     if change.put is None:
         record: dict[str, object] = {"kind": change.ref.kind, "gone": change.ref.id, "revision": change.revision}
@@ -202,6 +214,7 @@ def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
                 subnet=ip_network(one["subnet"]),
                 gateway=None if one["gateway"] is None else ip_interface(one["gateway"]),
                 default_gateway=None if one.get("default_gateway") is None else ip_interface(one["default_gateway"]),
+                pool_id=one.get("pool_id", ""),
             )
             for one in values["subnets"]
         )

@@ -134,7 +134,7 @@ def same_but_revision(one: Object, other: Object | None) -> bool:
 
 def _bare(item: Object) -> Object:
     if isinstance(item, Endpoint):
-        return replace(item, revision=0, confirmed=False)
+        return replace(item, revision=0, confirmed=False, lease_epochs=())
     return replace(item, revision=0)
 
 

@@ -190,6 +190,7 @@ def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
         options=dict(message.options),
         ports=_ports(message.ports, f"{field}.ports"),
         confirmed=message.state == endpoint_pb2.ENDPOINT_STATE_JOINED,
+        lease_epochs=tuple(message.lease_epochs),
         revision=message.revision,
     )
 
@@ -364,6 +365,7 @@ def _subnet(message: network_pb2.Subnet, field: str) -> Subnet:
         subnet=subnet,
         gateway=_gateway(message.gateway, subnet, f"{field}.gateway"),
         default_gateway=_gateway(message.aux_addresses.get(name, ""), subnet, f"{field}.aux_addresses[{name}]"),
+        pool_id=message.pool_id,
     )
 
 

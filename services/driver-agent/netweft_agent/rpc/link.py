@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import structlog
 from netweft.agent.v1 import agent_pb2
@@ -17,10 +18,11 @@ from netweft.controller.v1 import host_pb2 as controller_pb2
 from netweft.controller.v1 import host_pb2_grpc as controller_grpc
 from netweft_common import client, errors
 
-from netweft_agent.engine.engine import Engine
+from netweft_agent.engine.engine import Engine, Status
 from netweft_agent.engine.journal import Position
 from netweft_agent.engine.store import Change
 from netweft_agent.rpc import convert
+from netweft_agent.rpc.leases import LeaseKeeper
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +37,13 @@ class Link:
         connection: To the controller; owned by the caller.
         engine: The host's engine.
         host: What to register.
+        leases: Who knows which endpoints have lost their addresses to others; None: nobody does.
     """
 
-    def __init__(self, connection: client.Connection, engine: Engine, host: host_pb2.Host) -> None:
+    def __init__(
+        self, connection: client.Connection, engine: Engine, host: host_pb2.Host, leases: LeaseKeeper | None = None
+    ) -> None:
+        self._leases = leases
         self._connection = connection
         self._stub = controller_grpc.HostServiceStub(connection.channel)
         self._engine = engine
@@ -108,8 +114,7 @@ class Link:
         while True:
             full = self._full_report
             self._full_report = False
-            fresh = self._engine.take_unreported()
-            statuses = list(self._engine.statuses.values()) if full else fresh
+            statuses = self._statuses(full=full)
             try:
                 answer = await self._connection.call(
                     self._stub.ReportHost,
@@ -126,6 +131,16 @@ class Link:
                 raise
             self._full_report = answer.want_full
             await asyncio.sleep(0 if answer.want_full and not full else interval_s)
+
+    def _statuses(self, *, full: bool) -> list[Status]:
+        """Return what is to be reported; a lost lease is told with each report, until it is none."""
+        fresh = {one.ref: one for one in self._engine.take_unreported()}
+        lost = self._leases.lost() if self._leases is not None else {}
+        known = self._engine.statuses
+        told = known if full else fresh | {ref: known[ref] for ref in lost if ref in known}
+        return [
+            replace(one, error=lost[ref]) if ref in lost and one.error is None else one for ref, one in told.items()
+        ]
 
 
 def _readable(messages: Iterable[agent_pb2.Change], held: convert.Held) -> list[Change]:

@@ -11,9 +11,10 @@ from netweft_common import exchange
 from netweft_common.identity import Access, Role
 
 from netweft_agent.domain.objects import Kind, Ref
-from netweft_agent.engine.engine import Engine
+from netweft_agent.engine.engine import Engine, Status
 from netweft_agent.engine.store import Change
 from netweft_agent.rpc import convert
+from netweft_agent.rpc.leases import LeaseKeeper
 
 SERVICE = "/netweft.agent.v1.AgentService"
 
@@ -39,10 +40,14 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         engine: The host's engine.
         host_id: Id of this host.
         facts: What the agent reports of its host.
+        leases: Who asks IPAM of new endpoints when it may have forgotten their leases; None: nobody does.
     """
 
-    def __init__(self, engine: Engine, host_id: str, facts: host_pb2.HostFacts) -> None:
+    def __init__(
+        self, engine: Engine, host_id: str, facts: host_pb2.HostFacts, leases: LeaseKeeper | None = None
+    ) -> None:
         self._engine = engine
+        self._leases = leases
         self._host_id = host_id
         self._facts = facts
 
@@ -51,7 +56,19 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         del context
         same_store = bool(request.store_id) and request.store_id == self._engine.position.store_id
         held = self._engine.store.objects.get if same_store else convert.nothing_held
-        statuses = await self._engine.apply(convert.changes(request.changes, held), store_id=request.store_id)
+        changes = convert.changes(request.changes, held)
+        refused = await self._leases.check(changes) if self._leases is not None and self._leases.is_watching else {}
+        if not refused:
+            statuses = await self._engine.apply(changes, store_id=request.store_id)
+        else:
+            rest = [change for change in changes if change.ref not in refused]
+            taken = iter(await self._engine.apply(rest, store_id=request.store_id) if rest else ())
+            statuses = [
+                Status(ref=change.ref, revision=change.revision, error=refused[change.ref])
+                if change.ref in refused
+                else next(taken)
+                for change in changes
+            ]
         return agent_pb2.ApplyResponse(statuses=[convert.status_message(one) for one in statuses])
 
     def ApplyStream(self, requests: Any, context: Any) -> Any:  # noqa: N802

@@ -14,7 +14,7 @@ class Patience:
     """How long hosts are waited for.
 
     Attributes:
-        live_ms: A host counts as live so long after its last heartbeat.
+        live_ms: A host counts as live whose last heartbeat came no longer before the newest of all in the last epoch.
         least_ms: At least so long, when there are live hosts: one whose first heartbeat was lost shows up in it.
         most_ms: At most so long.
     """

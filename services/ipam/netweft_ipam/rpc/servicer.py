@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
-from netweft_common import errors, exchange, status
+from netweft_common import errors, exchange, identity, status
 
 from netweft_ipam.domain import pools
 from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, RequestTag
@@ -29,6 +30,8 @@ Results = TypeVar(
 # Polled, so that a thousand watchers need no thousand connections to the store.
 _WATCH_INTERVAL_S = 0.25
 _WATCH_EVENTS = 1000
+# The ids that agents give their hosts: a certificate of such a name is that host's, and no word for another.
+_OWN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
@@ -45,6 +48,8 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         self._store = store
         self._allocator = Allocator(store)
         self._predefined = predefined
+        # Which agent's certificate is of which host, where it names the host by another word than its id.
+        self._agents: dict[str, str] = {}
 
     async def GetDefaultAddressSpaces(
         self, request: ipam_pb2.GetDefaultAddressSpacesRequest, context: Context
@@ -116,7 +121,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
     async def RenewLeases(self, request: ipam_pb2.RenewLeasesRequest, context: Context) -> ipam_pb2.RenewLeasesResponse:
         """Renew all leases of a host. Idempotent by nature, so the request id is only checked."""
         limits.check_request_id(request.request_id)
-        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        host_id = await self._own_host(request.host_id)
         renewal = await self._store.renew_host(host_id)
         return ipam_pb2.RenewLeasesResponse(
             renewed=renewal.renewed, store_epoch=renewal.store_epoch, reassert=renewal.reassert
@@ -126,7 +131,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         self, request: ipam_pb2.ReassertLeasesRequest, context: Context
     ) -> ipam_pb2.ReassertLeasesResponse:
         """Take back what a host holds. Idempotent."""
-        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        host_id = await self._own_host(request.host_id)
         if request.leases:
             limits.check_batch(len(request.leases), field="leases")
         items: list[tuple[PoolId, Claim] | errors.NetweftError] = []
@@ -143,7 +148,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
     ) -> ipam_pb2.TransferLeasesResponse:
         """Move leases to another host; an item's failure is told with the item."""
         limits.check_batch(len(request.items), field="items")
-        host_id = limits.check_host_id(request.host_id, field="host_id", required=True)
+        host_id = await self._own_host(request.host_id)
         items = _returns(request.items)
         outcomes = await self._allocator.transfer(items, host_id, _tag(request, request.request_id))
         return _fill(ipam_pb2.TransferLeasesResponse(), outcomes)
@@ -206,6 +211,25 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         for lease in page.leases:
             writer.write(lease, response.leases.add())
         return response
+
+    async def _own_host(self, text: str) -> str:
+        """Return a host's id for which the caller may speak.
+
+        An agent's certificate names the host's id, or else its name. Which name belongs to an id is taken from the
+        first agent that comes with it, as the controller takes it at the first registration.
+
+        Raises:
+            InvalidArgument: It is none.
+            PermissionDenied: The caller is another host's agent.
+        """
+        host_id = limits.check_host_id(text, field="host_id", required=True)
+        caller = identity.current()
+        if caller.role is identity.Role.AGENT and caller.name != host_id:
+            name = self._agents.get(host_id)
+            if name is None and not _OWN_ID.fullmatch(caller.name):
+                name = self._agents[host_id] = await self._store.bind_agent(host_id, caller.name)
+            identity.require_self(host_id, name or host_id)
+        return host_id
 
 
 def _tag(request: Message, request_id: str) -> RequestTag:

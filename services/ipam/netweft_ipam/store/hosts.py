@@ -54,6 +54,13 @@ class HostBook:
         score = await self._connection.command("ZSCORE", f"{self._key[:-4]}beats", host_id)
         return int(float(score)) if score is not None else 0
 
+    async def bind(self, host_id: str, name: str) -> str:
+        """Return by which name a host's agent goes: this one, if none was bound before. Idempotent."""
+        key = f"{self._key[:-4]}names"
+        await self._connection.command("HSETNX", key, host_id, name)
+        bound = await self._connection.command("HGET", key, host_id)
+        return bound.decode() if bound is not None else name
+
     async def pools(self, host_id: str) -> list[str]:
         """Return ids of the families where a host has, or had, leases."""
         names = await self._connection.command("SMEMBERS", self._pools_key(host_id))

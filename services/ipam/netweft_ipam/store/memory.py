@@ -73,6 +73,7 @@ class MemoryStore:
         self._pools: dict[PoolId, Pool] = {}
         self._families: dict[PoolId, _Family] = {}
         self._reported: dict[str, bool] = {}
+        self._agents: dict[str, str] = {}
         self._pool_requests: dict[tuple[str, str], tuple[bytes, Pool | None]] = {}
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
@@ -168,6 +169,10 @@ class MemoryStore:
             family.beats[host_id] = self._now_ms()
             renewed += sum(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values())
         return Renewal(renewed=renewed, store_epoch=_STORE_EPOCH, reassert=not self._reported[host_id])
+
+    async def bind_agent(self, host_id: str, name: str) -> str:
+        """See Store."""
+        return self._agents.setdefault(host_id, name)
 
     async def reassert(
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool

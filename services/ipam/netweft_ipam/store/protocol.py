@@ -126,6 +126,10 @@ class Store(Protocol):
         """Note that a host lives, which renews all its leases."""
         ...
 
+    async def bind_agent(self, host_id: str, name: str) -> str:
+        """Return by which name a host's agent goes: this one, if none was bound before."""
+        ...
+
     async def reassert(
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
     ) -> dict[PoolId, list[Lease | errors.NetweftError]]:

@@ -177,6 +177,10 @@ class RedisStore:
                 await self._hosts.remove_pool(host_id, name)
         return Renewal(renewed=sum(count or 0 for count in held), store_epoch=epoch, reassert=not reported)
 
+    async def bind_agent(self, host_id: str, name: str) -> str:
+        """See Store."""
+        return await self._hosts.bind(host_id, name)
+
     async def reassert(
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool
     ) -> dict[PoolId, list[Lease | errors.NetweftError]]:

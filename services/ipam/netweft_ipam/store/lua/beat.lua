@@ -1,4 +1,5 @@
 -- Notes a host's heartbeat. ARGV[3] host. Returns the time, and whether it has reported under the epoch.
+window()
 call('ZADD', BEATS, 'GT', now, ARGV[3])
 call('ZADD', LIVE, 'XX', 'GT', now, ARGV[3])
 return { now, call('SISMEMBER', ASSERTED, ARGV[3]) }

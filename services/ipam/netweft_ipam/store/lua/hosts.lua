@@ -2,9 +2,10 @@
 --
 -- KEYS[1] is <tag>:live and every other key is derived from the same hash tag.
 --   <tag>:beats            zset    host -> last heartbeat (ms)
+--   <tag>:names            hash    host -> name in its agent's certificate, where that is not the host's id
 --   <tag>:live             zset    the same for hosts that report what they hold: these are waited for after a failover
 --   <tag>:asserted:<epoch> set     hosts that have reported all they hold under a store epoch
---   <tag>:window:<epoch>   string  when the store epoch was first seen (ms)
+--   <tag>:window:<epoch>   string  when the store epoch was first seen (ms):the newest heartbeat until then (ms)
 -- ARGV[1] time in ms (0: the server's), ARGV[2] store epoch.
 local call = redis.call
 local LIVE = KEYS[1]
@@ -16,4 +17,17 @@ local now = tonumber(ARGV[1])
 if now == 0 then
   local t = call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Notes when the epoch was first seen, before any heartbeat under it is. Returns that time, and the newest heartbeat until
+-- then (0: there was none): while the store was away nobody could tell that he lives, however long that was.
+local function window()
+  local known = call('GET', WINDOW)
+  if not known then
+    local newest = call('ZREVRANGE', LIVE, 0, 0, 'WITHSCORES')
+    known = string.format('%d:%d', now, math.min(now, tonumber(newest[2] or 0)))
+    call('SET', WINDOW, known, 'EX', WEEK)
+  end
+  local since, newest = string.match(known, '^(%d+):(%d+)$')
+  return tonumber(since), tonumber(newest)
 end
