@@ -8,7 +8,7 @@ from collections import defaultdict
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
 from netweft.common.v1 import plan_pb2
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
-from netweft_common import errors, status
+from netweft_common import errors, exchange, status
 
 
 class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
@@ -121,6 +121,10 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
                 del self.leases[item.pool_id][item.address]
                 self.lowest[item.pool_id] = 0
         return ipam_pb2.ReleaseAddressesResponse(results=[status.to_item_status(None)] * len(request.items))
+
+    def AddressStream(self, requests, context):
+        methods = {"request": self.RequestAddresses, "release": self.ReleaseAddresses}
+        return exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, methods)
 
     async def ListLeases(self, request, context):
         self._call("ListLeases")

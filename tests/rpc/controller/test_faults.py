@@ -202,6 +202,28 @@ async def test_ipam_that_does_not_answer_fails_the_batch_and_leaves_nothing(worl
     assert_nothing_left(world, face)
 
 
+async def test_an_attach_waits_while_the_hosts_report_to_ipam_what_they_hold(world, face, make_item):
+    await face.network()
+    before = world.ipam.calls["RequestAddresses"]
+    world.ipam.fail["RequestAddresses"] = errors.Unavailable("POOL_SETTLING", "hosts report", retry_after_s=0.01)
+
+    [attached] = await face.attach(make_item(name="web"))
+
+    assert 0 == attached.status.code
+    assert 2 == world.ipam.calls["RequestAddresses"] - before
+
+
+async def test_an_attach_waits_no_longer_for_ipams_hosts_than_its_caller(world, face, make_item):
+    await face.network()
+    world.ipam.fail["RequestAddresses"] = errors.Unavailable("POOL_SETTLING", "hosts report", retry_after_s=60)
+
+    with pytest.raises(errors.Unavailable, match="hosts report") as caught:
+        await face.attach(make_item(name="web"))
+
+    assert "POOL_SETTLING" == caught.value.reason
+    assert_nothing_left(world, face)
+
+
 async def test_one_address_in_use_fails_its_item_only(world, face, make_item):
     await face.network()
     await face.attach(make_item(name="web", addresses=["172.17.0.9"]))

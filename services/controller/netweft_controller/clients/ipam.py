@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
+import time
 import typing
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
-from netweft_common import client, errors, status, tls
+from netweft_common import client, deadline, errors, status, tls
 
 from netweft_controller.domain.networks import POOL_LABEL, PoolWant
 from netweft_controller.domain.objects import Lease
@@ -20,6 +22,9 @@ _RETRY = tuple(
 _PAGE_POOLS = 1000
 _PAGE_LEASES = 4096
 _RELEASE_BATCH = 4096
+_SETTLING = "POOL_SETTLING"
+_SETTLING_S = 10.0
+"""After a failover of its store IPAM gives nothing out until the hosts have reported: so long it is asked again."""
 
 OwnerKind: typing.TypeAlias = ipam_pb2.OwnerKind.ValueType
 ENDPOINT = ipam_pb2.OWNER_KIND_ENDPOINT
@@ -132,6 +137,28 @@ class Ipam:
         Raises:
             NetweftError: The whole call failed; some leases may have been granted.
         """
+        ends_s = time.monotonic() + deadline.remaining_s(_SETTLING_S)
+        while True:
+            found = await self._try_request(asks, request_id)
+            settling = [one for one in found if isinstance(one, errors.Unavailable) and one.reason == _SETTLING]
+            if not settling:
+                return found
+            wait_s = settling[0].retry_after_s
+            if time.monotonic() + wait_s >= ends_s:
+                if len(settling) == len(asks):
+                    raise settling[0]
+                return found
+            await asyncio.sleep(wait_s)
+
+    async def _try_request(self, asks: Sequence[Ask], request_id: str) -> list[Lease | errors.NetweftError]:
+        try:
+            return await self._request_addresses(asks, request_id)
+        except errors.Unavailable as error:
+            if error.reason != _SETTLING:
+                raise
+            return [error] * len(asks)
+
+    async def _request_addresses(self, asks: Sequence[Ask], request_id: str) -> list[Lease | errors.NetweftError]:
         response = await self._connection.call(
             self._stub.RequestAddresses,
             ipam_pb2.RequestAddressesRequest(
