@@ -229,6 +229,27 @@ async def test_a_store_behind_what_was_seen_of_it_is_noticed_and_gets_another_id
     assert 40 == after.revision
 
 
+async def test_a_store_that_was_cut_says_where_to_whoever_knows_the_one_before(store):
+    before = await store.open()
+    await store.commit(creating(NETWORK))
+
+    same = await store.open(store_id=before.store_id, seen_revision=1)
+    first = await store.open(store_id=before.store_id, seen_revision=40)
+    second = await store.open(store_id=before.store_id, seen_revision=90)
+    known = await store.open(store_id=first.store_id, seen_revision=40)
+    stranger = await store.open(store_id="f" * 32, seen_revision=9)
+    newcomer = await store.open()
+
+    assert [None, 1, 1, None, None, None] == [one.cut for one in (same, first, second, known, stranger, newcomer)]
+    assert {first.store_id} == {one.store_id for one in (second, known, stranger, newcomer)}
+
+
+async def test_an_empty_store_has_nothing_of_the_one_that_was_known(store):
+    found = await store.open(store_id="f" * 32, seen_revision=9)
+
+    assert (0, 9) == (found.cut, found.revision)
+
+
 async def test_of_commits_on_one_version_exactly_one_is_done(store):
     await store.open()
     await store.commit(creating(NETWORK))

@@ -650,25 +650,3 @@ async def test_without_the_store_calls_are_unavailable_and_come_back_with_it(wor
     assert 2 == len(world.ipam.endpoint_leases())
     other = await world.start_controller()
     assert {"before", "during"} == {record.value.name for record in other.state.endpoints.values()}
-
-
-async def test_a_store_that_was_emptied_is_noticed(world, killable_server):
-    await killable_server.ready()
-    world.store_url = killable_server.url
-    face = await world.start_controller()
-    await world.add_host(face, "h1", 1)
-    await face.network()
-    before = face.state.store_id
-
-    killable_server.kill()
-    for path in (killable_server.directory / "appendonlydir").iterdir():
-        path.unlink()
-    killable_server.start()
-    await killable_server.ready()
-
-    async with asyncio.timeout(10):
-        while face.state.store_id == before:
-            await asyncio.sleep(0.05)
-    assert {} == face.state.networks
-    await world.add_host(face, "h1b", 2)
-    assert ["h1b"] == [record.value.name for record in face.state.hosts.values()]

@@ -23,6 +23,7 @@ from netweft_controller.sync.replica import Replica
 pytestmark = pytest.mark.anyio
 
 NETWORK = Network(id="a" * 32, name="front", driver="bridge", scope=Scope.LOCAL)
+OTHER = dataclasses.replace(NETWORK, id="b" * 32, name="back")
 
 
 def entry(revision, number=None):
@@ -198,7 +199,7 @@ async def test_a_decision_that_never_holds_is_a_conflict(replica):
         await replica.decide(lambda _: create(NETWORK))
 
 
-async def test_a_restored_store_is_loaded_again_with_another_id(replica):
+async def test_a_restored_store_is_loaded_again_with_another_id_and_what_it_lost_is_written_again(replica):
     await replica.commit(create(NETWORK))
     ear = Ear()
     replica.subscribe(ear)
@@ -209,17 +210,17 @@ async def test_a_restored_store_is_loaded_again_with_another_id(replica):
     store._log.clear()
 
     with pytest.raises(StoreReplacedError):
-        await replica.commit(create(NETWORK))
+        await replica.commit(create(OTHER))
     async with asyncio.TaskGroup() as group:
         following = group.create_task(replica.run())
         async with asyncio.timeout(5):
             while replica.state.store_id == before:
                 await asyncio.sleep(0.001)
-        await replica.commit(create(NETWORK))
+        await replica.commit(create(OTHER))
         following.cancel()
 
-    assert "reloaded" in ear.heard
-    assert 2 == replica.state.revision
+    assert ["reloaded", (3, [OTHER.id])] == ear.heard
+    assert [NETWORK, OTHER] == [record.value for record in replica.state.networks.values()]
 
 
 async def test_the_log_is_read_from_memory_while_it_is_there(replica):

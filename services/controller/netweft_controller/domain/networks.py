@@ -177,7 +177,7 @@ def create(
     if network.host_id:
         builder.guard(_still(state, network.host_id))
     builder.take(name_claim(network.name), network.id)
-    for claim in _claim_names(network, claims, single=made.driver.single_network):
+    for claim in claim_names(network, claims, single=made.driver.single_network):
         builder.take(claim, network.id)
     if tomb:
         builder.take(tombs.of(network.id), tomb)
@@ -215,7 +215,7 @@ def delete(record: Record[Network]) -> commits.Commit:
     builder = commits.Builder()
     builder.delete(record)
     builder.drop(name_claim(network.name), network.id)
-    for claim in _claim_names(network, network.claims, single=True):
+    for claim in claim_names(network, network.claims, single=True):
         builder.drop(claim, network.id)
     return builder.build()
 
@@ -434,7 +434,14 @@ def _number(state: State, claim: ClaimInfo, network: Network) -> int:
     )
 
 
-def _claim_names(network: Network, claims: dict[str, int], *, single: bool) -> list[str]:
+def claim_names(network: Network, claims: dict[str, int], *, single: bool) -> list[str]:
+    """Return what a network claims besides its name.
+
+    Args:
+        network: The network.
+        claims: Its cluster-wide numbers.
+        single: Whether its driver allows one network only.
+    """
     found = [f"number/{claim}/{number}" for claim, number in claims.items()]
     if single:
         found.append(f"driver/{network.driver}")

@@ -88,6 +88,10 @@ class State:
         """Return an object of any kind, or None."""
         return self._table(kind).get(id_)
 
+    def records(self, kind: Kind) -> Iterable[commits.AnyRecord]:
+        """Return the objects of a kind."""
+        return self._table(kind).values()
+
     def endpoint_by_name(self, network_id: str, name: str) -> Record[Endpoint] | None:
         """Return the endpoint of that name in a network, or None."""
         id_ = self._endpoints_by_name.get(network_id, {}).get(name)

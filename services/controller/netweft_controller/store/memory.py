@@ -28,6 +28,7 @@ class MemoryStore:
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self._identity: protocol.Identity | None = None
         self._opened = ""
+        self._cuts: dict[str, int] = {}
         self._objects: dict[tuple[Kind, str], bytes] = {}
         self._claims: dict[str, str] = {}
         self._requests: dict[str, bytes] = {}
@@ -39,11 +40,13 @@ class MemoryStore:
         """Say which store this is."""
         known = self._identity
         if known is None or (known.store_id == store_id and known.revision < seen_revision):
-            revision = max(known.revision if known else 0, seen_revision)
-            known = protocol.Identity(store_id=uuid.uuid4().hex, revision=revision)
+            found = known.revision if known else 0
+            if store_id:
+                self._cuts[store_id] = found
+            known = protocol.Identity(store_id=uuid.uuid4().hex, revision=max(found, seen_revision))
             self._identity = known
         self._opened = known.store_id
-        return known
+        return dataclasses.replace(known, cut=self._cuts.get(store_id))
 
     async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically."""

@@ -28,10 +28,13 @@ class Identity:
     Attributes:
         store_id: Made at random when the store was first used; a restored store gets another one.
         revision: Revision of the last commit.
+        cut: Where it is not the store that the caller knows, and continues that one's history: revision up to which it
+            has that. None: it is that store, or a stranger.
     """
 
     store_id: str
     revision: int
+    cut: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Store(Protocol):
         Args:
             store_id: Store that the caller knows.
             seen_revision: Revision that the caller has seen of it; when the store is behind that, it was restored and
-                gets a new id and a revision no lower.
+                gets a new id and a revision no lower. So does one that is empty. Where it was cut is remembered.
         """
         ...
 

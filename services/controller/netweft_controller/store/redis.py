@@ -2,7 +2,8 @@
 
 Keys, all under one hash tag so that a cluster keeps them on one shard:
 
-    {prefix}:meta         hash: store_id, revision, and how much of the log is written and marked
+    {prefix}:meta         hash: store_id, revision, how much of the log is written and marked, and for each store whose
+                          history this one continues `cut/<store_id>`, the revision up to which it has that
     {prefix}:network, :sandbox, :endpoint, :host
                           hash, id -> "<revision>:<created ms>:<MessagePack>"
     {prefix}:claims       hash, claim -> owner
@@ -91,9 +92,9 @@ class RedisStore:
 
     async def open(self, *, store_id: str = "", seen_revision: int = 0) -> protocol.Identity:
         """Say which store this is, giving it an id if it has none."""
-        found, revision = await self._run(_OPEN, (self._meta,), (store_id, seen_revision, uuid.uuid4().hex))
+        found, revision, cut = await self._run(_OPEN, (self._meta,), (store_id, seen_revision, uuid.uuid4().hex))
         self._store_id = found.decode()
-        return protocol.Identity(store_id=self._store_id, revision=revision)
+        return protocol.Identity(store_id=self._store_id, revision=revision, cut=int(cut) if cut else None)
 
     async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically."""

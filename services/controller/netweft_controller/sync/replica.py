@@ -15,7 +15,7 @@ from typing import Protocol
 
 from netweft_common import backoff, deadline, errors, logs
 
-from netweft_controller.domain import commits
+from netweft_controller.domain import commits, recovery
 from netweft_controller.domain.state import Delta, State
 from netweft_controller.store.protocol import Store, StoreReplacedError
 
@@ -225,16 +225,17 @@ class Replica:
             Unavailable: The store does not answer.
         """
         known = self._state
-        await self.store.open(store_id=known.store_id if known else "", seen_revision=known.revision if known else 0)
+        found = await self.store.open(
+            store_id=known.store_id if known else "", seen_revision=known.revision if known else 0
+        )
         loaded = await self.store.load()
         state = State(store_id=loaded.store_id, revision=loaded.revision)
         state.load(loaded.records)
         # The scan was not atomic: what was written while it ran is in the log.
-        entries: list[commits.Entry] = []
-        while page := await self.store.read_log(state.revision, _LOG_PAGE):
-            for entry in page:
-                state.apply(entry)
-            entries += page
+        entries = await self._read_on(state)
+        if known is not None and found.cut is not None:
+            # Before anybody is told of this state: hosts would take down what it lacks.
+            entries += await self._recover(known, state, found.cut)
         state.loaded()
         self._state = state
         self._stale = False
@@ -247,6 +248,38 @@ class Replica:
             listener.reloaded(state)
         self._move()
         _log.info("state loaded", revision=state.revision, store_id=state.store_id, endpoints=len(state.endpoints))
+
+    async def _read_on(self, state: State) -> list[commits.Entry]:
+        """Bring a state up to the log's end, and return what came."""
+        entries: list[commits.Entry] = []
+        while page := await self.store.read_log(state.revision, _LOG_PAGE):
+            for entry in page:
+                state.apply(entry)
+            entries += page
+        return entries
+
+    async def _recover(self, known: State, state: State, cut: int) -> list[commits.Entry]:
+        """Write into the store what it has lost and this controller knows; returns what came into the log meanwhile."""
+        entries: list[commits.Entry] = []
+        given_up: set[recovery.Name] = set()
+        count = 0
+        while (change := recovery.next_commit(known, state, cut, given_up)) is not None:
+            outcome = await self.store.commit(change, seen_revision=state.revision)
+            news = await self._read_on(state)
+            entries += news
+            if isinstance(outcome, commits.Committed):
+                count += len(change.writes)
+            elif isinstance(outcome, commits.Refused) and (outcome.claim or not news):
+                # Somebody has its name by now. Where the log tells who was faster it is decided again.
+                kind, id_ = recovery.refused(change, outcome)
+                given_up.add((kind, id_))
+                _log.error(
+                    "lost by the store and not to be recovered",
+                    kind=kind, object_id=id_, claim=outcome.claim, owner=outcome.owner,
+                )  # fmt: skip
+        if count:
+            _log.warning("the store had lost writes, which are recovered", count=count, cut=cut)
+        return entries
 
     async def run(self) -> None:
         """Follow the store until cancelled; every fault is waited out."""
