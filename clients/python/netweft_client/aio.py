@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+from google.protobuf import field_mask_pb2
 from grpc import aio as grpc_aio
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
 from netweft.controller.v1 import (
@@ -429,6 +430,69 @@ class AsyncClient:
         response = await self._call(self._endpoints.PlanAttach, request, timeout_s)
         return tuple(convert.host_plan(item) for item in response.plans)
 
+    async def update_endpoint(
+        self,
+        endpoint: str,
+        *,
+        network: str = "",
+        ports: Iterable[model.PublishedPort] | None = None,
+        bandwidth: model.Bandwidth | None = None,
+        dns_names: Iterable[str] | None = None,
+        gateway_priority: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        routes: Iterable[model.StaticRoute] | None = None,
+        sysctls: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> model.Endpoint:
+        """Change what is given, each as a whole, and wait until the endpoint's host has the change.
+
+        Args:
+            endpoint: Id, unique id prefix, or name (then with network).
+            network: By id or name.
+            ports: All ports to be published from now on.
+            bandwidth: `Bandwidth()` takes the limits away.
+            dns_names: Names besides its own.
+            gateway_priority: In the choice of the sandbox's gateway, higher first.
+            labels: The user's own.
+            routes: Static routes.
+            sysctls: Of its interface; one that is left out keeps the value that it has.
+            request_id: Idempotency key; made when empty.
+            timeout_s: Of the call.
+
+        Raises:
+            NotFound: There is none.
+            FailedPrecondition: Its host refused it (a port is taken); the endpoint is as it was.
+        """
+        spec = model.EndpointSpec(
+            network=network,
+            ports=tuple(ports or ()),
+            bandwidth=bandwidth,
+            dns_names=tuple(dns_names or ()),
+            gateway_priority=gateway_priority or 0,
+            labels=labels or {},
+            routes=tuple(routes or ()),
+            sysctls=sysctls or {},
+        )
+        given = {
+            "ports": ports,
+            "bandwidth": bandwidth,
+            "dns_names": dns_names,
+            "gateway_priority": gateway_priority,
+            "labels": labels,
+            "routes": routes,
+            "sysctls": sysctls,
+        }
+        request = endpoint_pb2.UpdateEndpointRequest(
+            request_id=request_id or new_request_id(),
+            endpoint=endpoint,
+            network=network,
+            spec=convert.endpoint_spec(spec),
+            update_mask=_mask(given),
+        )
+        response = await self._call(self._endpoints.UpdateEndpoint, request, timeout_s)
+        return convert.answer(convert.endpoint, response.endpoint)
+
     # Sandboxes
 
     async def create_sandbox(
@@ -481,6 +545,83 @@ class AsyncClient:
             request_id=request_id or new_request_id(), sandbox=sandbox, force=force
         )
         await self._call(self._sandboxes.DeleteSandbox, request, timeout_s)
+
+    async def update_sandbox(
+        self,
+        sandbox: str,
+        *,
+        container_id: str | None = None,
+        hostname: str | None = None,
+        domainname: str | None = None,
+        dns: model.Dns | None = None,
+        extra_hosts: Iterable[model.ExtraHost] | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> model.Sandbox:
+        """Change what is given, each as a whole, and wait until the sandbox's host has the change.
+
+        Args:
+            sandbox: Id, unique id prefix, or container id.
+            container_id: The new one.
+            hostname: Host name.
+            domainname: Domain name.
+            dns: `Dns()` follows the host's resolv.conf.
+            extra_hosts: Further lines of hosts.
+            labels: The user's own.
+            request_id: Idempotency key; made when empty.
+            timeout_s: Of the call.
+
+        Raises:
+            NotFound: There is none.
+            AlreadyExists: Its host has another sandbox of the new container id.
+        """
+        spec = model.SandboxSpec(
+            container_id=container_id or "",
+            hostname=hostname or "",
+            domainname=domainname or "",
+            dns=dns,
+            extra_hosts=tuple(extra_hosts or ()),
+            labels=labels or {},
+        )
+        given = {
+            "container_id": container_id,
+            "hostname": hostname,
+            "domainname": domainname,
+            "dns": dns,
+            "extra_hosts": extra_hosts,
+            "labels": labels,
+        }
+        request = sandbox_pb2.UpdateSandboxRequest(
+            request_id=request_id or new_request_id(),
+            sandbox=sandbox,
+            spec=convert.sandbox_spec(spec),
+            update_mask=_mask(given),
+        )
+        response = await self._call(self._sandboxes.UpdateSandbox, request, timeout_s)
+        return convert.answer(convert.sandbox, response.sandbox)
+
+    async def refresh_sandbox(self, sandbox: str, *, timeout_s: float | None = None) -> tuple[model.PlanStep, ...]:
+        """Have a sandbox repaired and its addresses announced again; returns what had to be repaired.
+
+        Raises:
+            NotFound: There is none.
+        """
+        request = sandbox_pb2.RefreshSandboxRequest(sandbox=sandbox)
+        response = await self._call(self._sandboxes.RefreshSandbox, request, timeout_s)
+        return tuple(convert.plan_step(item) for item in response.repaired)
+
+    async def get_sandbox_statistics(
+        self, sandbox: str, *, timeout_s: float | None = None
+    ) -> tuple[model.InterfaceStatistics, ...]:
+        """Return the counters of a sandbox's interfaces, by name.
+
+        Raises:
+            NotFound: There is none.
+        """
+        request = sandbox_pb2.GetSandboxStatisticsRequest(sandbox=sandbox)
+        response = await self._call(self._sandboxes.GetSandboxStatistics, request, timeout_s)
+        return tuple(convert.interface_statistics(item) for item in response.interfaces)
 
     # Hosts
 
@@ -825,3 +966,8 @@ def _batches(items: Iterable[Item]) -> Iterable[list[Item]]:
 def _batch_id(request_id: str, number: int) -> str:
     """Return the key of one call of several: the first one has the caller's own, so that one call is the usual case."""
     return request_id if number == 0 else f"{request_id}/{number}"
+
+
+def _mask(given: Mapping[str, object]) -> field_mask_pb2.FieldMask:
+    """Return the mask that names what is given."""
+    return field_mask_pb2.FieldMask(paths=[name for name, value in given.items() if value is not None])

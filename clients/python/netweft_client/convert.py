@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import ipaddress
 from collections.abc import Callable
@@ -30,6 +31,12 @@ _ENDPOINT_STATES = {
     endpoint_pb2.ENDPOINT_STATE_JOINED: model.EndpointState.JOINED,
     endpoint_pb2.ENDPOINT_STATE_LEAVING: model.EndpointState.LEAVING,
 }
+_PROTOCOLS = {
+    endpoint_pb2.PORT_PROTOCOL_TCP: model.Protocol.TCP,
+    endpoint_pb2.PORT_PROTOCOL_UDP: model.Protocol.UDP,
+    endpoint_pb2.PORT_PROTOCOL_SCTP: model.Protocol.SCTP,
+}
+_PROTOCOL_NUMBERS = {protocol: number for number, protocol in _PROTOCOLS.items()}
 _SANDBOX_STATES = {
     sandbox_pb2.SANDBOX_STATE_CREATING: model.SandboxState.CREATING,
     sandbox_pb2.SANDBOX_STATE_READY: model.SandboxState.READY,
@@ -148,6 +155,16 @@ def endpoint(wire: endpoint_pb2.Endpoint) -> model.Endpoint:
         gateway_priority=wire.gateway_priority,
         labels=dict(wire.labels),
         options=dict(wire.options),
+        ports=tuple(published_port(item) for item in wire.ports),
+        bandwidth=bandwidth(wire.bandwidth) if wire.HasField("bandwidth") else None,
+        link_local_addresses=tuple(ipaddress.ip_interface(text) for text in wire.link_local_addresses),
+        routes=tuple(
+            model.StaticRoute(
+                destination=ipaddress.ip_network(item.destination), next_hop=_address(item.next_hop) or ""
+            )
+            for item in wire.routes
+        ),
+        sysctls=dict(wire.sysctls),
         state=_ENDPOINT_STATES.get(wire.state, model.EndpointState.UNKNOWN),
         status_message=wire.status_message,
         revision=wire.revision,
@@ -167,7 +184,51 @@ def endpoint_spec(spec: model.EndpointSpec) -> endpoint_service_pb2.EndpointSpec
         gateway_priority=spec.gateway_priority,
         labels=spec.labels,
         options=spec.options,
+        ports=[_published_port(item) for item in spec.ports],
+        bandwidth=None if spec.bandwidth is None else _bandwidth(spec.bandwidth),
+        link_local_addresses=[str(address) for address in spec.link_local_addresses],
+        routes=[
+            endpoint_pb2.StaticRoute(destination=str(item.destination), next_hop=str(item.next_hop))
+            for item in spec.routes
+        ],
+        sysctls=spec.sysctls,
     )
+
+
+def published_port(wire: endpoint_pb2.PublishedPort) -> model.PublishedPort:
+    """Read a published port."""
+    return model.PublishedPort(
+        container_port=wire.container_port,
+        protocol=_PROTOCOLS.get(wire.protocol, model.Protocol.TCP),
+        host_address=wire.host_address,
+        host_port=wire.host_port,
+        host_port_end=wire.host_port_end,
+        assigned_port=wire.assigned_port,
+    )
+
+
+def bandwidth(wire: endpoint_pb2.Bandwidth) -> model.Bandwidth:
+    """Read limits of traffic."""
+    return model.Bandwidth(
+        ingress_bits_per_second=wire.ingress_bits_per_second,
+        ingress_burst_bits=wire.ingress_burst_bits,
+        egress_bits_per_second=wire.egress_bits_per_second,
+        egress_burst_bits=wire.egress_burst_bits,
+    )
+
+
+def _published_port(port: model.PublishedPort) -> endpoint_pb2.PublishedPort:
+    return endpoint_pb2.PublishedPort(
+        protocol=_PROTOCOL_NUMBERS[port.protocol],
+        container_port=port.container_port,
+        host_address=port.host_address,
+        host_port=port.host_port,
+        host_port_end=port.host_port_end,
+    )
+
+
+def _bandwidth(value: model.Bandwidth) -> endpoint_pb2.Bandwidth:
+    return endpoint_pb2.Bandwidth(**dataclasses.asdict(value))
 
 
 def attach_item(item: model.AttachItem) -> endpoint_service_pb2.AttachItem:
@@ -280,6 +341,12 @@ def _namespace_spec(namespace: model.Namespace) -> sandbox_pb2.Namespace:
             return sandbox_pb2.Namespace(host=True)
         case _:
             return sandbox_pb2.Namespace(create=True)
+
+
+def interface_statistics(wire: sandbox_pb2.InterfaceStatistics) -> model.InterfaceStatistics:
+    """Read an interface's counters."""
+    names = [item.name for item in dataclasses.fields(model.InterfaceStatistics)]
+    return model.InterfaceStatistics(**{name: getattr(wire, name) for name in names})
 
 
 # Hosts

@@ -160,6 +160,52 @@ class NetworkDetails:
 # Endpoints
 
 
+class Protocol(enum.StrEnum):
+    """A protocol that has ports."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPort:
+    """A port of an endpoint that is reached through a port of its host.
+
+    Attributes:
+        container_port: What the endpoint listens on.
+        host_address: 0.0.0.0 and :: are all addresses of the family; empty: the network's option host_binding.
+        host_port: Or the first one to choose from; 0: the host chooses from its ephemeral range.
+        host_port_end: Last one to choose from; 0: exactly `host_port`.
+        assigned_port: What the host has chosen; 0: not yet, or nothing to choose. The host's to set.
+    """
+
+    container_port: int
+    protocol: Protocol = Protocol.TCP
+    host_address: str = ""
+    host_port: int = 0
+    host_port_end: int = 0
+    assigned_port: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRoute:
+    """A route of a sandbox that leads out by an endpoint; without a next hop the destination is on its link."""
+
+    destination: Prefix | str
+    next_hop: AddressLike = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """Limits of an endpoint's traffic as the container sees it; 0: no limit, or a burst of 100 ms."""
+
+    ingress_bits_per_second: int = 0
+    ingress_burst_bits: int = 0
+    egress_bits_per_second: int = 0
+    egress_burst_bits: int = 0
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSpec:
     """An endpoint to be made.
@@ -174,6 +220,11 @@ class EndpointSpec:
         gateway_priority: In the choice of the sandbox's gateway, higher first.
         labels: The user's own.
         options: Driver options.
+        ports: To be published on its host.
+        bandwidth: None: no limits.
+        link_local_addresses: Further addresses, in 169.254.0.0/16 or fe80::/10.
+        routes: Static routes of the sandbox that lead out by it.
+        sysctls: Of its interface, by net.<ipv4|ipv6|mpls>.<section>.IFNAME.<key>.
     """
 
     network: str
@@ -185,6 +236,11 @@ class EndpointSpec:
     gateway_priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[PublishedPort, ...] = ()
+    bandwidth: Bandwidth | None = None
+    link_local_addresses: tuple[AddressLike, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +259,11 @@ class Endpoint:
     gateway_priority: int
     labels: Mapping[str, str]
     options: Mapping[str, str]
+    ports: tuple[PublishedPort, ...]
+    bandwidth: Bandwidth | None
+    link_local_addresses: tuple[Interface, ...]
+    routes: tuple[StaticRoute, ...]
+    sysctls: Mapping[str, str]
     state: EndpointState
     status_message: str
     revision: int
@@ -210,6 +271,26 @@ class Endpoint:
 
 
 # Sandboxes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatistics:
+    """Counters of one interface of a sandbox since it was made, as the container sees them.
+
+    Attributes:
+        endpoint_id: Empty: none of ours.
+    """
+
+    interface_name: str
+    endpoint_id: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

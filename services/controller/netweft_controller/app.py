@@ -25,6 +25,7 @@ from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
 from netweft_controller.engine.stock import Stock
+from netweft_controller.engine.updates import Updater
 from netweft_controller.engine.work import Work
 from netweft_controller.rpc.endpoints import EndpointService
 from netweft_controller.rpc.events import EventService
@@ -101,11 +102,13 @@ class Controller:
         )
         self.sandboxes = SandboxEngine(
             replica=self.replica,
+            agents=self.agents,
             joiner=self.joiner,
             remover=self.remover,
             settler=self.settler,
             work=self.work,
         )
+        self.updater = Updater(replica=self.replica, joiner=self.joiner, settler=self.settler, work=self.work)
         self.hosts = HostEngine(
             replica=self.replica,
             liveness=self.liveness,
@@ -138,11 +141,11 @@ class Controller:
         )
         grpc_server.add(
             endpoint_pb2_grpc.add_EndpointServiceServicer_to_server,
-            EndpointService(self.replica, self.endpoints, self.settler),
+            EndpointService(self.replica, self.endpoints, self.updater, self.settler),
         )
         grpc_server.add(
             sandbox_pb2_grpc.add_SandboxServiceServicer_to_server,
-            SandboxService(self.replica, self.sandboxes, self.settler),
+            SandboxService(self.replica, self.sandboxes, self.updater, self.settler),
         )
         grpc_server.add(
             host_pb2_grpc.add_HostServiceServicer_to_server,

@@ -63,7 +63,9 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         stack.push_async_callback(kernel.close)
         journal = Journal(chosen.state_dir / "journal")
         stack.callback(journal.close)
-        engine = Engine(kernel=kernel, renderer=Renderer(drivers, facts, host_resolv_conf()), journal=journal)
+        engine = Engine(
+            kernel=kernel, renderer=Renderer(drivers, facts, host_resolv_conf(), kernel.ports), journal=journal
+        )
         await engine.start()
         life.spawn(engine.run(), name="engine")
         life.spawn(engine.repair_loop(chosen.repair_interval.total_seconds()), name="repair")

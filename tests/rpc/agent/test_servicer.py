@@ -8,6 +8,7 @@ import pytest
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, network_pb2, sandbox_pb2
 from netweft_agent.engine.journal import Position
+from netweft_agent.kernel.api import Statistics
 from netweft_common.errors import InvalidArgument, KernelError, NotFound, Unavailable
 from netweft_common.status import from_item_status
 
@@ -265,3 +266,32 @@ async def test_facts_name_the_host_and_its_drivers(agent):
 
     assert ("h" * 32, "6.1") == (answer.host_id, answer.facts.kernel_release)
     assert {"bridge", "overlay", "host", "null"} == {one.name for one in answer.facts.drivers}
+
+
+async def test_a_refresh_repairs_one_sandbox_and_says_what(agent):
+    await agent.call("Apply", agent_pb2.ApplyRequest(changes=attach()))
+    del agent.rig.kernel.state["route", f"sandbox/{oid(101)}", "0.0.0.0/0"]
+    request = agent_pb2.RefreshSandboxRequest(sandbox_id=oid(101))
+
+    first = await agent.call("RefreshSandbox", request)
+    second = await agent.call("RefreshSandbox", request)
+
+    assert ["ip route add 0.0.0.0/0 via 10.1.0.1 dev eth0 proto 110"] == [one.command for one in first.repaired]
+    assert [] == list(second.repaired)
+
+
+async def test_counters_are_told_with_the_endpoint_that_has_the_interface(agent):
+    await agent.call("Apply", agent_pb2.ApplyRequest(changes=attach()))
+    agent.rig.kernel.counters[f"sandbox/{oid(101)}", "eth0"] = Statistics(rx_bytes=7, tx_dropped=2**40)
+
+    answer = await agent.call("GetStatistics", agent_pb2.GetStatisticsRequest(sandbox_id=oid(101)))
+
+    assert [("eth0", oid(1001), 7, 2**40)] == [
+        (one.interface_name, one.endpoint_id, one.rx_bytes, one.tx_dropped) for one in answer.interfaces
+    ]
+
+
+@pytest.mark.parametrize("method", ["RefreshSandbox", "GetStatistics"])
+async def test_a_sandbox_that_is_not_held_is_not_found(agent, method):
+    with pytest.raises(NotFound):
+        await agent.call(method, getattr(agent_pb2, f"{method}Request")(sandbox_id=oid(9)))

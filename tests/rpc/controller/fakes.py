@@ -6,7 +6,7 @@ import ipaddress
 from collections import defaultdict
 
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
-from netweft.common.v1 import plan_pb2
+from netweft.common.v1 import endpoint_pb2, plan_pb2, sandbox_pb2
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from netweft_common import errors, exchange, status
 
@@ -194,8 +194,24 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             revision=change.revision,
             netns_path=f"/run/netns/{value.container_id}" if which == "sandbox" else "",
             interface_name=(value.interface_name or "eth0") if which == "endpoint" else "",
+            ports=[self._assigned(port) for port in value.ports] if which == "endpoint" else (),
             was_applied=True,
         )
+
+    @staticmethod
+    def _assigned(port):
+        given = endpoint_pb2.PublishedPort()
+        given.CopyFrom(port)
+        given.assigned_port = port.host_port or 40000 + port.container_port
+        return given
+
+    async def RefreshSandbox(self, request, context):
+        command = f"ip link set eth0 up # {request.sandbox_id}"
+        return agent_pb2.RefreshSandboxResponse(repaired=[plan_pb2.PlanStep(command=command)])
+
+    async def GetStatistics(self, request, context):
+        counters = sandbox_pb2.InterfaceStatistics(interface_name="eth0", endpoint_id="e", rx_bytes=7, tx_packets=2**40)
+        return agent_pb2.GetStatisticsResponse(interfaces=[counters])
 
     async def Plan(self, request, context):
         steps = [

@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import MISSING, fields, replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, PublishedPort, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import (
+    Bandwidth,
+    Endpoint,
+    Kind,
+    Network,
+    Peer,
+    PublishedPort,
+    Ref,
+    Sandbox,
+    StaticRoute,
+    Subnet,
+)
 from netweft_agent.engine import journal as module
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.store import Change
@@ -70,6 +81,13 @@ FULL = [
                 assigned_port=5003,
             ),
         ),
+        link_local=(ip_interface("169.254.1.1/16"), ip_interface("fe80::1/64")),
+        routes=(
+            StaticRoute(destination=ip_network("192.0.2.0/24"), next_hop=ip_address("10.1.0.9")),
+            StaticRoute(destination=ip_network("2001:db8::/32")),
+        ),
+        sysctls={"net.ipv4.conf.IFNAME.log_martians": "1"},
+        bandwidth=Bandwidth(ingress_rate=8000, ingress_burst=1, egress_rate=9000, egress_burst=2),
         confirmed=True,
         lease_epochs=(2**48 - 1, 7),
         revision=6,

@@ -215,3 +215,16 @@ def test_an_endpoint_that_needs_no_port_is_left_as_it_is(item):
     renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF, Counting())
 
     assert item is renderer.complete(store_of(network(), sandbox()), item, None)
+
+
+@pytest.mark.parametrize(("sandbox_number", "expected"), [(101, "eth1"), (999, "eth0")])
+def test_an_endpoint_gets_the_lowest_interface_name_that_is_free_in_its_sandbox(sandbox_number, expected):
+    store = store_of(network(), sandbox())
+    for number, name in enumerate(("eth0", "eth2", "net1")):
+        store.put(endpoint(number, interface_name=name))
+    store.put(endpoint(9, 1, 102, interface_name="eth1"))
+    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF)
+
+    item = renderer.complete(store, endpoint(1009, 1, sandbox_number, interface_name=""), None)
+
+    assert expected == item.interface_name

@@ -103,16 +103,6 @@ def test_restore_brings_back_object_and_tombstone():
     assert ({}, {endpoint().ref: 4}, {}) == (store.objects, store.gone, dict(store.by_sandbox))
 
 
-def test_the_lowest_free_interface_name_is_given():
-    store = ObjectStore()
-    for number, name in enumerate(("eth0", "eth2", "net1")):
-        store.put(endpoint(number, interface_name=name))
-    store.put(endpoint(9, 1, 102, interface_name="eth1"))
-
-    assert "eth1" == store.free_interface_name(oid(101))
-    assert "eth0" == store.free_interface_name(oid(999))
-
-
 SAME = {
     "revision": (endpoint(), endpoint(revision=9), True),
     "confirmed": (endpoint(), endpoint(confirmed=True), True),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
+from netweft.common.v1 import plan_pb2
 from netweft_common import client, errors, tls
 
 from netweft_controller.clients import wire
@@ -24,6 +25,22 @@ class Step:
     namespace: str
     owner: str
     inverse: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatistics:
+    """Counters of one interface of a sandbox; fields as in the message InterfaceStatistics."""
+
+    interface_name: str
+    endpoint_id: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +104,32 @@ class Agents:
         response: agent_pb2.PlanResponse = await channel.connection.call(
             channel.stub.Plan, agent_pb2.PlanRequest(changes=[wire.change(change) for change in changes])
         )
-        return [Step(step.command, step.namespace, step.owner, step.inverse) for step in response.steps]
+        return _steps(response.steps)
+
+    async def refresh_sandbox(self, host: Host, sandbox_id: str) -> list[Step]:
+        """Have a host repair a sandbox and announce its addresses again; returns what had to be repaired.
+
+        Raises:
+            NetweftError: As the agent says.
+        """
+        channel = self._channel(host)
+        response: agent_pb2.RefreshSandboxResponse = await channel.connection.call(
+            channel.stub.RefreshSandbox, agent_pb2.RefreshSandboxRequest(sandbox_id=sandbox_id)
+        )
+        return _steps(response.repaired)
+
+    async def statistics(self, host: Host, sandbox_id: str) -> list[InterfaceStatistics]:
+        """Return the counters of a sandbox's interfaces.
+
+        Raises:
+            NetweftError: As the agent says.
+        """
+        channel = self._channel(host)
+        response: agent_pb2.GetStatisticsResponse = await channel.connection.call(
+            channel.stub.GetStatistics, agent_pb2.GetStatisticsRequest(sandbox_id=sandbox_id)
+        )
+        names = [one.name for one in dataclasses.fields(InterfaceStatistics)]
+        return [InterfaceStatistics(**{name: getattr(one, name) for name in names}) for one in response.interfaces]
 
     def _channel(self, host: Host) -> _Channel:
         channel = self._channels.get(host.agent_target)
@@ -108,3 +150,7 @@ class Agents:
         """Close channels to targets that no host has any more."""
         for target in set(self._channels) - targets:
             await self._channels.pop(target).connection.close()
+
+
+def _steps(messages: Iterable[plan_pb2.PlanStep]) -> list[Step]:
+    return [Step(one.command, one.namespace, one.owner, one.inverse) for one in messages]

@@ -11,8 +11,10 @@ from netweft_common import status
 
 from netweft_controller.domain.changes import Change, HostKind, Status
 from netweft_controller.domain.objects import (
+    Bandwidth,
     ClaimInfo,
     Dns,
+    Drift,
     DriverInfo,
     Endpoint,
     EndpointState,
@@ -28,9 +30,11 @@ from netweft_controller.domain.objects import (
     Peer,
     PublishedPort,
     Record,
+    Repair,
     Sandbox,
     SandboxState,
     Scope,
+    StaticRoute,
     Subnet,
 )
 
@@ -138,6 +142,15 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
     )
     if value.ports:
         message.ports.extend(published_port(one) for one in value.ports)
+    # Most endpoints have none of these, and an assignment that sets nothing costs as much as one that does.
+    if value.link_local:
+        message.link_local_addresses.extend(value.link_local)
+    if value.routes:
+        message.routes.extend(static_route(one) for one in value.routes)
+    if value.sysctls:
+        message.sysctls.update(value.sysctls)
+    if value.bandwidth is not None:
+        message.bandwidth.CopyFrom(bandwidth(value.bandwidth))
     if record.created_ms:
         message.create_time.FromMilliseconds(record.created_ms)
     return message
@@ -164,6 +177,56 @@ def published_port_from(message: endpoint_pb2.PublishedPort) -> PublishedPort:
         host_port=message.host_port,
         host_port_end=message.host_port_end,
         assigned_port=message.assigned_port,
+    )
+
+
+def static_route(value: StaticRoute) -> endpoint_pb2.StaticRoute:
+    """Return the message of a static route."""
+    return endpoint_pb2.StaticRoute(destination=value.destination, next_hop=value.next_hop)
+
+
+def static_route_from(message: endpoint_pb2.StaticRoute) -> StaticRoute:
+    """Return the static route of a message."""
+    return StaticRoute(destination=message.destination, next_hop=message.next_hop)
+
+
+def bandwidth(value: Bandwidth) -> endpoint_pb2.Bandwidth:
+    """Return the message of limits of traffic."""
+    return endpoint_pb2.Bandwidth(
+        ingress_bits_per_second=value.ingress_rate,
+        ingress_burst_bits=value.ingress_burst,
+        egress_bits_per_second=value.egress_rate,
+        egress_burst_bits=value.egress_burst,
+    )
+
+
+def bandwidth_from(message: endpoint_pb2.Bandwidth) -> Bandwidth:
+    """Return the limits of traffic of a message."""
+    return Bandwidth(
+        ingress_rate=message.ingress_bits_per_second,
+        ingress_burst=message.ingress_burst_bits,
+        egress_rate=message.egress_bits_per_second,
+        egress_burst=message.egress_burst_bits,
+    )
+
+
+def drift(value: Drift) -> host_pb2.Drift:
+    """Return the message of what an agent had to repair."""
+    message = host_pb2.Drift(operations=value.operations)
+    for one in value.repairs:
+        repair = message.repairs.add(object=one.object, namespace=one.namespace, command=one.command)
+        repair.time.FromMilliseconds(one.time_ms)
+    return message
+
+
+def drift_from(message: host_pb2.Drift) -> Drift:
+    """Return what an agent had to repair."""
+    return Drift(
+        operations=message.operations,
+        repairs=tuple(
+            Repair(time_ms=one.time.ToMilliseconds(), object=one.object, namespace=one.namespace, command=one.command)
+            for one in message.repairs
+        ),
     )
 
 
@@ -238,6 +301,8 @@ def host(record: Record[Host], state: HostState, heartbeat_ms: int) -> host_pb2.
         state=_HOST_STATES[state],
         revision=record.revision,
     )
+    if value.drift is not None:
+        message.drift.CopyFrom(drift(value.drift))
     if heartbeat_ms:
         message.heartbeat_time.FromMilliseconds(heartbeat_ms)
     return message
@@ -321,6 +386,7 @@ def _status(kind: HostKind, id_: str, message: agent_pb2.ObjectStatus) -> Status
         error=status.from_item_status(message.status),
         netns_path=message.netns_path,
         interface_name=message.interface_name,
+        ports=tuple(published_port_from(one) for one in message.ports),
         was_applied=message.was_applied,
     )
 

@@ -20,6 +20,7 @@ from netweft_controller.domain.objects import (
     Kind,
     Network,
     Peer,
+    PublishedPort,
     Record,
     Sandbox,
     SandboxState,
@@ -63,6 +64,7 @@ class Status:
 
     Attributes:
         error: What stands in the way; None: the kernel has it.
+        ports: Of an endpoint: its published ports, with what the host has assigned.
         was_applied: The kernel has had it at some time.
     """
 
@@ -72,6 +74,7 @@ class Status:
     error: errors.NetweftError | None = None
     netns_path: str = ""
     interface_name: str = ""
+    ports: tuple[PublishedPort, ...] = ()
     was_applied: bool = False
 
     @property
@@ -257,8 +260,12 @@ def _seen_by_hosts(endpoint: Endpoint) -> tuple[object, ...]:
         endpoint.leases,
         endpoint.dns_names,
         endpoint.gateway_priority,
-        endpoint.labels,
         endpoint.options,
+        tuple(dataclasses.replace(port, assigned_port=0) for port in endpoint.ports),
+        endpoint.link_local,
+        endpoint.routes,
+        endpoint.sysctls,
+        endpoint.bandwidth,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commits, fields, names, tombs
+from netweft_controller.domain import commits, fields, names, settings, tombs
 from netweft_controller.domain.objects import (
     Endpoint,
     EndpointState,
@@ -124,18 +124,20 @@ class Placer:
                 f"driver {network.value.driver} takes no options of endpoints; leave them out",
                 "OPTION_UNKNOWN",
             )
-        if not -_PRIORITY_LIMIT <= spec.gateway_priority < _PRIORITY_LIMIT:
-            raise fields.invalid(f"{path}.gateway_priority", "it does not fit 32 bits")
         endpoint = Endpoint(
             id=endpoint_id,
             name=name,
             network_id=network.value.id,
             mac_address=self._mac(spec, network, path),
-            dns_names=_dns_names(name, spec, path),
+            dns_names=dns_names(name, spec.dns_names, f"{path}.dns_names"),
             interface_name=_interface_name(spec, path),
-            gateway_priority=spec.gateway_priority,
+            gateway_priority=gateway_priority(spec.gateway_priority, f"{path}.gateway_priority"),
             labels=dict(spec.labels),
             ports=published_ports(spec.ports, network.value, f"{path}.ports"),
+            link_local=settings.link_local(spec.link_local, network.value, f"{path}.link_local_addresses"),
+            routes=settings.routes(spec.routes, network.value, f"{path}.routes"),
+            sysctls=settings.sysctls(spec.sysctls, network.value, f"{path}.sysctls"),
+            bandwidth=settings.bandwidth(spec.bandwidth, network.value, f"{path}.bandwidth"),
         )
         self._check_network(network, path)
         self._check_name(endpoint, network)
@@ -289,7 +291,7 @@ def check_sandbox(state: State, spec: SandboxSpec, sandbox_id: str, path: str) -
         if value:
             fields.absolute_path(value, f"{path}.{field}")
     _check_namespace(spec.namespace, f"{path}.namespace")
-    _check_files(spec, path)
+    check_files(spec, path)
     sandbox = Sandbox(
         id=sandbox_id,
         container_id=spec.container_id,
@@ -478,8 +480,12 @@ def _host(state: State, word: str, path: str) -> Record[Host]:
     return next(iter(state.hosts.values()))
 
 
-def _check_files(spec: SandboxSpec, path: str) -> None:
-    """Check what goes into hosts and resolv.conf."""
+def check_files(spec: SandboxSpec, path: str) -> None:
+    """Check what goes into hosts and resolv.conf.
+
+    Raises:
+        InvalidArgument: A name, address or option is malformed, or there are too many.
+    """
     fields.count(spec.extra_hosts, fields.EXTRA_HOSTS_MAX, f"{path}.extra_hosts")
     for index, extra in enumerate(spec.extra_hosts):
         fields.host_name(extra.name, f"{path}.extra_hosts[{index}].name")
@@ -502,11 +508,27 @@ def _check_namespace(namespace: Namespace, path: str) -> None:
         raise fields.invalid(f"{path}.pid", f"{namespace.pid} is not a process id", "PID_MALFORMED")
 
 
-def _dns_names(name: str, spec: EndpointSpec, path: str) -> tuple[str, ...]:
-    fields.count(spec.dns_names, fields.DNS_NAMES_MAX, f"{path}.dns_names")
-    for index, dns_name in enumerate(spec.dns_names):
-        fields.host_name(dns_name, f"{path}.dns_names[{index}]")
-    return tuple(dict.fromkeys((name, *spec.dns_names)))
+def dns_names(name: str, further: Sequence[str], path: str) -> tuple[str, ...]:
+    """Check an endpoint's names and return all of them, its own first.
+
+    Raises:
+        InvalidArgument: One is no host name, or there are too many.
+    """
+    fields.count(further, fields.DNS_NAMES_MAX, path)
+    for index, dns_name in enumerate(further):
+        fields.host_name(dns_name, f"{path}[{index}]")
+    return tuple(dict.fromkeys((name, *further)))
+
+
+def gateway_priority(value: int, path: str) -> int:
+    """Check a priority in the choice of a sandbox's gateway.
+
+    Raises:
+        InvalidArgument: It does not fit 32 bits.
+    """
+    if not -_PRIORITY_LIMIT <= value < _PRIORITY_LIMIT:
+        raise fields.invalid(path, "it does not fit 32 bits")
+    return value
 
 
 def _interface_name(spec: EndpointSpec, path: str) -> str:

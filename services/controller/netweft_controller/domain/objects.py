@@ -149,11 +149,32 @@ class PublishedPort:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRoute:
+    """A route of a sandbox that leads out by an endpoint; without a next hop the destination is on its link."""
+
+    destination: str
+    next_hop: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """Limits of an endpoint's traffic as the container sees it; bits per second, bursts in bits; 0: none said."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One attachment to a network.
 
     Attributes:
         leases: At most one a family.
+        link_local: Further addresses with prefix length, in 169.254.0.0/16 or fe80::/10.
+        sysctls: Settings of its interface, by net.<section>.<part>.IFNAME.<key>.
+        bandwidth: None: no limits.
         deleting: In state LEAVING: True removes the endpoint once it has left, False keeps it.
         kept: It was made, or joined, on its own: a join that fails leaves it in no sandbox. False: it goes with its
             failed attach.
@@ -172,6 +193,10 @@ class Endpoint:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
+    link_local: tuple[str, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    bandwidth: Bandwidth | None = None
     state: EndpointState = EndpointState.CREATED
     deleting: bool = False
     kept: bool = False
@@ -295,8 +320,30 @@ class HostFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """One operation by which an agent brought its kernel back to the intent; fields as in the message Repair."""
+
+    time_ms: int
+    object: str
+    namespace: str
+    command: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """What an agent had to repair since its start; fields as in the message Drift."""
+
+    operations: int = 0
+    repairs: tuple[Repair, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One machine with an agent."""
+    """One machine with an agent.
+
+    Attributes:
+        drift: None: nothing had to be repaired since the agent's start.
+    """
 
     id: str
     name: str
@@ -304,6 +351,7 @@ class Host:
     vtep_address: str = ""
     facts: HostFacts = HostFacts()
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    drift: Drift | None = None
 
 
 Object = Network | Endpoint | Sandbox | Host

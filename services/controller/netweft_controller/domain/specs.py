@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from netweft_controller.domain.objects import Dns, ExtraHost, Namespace, PublishedPort, Subnet
+from netweft_controller.domain.objects import Bandwidth, Dns, ExtraHost, Namespace, PublishedPort, StaticRoute, Subnet
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,10 @@ class EndpointSpec:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
+    bandwidth: Bandwidth | None = None
+    link_local: tuple[str, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,7 +181,13 @@ def confirmations(state: State, host_id: str, statuses: Sequence[Status]) -> lis
                 # An error while joining is for whoever waits for the join, or for the reconciler.
                 continue
             found.append(
-                Confirmed(id=status.id, revision=endpoint.revision, interface_name=status.interface_name, error=error)
+                Confirmed(
+                    id=status.id,
+                    revision=endpoint.revision,
+                    interface_name=status.interface_name,
+                    ports=status.ports,
+                    error=error,
+                )
             )
         elif status.kind is HostKind.SANDBOX:
             sandbox = state.sandboxes.get(status.id)

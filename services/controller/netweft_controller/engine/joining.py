@@ -160,7 +160,10 @@ class Joiner:
         for result in results:
             endpoint = result.endpoint
             confirmed[endpoint.value.id] = Confirmed(
-                id=endpoint.value.id, revision=endpoint.revision, interface_name=endpoint.value.interface_name
+                id=endpoint.value.id,
+                revision=endpoint.revision,
+                interface_name=endpoint.value.interface_name,
+                ports=endpoint.value.ports,
             )
             if result.sandbox is not None:
                 sandbox = result.sandbox
@@ -184,7 +187,7 @@ def joined(state: State, endpoint_id: str, statuses: Mapping[changes.Key, Status
         known = statuses.get(key)
         if known is not None and known.error is not None:
             return known.error
-    made = Confirmed(id=endpoint_id, revision=record.revision, interface_name=status.interface_name)
+    made = Confirmed(id=endpoint_id, revision=record.revision, interface_name=status.interface_name, ports=status.ports)
     sandbox = state.sandboxes.get(endpoint.sandbox_id)
     if sandbox is not None:
         sandbox = with_netns(sandbox, statuses.get((HostKind.SANDBOX, endpoint.sandbox_id)))

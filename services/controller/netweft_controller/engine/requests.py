@@ -55,7 +55,8 @@ class Done:
     Attributes:
         id: What it made or removed.
         told: The host has confirmed it, so the caller may have been told; before that, a missing object was undone.
-        endpoint: The answer, for when the object has changed since; likewise sandbox and network.
+        endpoint: The answer, for when the object has changed since; likewise sandbox and network. Of a change that
+            nobody was told of yet: what it was before.
         revision: Revision of the answer's object; likewise its time of creation.
     """
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from netweft_common import errors
 
+from netweft_controller.clients.agents import Agents, InterfaceStatistics, Step
 from netweft_controller.domain import commits, endpoints, names, removal
 from netweft_controller.domain.changes import HostKind
 from netweft_controller.domain.objects import Record, Sandbox
@@ -24,14 +25,18 @@ class SandboxEngine:
 
     Args:
         replica: Intent.
+        agents: Kernels.
         joiner: Asks hosts.
         remover: Takes sandboxes away.
         settler: Records confirmations.
         work: Owner of the sagas.
     """
 
-    def __init__(self, *, replica: Replica, joiner: Joiner, remover: Remover, settler: Settler, work: Work) -> None:
+    def __init__(
+        self, *, replica: Replica, agents: Agents, joiner: Joiner, remover: Remover, settler: Settler, work: Work
+    ) -> None:
         self._replica = replica
+        self._agents = agents
         self._joiner = joiner
         self._remover = remover
         self._settler = settler
@@ -59,6 +64,28 @@ class SandboxEngine:
         await self._work.once(
             request.key, request.fingerprint, lambda: self._delete(request, word, force=force), name="delete sandbox"
         )
+
+    async def refresh(self, word: str) -> list[Step]:
+        """Have a sandbox's host repair it and announce its addresses again; returns what was repaired. Idempotent.
+
+        Raises:
+            NotFound: There is none.
+            FailedPrecondition: Its host is not registered.
+            NetweftError: As the host says.
+        """
+        target = endpoints.existing_target(self._replica.state, names.get_sandbox(self._replica.state, word))
+        return await self._agents.refresh_sandbox(target.host.value, target.sandbox.id)
+
+    async def statistics(self, word: str) -> list[InterfaceStatistics]:
+        """Return the counters of a sandbox's interfaces, by name.
+
+        Raises:
+            NotFound: There is none.
+            FailedPrecondition: Its host is not registered.
+            NetweftError: As the host says.
+        """
+        target = endpoints.existing_target(self._replica.state, names.get_sandbox(self._replica.state, word))
+        return await self._agents.statistics(target.host.value, target.sandbox.id)
 
     async def _create(self, request: Request, spec: SandboxSpec) -> Record[Sandbox]:
         sandbox_id = request.id_for("sandbox")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from netweft_common import backoff, errors, logs
 
 from netweft_controller.domain import commits
-from netweft_controller.domain.objects import Endpoint, EndpointState, Sandbox, SandboxState
+from netweft_controller.domain.objects import Endpoint, EndpointState, PublishedPort, Sandbox, SandboxState
 from netweft_controller.domain.state import State
 from netweft_controller.sync.replica import Replica
 
@@ -30,12 +30,14 @@ class Confirmed:
     """What a host said of an endpoint or sandbox at a revision.
 
     Attributes:
+        ports: Of an endpoint: with what the host has assigned.
         error: Why the host cannot have it; empty: it has it.
     """
 
     id: str
     revision: int
     interface_name: str = ""
+    ports: tuple[PublishedPort, ...] = ()
     netns_path: str = ""
     error: str = ""
 
@@ -143,7 +145,19 @@ def settled_endpoint(endpoint: Endpoint, one: Confirmed) -> Endpoint:
         endpoint,
         state=EndpointState.JOINED,
         interface_name=one.interface_name or endpoint.interface_name,
+        ports=assigned(endpoint.ports, one.ports),
         status_message="",
+    )
+
+
+def assigned(wanted: tuple[PublishedPort, ...], said: tuple[PublishedPort, ...]) -> tuple[PublishedPort, ...]:
+    """Return the ports that are wanted with what a host has assigned to them; what it says of others is dropped."""
+    if not said:
+        return wanted
+    found = {dataclasses.replace(one, assigned_port=0): one.assigned_port for one in said}
+    return tuple(
+        dataclasses.replace(one, assigned_port=found.get(dataclasses.replace(one, assigned_port=0), one.assigned_port))
+        for one in wanted
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from google.protobuf import message as protobuf
+from netweft.common.v1 import plan_pb2, sandbox_pb2
 from netweft.controller.v1 import endpoint_pb2, network_pb2
 
 from netweft_controller.clients import wire
+from netweft_controller.clients.agents import InterfaceStatistics, Step
 from netweft_controller.domain import fields
 from netweft_controller.domain.specs import AttachItem, EndpointSpec, EndpointWord, NetworkSpec, SandboxRef, SandboxSpec
 from netweft_controller.engine import requests
@@ -52,6 +55,11 @@ def endpoint_spec(message: endpoint_pb2.EndpointSpec) -> EndpointSpec:
         gateway_priority=message.gateway_priority,
         labels=dict(message.labels),
         options=dict(message.options),
+        ports=tuple(wire.published_port_from(one) for one in message.ports),
+        bandwidth=wire.bandwidth_from(message.bandwidth) if message.HasField("bandwidth") else None,
+        link_local=tuple(message.link_local_addresses),
+        routes=tuple(wire.static_route_from(one) for one in message.routes),
+        sysctls=dict(message.sysctls),
     )
 
 
@@ -112,3 +120,13 @@ def detach_items(messages: Sequence[endpoint_pb2.DetachItem]) -> list[EndpointWo
         EndpointWord(endpoint=message.endpoint, network=message.network, delete_sandbox=message.delete_sandbox)
         for message in messages
     ]
+
+
+def plan_step(step: Step) -> plan_pb2.PlanStep:
+    """Return the message of a step of a plan."""
+    return plan_pb2.PlanStep(command=step.command, namespace=step.namespace, owner=step.owner, inverse=step.inverse)
+
+
+def statistics(value: InterfaceStatistics) -> sandbox_pb2.InterfaceStatistics:
+    """Return the message of an interface's counters."""
+    return sandbox_pb2.InterfaceStatistics(**dataclasses.asdict(value))

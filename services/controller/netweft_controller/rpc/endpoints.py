@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from netweft.common.v1 import plan_pb2
 from netweft.controller.v1 import endpoint_pb2, endpoint_pb2_grpc
 from netweft_common import errors, exchange, status
 
@@ -16,6 +15,7 @@ from netweft_controller.domain.specs import EndpointWord
 from netweft_controller.engine.endpoints import EndpointEngine
 from netweft_controller.engine.joining import Result
 from netweft_controller.engine.settle import Settler
+from netweft_controller.engine.updates import Updater
 from netweft_controller.rpc import convert
 from netweft_controller.sync.replica import Replica
 
@@ -26,11 +26,13 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
     Args:
         replica: What is read.
         endpoints: What is done.
+        updater: Changes what exists.
         settler: Caught up with before a read, so that who was told reads it.
     """
 
-    def __init__(self, replica: Replica, endpoints: EndpointEngine, settler: Settler) -> None:
+    def __init__(self, replica: Replica, endpoints: EndpointEngine, updater: Updater, settler: Settler) -> None:
         self._replica = replica
+        self._updater = updater
         self._endpoints = endpoints
         self._settler = settler
 
@@ -68,6 +70,18 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         return endpoint_pb2.ListEndpointsResponse(
             endpoints=[wire.endpoint(record) for record in found], next_page_token=token
         )
+
+    async def UpdateEndpoint(
+        self, request: endpoint_pb2.UpdateEndpointRequest, context: Any
+    ) -> endpoint_pb2.UpdateEndpointResponse:
+        """Change an endpoint."""
+        del context
+        identity = convert.request("UpdateEndpoint", request, request.request_id)
+        word = EndpointWord(endpoint=request.endpoint, network=request.network)
+        record = await self._updater.endpoint(
+            identity, word, convert.endpoint_spec(request.spec), list(request.update_mask.paths)
+        )
+        return endpoint_pb2.UpdateEndpointResponse(endpoint=wire.endpoint(record))
 
     async def DeleteEndpoint(
         self, request: endpoint_pb2.DeleteEndpointRequest, context: Any
@@ -136,12 +150,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
             plans=[
                 endpoint_pb2.HostPlan(
                     host_id=plan.host_id,
-                    steps=[
-                        plan_pb2.PlanStep(
-                            command=step.command, namespace=step.namespace, owner=step.owner, inverse=step.inverse
-                        )
-                        for step in plan.steps
-                    ],
+                    steps=[convert.plan_step(step) for step in plan.steps],
                 )
                 for plan in plans
             ]

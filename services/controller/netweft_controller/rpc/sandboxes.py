@@ -12,6 +12,7 @@ from netweft_controller.clients import wire
 from netweft_controller.domain import filters, names
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
+from netweft_controller.engine.updates import Updater
 from netweft_controller.rpc import convert
 from netweft_controller.sync.replica import Replica
 
@@ -22,11 +23,13 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     Args:
         replica: What is read.
         sandboxes: What is done.
+        updater: Changes what exists.
         settler: Caught up with before a read, so that who was told reads it.
     """
 
-    def __init__(self, replica: Replica, sandboxes: SandboxEngine, settler: Settler) -> None:
+    def __init__(self, replica: Replica, sandboxes: SandboxEngine, updater: Updater, settler: Settler) -> None:
         self._replica = replica
+        self._updater = updater
         self._sandboxes = sandboxes
         self._settler = settler
 
@@ -66,6 +69,33 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         return sandbox_pb2.ListSandboxesResponse(
             sandboxes=[wire.sandbox(record) for record in found], next_page_token=token
         )
+
+    async def UpdateSandbox(
+        self, request: sandbox_pb2.UpdateSandboxRequest, context: Any
+    ) -> sandbox_pb2.UpdateSandboxResponse:
+        """Change a sandbox."""
+        del context
+        identity = convert.request("UpdateSandbox", request, request.request_id)
+        record = await self._updater.sandbox(
+            identity, request.sandbox, convert.sandbox_spec(request.spec), list(request.update_mask.paths)
+        )
+        return sandbox_pb2.UpdateSandboxResponse(sandbox=wire.sandbox(record))
+
+    async def RefreshSandbox(
+        self, request: sandbox_pb2.RefreshSandboxRequest, context: Any
+    ) -> sandbox_pb2.RefreshSandboxResponse:
+        """Repair a sandbox and announce its addresses again."""
+        del context
+        steps = await self._sandboxes.refresh(request.sandbox)
+        return sandbox_pb2.RefreshSandboxResponse(repaired=[convert.plan_step(step) for step in steps])
+
+    async def GetSandboxStatistics(
+        self, request: sandbox_pb2.GetSandboxStatisticsRequest, context: Any
+    ) -> sandbox_pb2.GetSandboxStatisticsResponse:
+        """Return the counters of a sandbox's interfaces."""
+        del context
+        found = await self._sandboxes.statistics(request.sandbox)
+        return sandbox_pb2.GetSandboxStatisticsResponse(interfaces=[convert.statistics(one) for one in found])
 
     async def DeleteSandbox(
         self, request: sandbox_pb2.DeleteSandboxRequest, context: Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 Interface = IPv4Interface | IPv6Interface
 Subnetwork = IPv4Network | IPv6Network
@@ -142,12 +142,38 @@ class PublishedPort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRoute:
+    """A route of a sandbox that leads out by an endpoint.
+
+    Attributes:
+        next_hop: None: the destination is on the endpoint's link.
+    """
+
+    destination: Subnetwork
+    next_hop: IPv4Address | IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """Limits of an endpoint's traffic as the container sees it; bits per second, bursts in bits; 0: none said."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """An endpoint that is joined to a sandbox of this host.
 
     Attributes:
         interface_name: Never empty once the engine has taken the endpoint in: it gives the next free eth<N>.
         ports: With their assigned ports once the engine has taken the endpoint in.
+        link_local: Further addresses, in 169.254.0.0/16 or fe80::/10.
+        routes: Static routes of the sandbox that lead out by it.
+        sysctls: Settings of its interface, by net.<section>.<part>.IFNAME.<key>.
+        bandwidth: None: no limits.
         confirmed: The controller has told its caller that this endpoint exists; it is kept through failures.
         lease_epochs: Fencing epoch of each address's lease, in the order of `addresses`; empty: not known.
     """
@@ -163,6 +189,10 @@ class Endpoint:
     gateway_priority: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
+    link_local: tuple[Interface, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    bandwidth: Bandwidth | None = None
     confirmed: bool = False
     lease_epochs: tuple[int, ...] = ()
     revision: int = 0

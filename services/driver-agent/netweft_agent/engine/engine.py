@@ -24,14 +24,14 @@ import structlog
 from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
 from netweft_agent.domain import leases
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
+from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
 from netweft_agent.engine.desired import Desired
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.render import Renderer, Scope
 from netweft_agent.engine.store import Change, ObjectStore, same_but_revision
-from netweft_agent.kernel.api import Kernel
+from netweft_agent.kernel.api import Kernel, Statistics
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +48,7 @@ class Status:
 
     Attributes:
         error: None: the kernel has it.
+        ports: Of an endpoint: its published ports, with what the host has assigned.
         applied: The kernel has had it at some time.
     """
 
@@ -56,6 +57,7 @@ class Status:
     error: NetweftError | None = None
     netns_path: str = ""
     interface_name: str = ""
+    ports: tuple[PublishedPort, ...] = ()
     applied: bool = False
 
 
@@ -209,6 +211,32 @@ class Engine:
         found = await self._kernel.observe(wanted, spaces)
         present = {key: one for key, one in found.resources.items() if ref is None or key in wanted}
         return present, plan(wanted, present, {key: self.desired.owner(key) for key in wanted})
+
+    async def refresh(self, sandbox: str) -> tuple[Operation, ...]:
+        """Compare a sandbox and the host's ends of its links with what is wanted, and return what had to be repaired.
+
+        Raises:
+            NotFound: The host does not hold the sandbox.
+        """
+        held = self._sandbox(sandbox)
+        return await self.reconcile({key[1] for key in self.desired.by_owner.get(str(held.ref), ())} | {held.ns})
+
+    async def statistics(self, sandbox: str) -> list[tuple[str, str, Statistics]]:
+        """Return the interfaces of a sandbox by name: each with its endpoint's id, if it is one's, and its counters.
+
+        Raises:
+            NotFound: The host does not hold the sandbox.
+        """
+        held = self._sandbox(sandbox)
+        owners = {one.interface_name: one.id for one in self.store.endpoints_of_sandbox(sandbox)}
+        counters = await self._kernel.statistics(held.ns)
+        return [(name, owners.get(name, ""), found) for name, found in sorted(counters.items())]
+
+    def _sandbox(self, identifier: str) -> Sandbox:
+        held = self.store.sandbox(identifier)
+        if held is None:
+            raise NotFound("OBJECT_UNKNOWN", f"this host holds no sandbox {identifier}", object=f"sandbox/{identifier}")
+        return held
 
     async def repair_loop(self, interval_s: float, debounce_s: float = 0.05) -> None:
         """Reconcile when the kernel tells of foreign changes, and every `interval_s` seconds; until cancelled."""
@@ -437,9 +465,10 @@ class Engine:
     def _stage(self, change: Change, this: _Round) -> NetweftError | None:
         """Put one change into the store and widen the round's scope by it; return why it cannot be, if so."""
         held = self.store.objects.get(change.ref)
-        item = self._named(change.put, held)
+        item = change.put
         if isinstance(item, Endpoint):
             try:
+                item = self._renderer.complete(self.store, item, held if isinstance(held, Endpoint) else None)
                 self._renderer.check(self.store, item)
             except NetweftError as error:
                 self._note(change.ref, error, revision=change.revision)
@@ -463,14 +492,6 @@ class Engine:
         else:
             self.store.put(item)
         return None
-
-    def _named(self, item: Object | None, held: Object | None) -> Object | None:
-        """Give an endpoint its interface name: the one it has, else the next free one."""
-        if not isinstance(item, Endpoint) or item.interface_name:
-            return item
-        if isinstance(held, Endpoint) and held.sandbox_id == item.sandbox_id:
-            return replace(item, interface_name=held.interface_name)
-        return replace(item, interface_name=self.store.free_interface_name(item.sandbox_id))
 
     def _widen(self, scope: Scope, item: Object) -> None:
         match item:
@@ -630,6 +651,7 @@ class Engine:
             error=error,
             netns_path=self._kernel.netns_path(held.ns) if isinstance(held, Sandbox) else "",
             interface_name=held.interface_name if isinstance(held, Endpoint) else "",
+            ports=held.ports if isinstance(held, Endpoint) else (),
             applied=applied or (before is not None and before.applied),
         )
         if status != before:

@@ -11,14 +11,36 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 from netweft_common.errors import Exhausted, FailedPrecondition
 
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import (
+    Bandwidth,
+    Endpoint,
+    Kind,
+    Network,
+    Object,
+    Peer,
+    PublishedPort,
+    Ref,
+    Sandbox,
+    StaticRoute,
+    Subnet,
+)
 from netweft_agent.engine.store import Change
 
 VERSION = 1
@@ -194,7 +216,7 @@ def _position_line(position: Position) -> bytes:
 
 
 def _encode(value: object) -> object:
-    if isinstance(value, IPv4Interface | IPv6Interface | IPv4Network | IPv6Network):
+    if isinstance(value, IPv4Address | IPv6Address | IPv4Interface | IPv6Interface | IPv4Network | IPv6Network):
         return str(value)
     raise NotImplementedError(f"journal type {type(value)}")
 
@@ -202,8 +224,12 @@ def _encode(value: object) -> object:
 def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
     """Build an object from its JSON form; msgspec cannot tell IPv4 from IPv6 types in a union."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    if "addresses" in values:
-        values["addresses"] = tuple(ip_interface(one) for one in values["addresses"])
+    for name in {"addresses", "link_local"} & values.keys():
+        values[name] = tuple(ip_interface(one) for one in values[name])
+    if "routes" in values:
+        values["routes"] = tuple(_thaw_route(one) for one in values["routes"])
+    if raw.get("bandwidth") is not None:
+        values["bandwidth"] = Bandwidth(**raw["bandwidth"])
     if "ports" in values:
         values["ports"] = tuple(PublishedPort(**one) for one in values["ports"])
     if "extra_hosts" in values:
@@ -219,3 +245,10 @@ def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
             for one in values["subnets"]
         )
     return cast("type[Any]", kind)(**values)  # type: ignore[no-any-return]  # checked by whoever wrote it
+
+
+def _thaw_route(raw: dict[str, Any]) -> StaticRoute:
+    next_hop = raw["next_hop"]
+    return StaticRoute(
+        destination=ip_network(raw["destination"]), next_hop=None if next_hop is None else ip_address(next_hop)
+    )

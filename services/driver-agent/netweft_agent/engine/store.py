@@ -118,14 +118,6 @@ class ObjectStore:
         """Iterate over the objects of a kind."""
         return (item for ref, item in self.objects.items() if ref.kind is kind)
 
-    def free_interface_name(self, sandbox_id: str) -> str:
-        """Return the lowest eth<N> that no endpoint of the sandbox has."""
-        taken = {one.interface_name for one in self.endpoints_of_sandbox(sandbox_id)}
-        number = 0
-        while f"eth{number}" in taken:
-            number += 1
-        return f"eth{number}"
-
 
 def same_but_revision(one: Object, other: Object | None) -> bool:
     """Return whether two versions ask the kernel for the same."""

@@ -28,6 +28,20 @@ class Observation:
     foreign: frozenset[Key] = field(default_factory=frozenset)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counters of one link since it was made (ip-link(8), -s)."""
+
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
 class Kernel(Protocol):
     """One host's kernel, with exactly one writer."""
 
@@ -45,6 +59,13 @@ class Kernel(Protocol):
         Args:
             wanted: Desired state: says which namespaces to look into, and which settings and files to read.
             namespaces: Only these; None: all of `wanted`, the host, and what earlier runs left behind.
+        """
+
+    async def statistics(self, ns: Ns) -> dict[str, Statistics]:
+        """Return the counters of a namespace's links but lo, by name.
+
+        Raises:
+            NotFound: The namespace is not held.
         """
 
     def netns_path(self, ns: Ns) -> str:

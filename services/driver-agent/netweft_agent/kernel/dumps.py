@@ -19,7 +19,9 @@ _NDMSG = struct.Struct("=BBHiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _S32 = struct.Struct("=i")
+_COUNTERS = struct.Struct("=8Q")
 
+_IFLA_STATS64 = 23
 _IFLA_INET6_CONF = 2
 # Positions in the array of IFLA_INET6_CONF (enum of linux/ipv6.h).
 _DEVCONF_ACCEPT_RA = 3
@@ -97,6 +99,25 @@ class FdbInfo(NamedTuple):
     master_index: int
     state: int
     flags: int
+
+
+class Counters(NamedTuple):
+    """Counters of one link, in the order of rtnl_link_stats64 (linux/if_link.h)."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_errors: int
+    tx_errors: int
+    rx_dropped: int
+    tx_dropped: int
+
+
+def counters(body: bytes) -> tuple[str, Counters]:
+    """Decode name and counters out of the body of an RTM_NEWLINK that carries them."""
+    found = netlink.attributes(body, _IFINFO.size)
+    return _string(found.get(rtnl.IFLA_IFNAME)), Counters._make(_COUNTERS.unpack_from(found[_IFLA_STATS64]))
 
 
 def text_mac(packed: bytes) -> str:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from netweft_common import errors
 
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import HOST, File, Key, Namespace, Ns, Resource, Sysctl
-from netweft_agent.kernel.api import Observation
+from netweft_agent.domain.resources import HOST, File, Key, Link, Namespace, Ns, Resource, Sysctl
+from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.run import Run
 
 
@@ -28,6 +28,7 @@ class FakeKernel:
         foreign: Keys in `state` that are somebody else's.
         executed: Steps that took effect, in order, over all calls.
         calls: Number of steps of each call of `execute`.
+        counters: What `statistics` tells, by namespace and link.
         observations: Namespaces that `observe` was asked for, call by call.
     """
 
@@ -37,6 +38,7 @@ class FakeKernel:
         self.executed: list[Operation] = []
         self.calls: list[int] = []
         self.observations: list[frozenset[Ns] | None] = []
+        self.counters: dict[tuple[Ns, str], Statistics] = {}
         self.fail_at = fail_at
         self.closed = False
         self._crash_after: int | None = None
@@ -94,6 +96,14 @@ class FakeKernel:
             if key in wanted or (key not in self.foreign and not isinstance(resource, Sysctl | File)):
                 seen[key] = resource
         return Observation(resources=seen, foreign=frozenset(self.foreign & wanted.keys() & seen.keys()))
+
+    async def statistics(self, ns: Ns) -> dict[str, Statistics]:
+        """Return counters of a namespace's links but lo, all zero but what `counters` says."""
+        await asyncio.sleep(0)
+        links = [
+            one for one in self.state.values() if isinstance(one, Link) and one.ns == ns and one.kind != "loopback"
+        ]
+        return {link.name: self.counters.get((ns, link.name), Statistics()) for link in links}
 
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes could open the namespace; empty when it is not held."""

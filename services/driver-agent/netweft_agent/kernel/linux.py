@@ -10,7 +10,7 @@ from netweft_common.errors import NetweftError
 from netweft_agent.domain.nft import NftTable
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource
-from netweft_agent.kernel.api import Observation
+from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.monitor import Monitor
@@ -70,6 +70,10 @@ class LinuxKernel:
         if unheld:
             await self._writer.call(lambda: self._executor.adopt(unheld))
         return seen
+
+    async def statistics(self, ns: Ns) -> dict[str, Statistics]:
+        """Return the counters of a namespace's links but lo, by name; see api.Kernel."""
+        return await self._reader.call(lambda: self._observer.statistics(ns))
 
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes can open the namespace; empty when it is not held."""

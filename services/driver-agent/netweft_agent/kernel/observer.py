@@ -32,7 +32,7 @@ from netweft_agent.domain.resources import (
     Sysctl,
 )
 from netweft_agent.kernel import dumps, netlink, nft, nft_guests, rtnl, sysctl
-from netweft_agent.kernel.api import Observation
+from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.ports import Ports
@@ -112,6 +112,17 @@ class Observer:
             foreign |= look.foreign
         _drop_torn_pairs(looks, found)
         return Observation(resources=found, foreign=frozenset(foreign & found.keys()))
+
+    def statistics(self, ns: Ns) -> dict[str, Statistics]:
+        """Return the counters of a namespace's links but lo; see api.Kernel.statistics.
+
+        Raises:
+            NotFound: The namespace is not held.
+            KernelError: The kernel refuses the dump.
+        """
+        with self._namespaces.entered(ns), netlink.open_socket(netlink.NETLINK_ROUTE) as sock:
+            found = _dump(sock, rtnl.dump_statistics(), dumps.counters, "links")
+        return {name: Statistics(**counters._asdict()) for name, counters in found if name != "lo"}
 
     def _look(self, ns: Ns, wanted: Mapping[Key, Resource]) -> _Look:
         look = _Look(ns, wanted, all_ours=False)

@@ -344,6 +344,11 @@ def dump_links() -> bytes:
     return netlink.message(RTM_GETLINK, netlink.NLM_F_DUMP, _NO_LINK, _SKIP_STATS)
 
 
+def dump_statistics() -> bytes:
+    """Encode a dump of all links with their counters."""
+    return netlink.message(RTM_GETLINK, netlink.NLM_F_DUMP, _NO_LINK)
+
+
 def dump_addresses() -> bytes:
     """Encode the question for all addresses."""
     return netlink.message(RTM_GETADDR, netlink.NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, 0))

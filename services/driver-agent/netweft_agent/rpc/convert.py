@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from netweft_common import status as status_map
 from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain.objects import (
+    Bandwidth,
     Endpoint,
     Interface,
     Kind,
@@ -28,6 +29,7 @@ from netweft_agent.domain.objects import (
     Ref,
     Sandbox,
     Scope,
+    StaticRoute,
     Subnet,
     Subnetwork,
 )
@@ -35,6 +37,7 @@ from netweft_agent.domain.plan import Operation
 from netweft_agent.drivers.base import Driver
 from netweft_agent.engine.engine import Status
 from netweft_agent.engine.store import Change
+from netweft_agent.kernel.api import Statistics
 
 MAX_CHANGES = 4096
 MAX_LISTED = 256
@@ -138,6 +141,15 @@ def ref(message: agent_pb2.ObjectRef, field: str = "object") -> Ref:
     return Ref(kind=kind, id=_id(message.id, f"{field}.id"))
 
 
+def identifier(text: str, field: str) -> str:
+    """Read an id.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
+    return _id(text, field)
+
+
 def network(message: network_pb2.Network, field: str) -> Network:
     """Read a network."""
     return Network(
@@ -189,6 +201,10 @@ def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
         gateway_priority=message.gateway_priority,
         options=dict(message.options),
         ports=_ports(message.ports, f"{field}.ports"),
+        link_local=_addresses(message.link_local_addresses, f"{field}.link_local_addresses"),
+        routes=tuple(_route(one, where) for one, where in _listed(message.routes, f"{field}.routes")),
+        sysctls=_sysctls(message.sysctls, f"{field}.sysctls"),
+        bandwidth=_bandwidth(message.bandwidth) if message.HasField("bandwidth") else None,
         confirmed=message.state == endpoint_pb2.ENDPOINT_STATE_JOINED,
         lease_epochs=tuple(message.lease_epochs),
         revision=message.revision,
@@ -206,6 +222,45 @@ _PROTOCOL_NUMBERS = {
     "udp": endpoint_pb2.PORT_PROTOCOL_UDP,
     "sctp": endpoint_pb2.PORT_PROTOCOL_SCTP,
 }
+
+
+def _route(message: endpoint_pb2.StaticRoute, field: str) -> StaticRoute:
+    try:
+        destination = ip_network(message.destination)
+        next_hop = ip_address(message.next_hop) if message.next_hop else None
+    except ValueError as error:
+        raise InvalidArgument(
+            "BAD_ROUTE",
+            f"{field} needs a destination without host bits, and a next hop that is an address",
+            field=field,
+        ) from error
+    if next_hop is not None and next_hop.version != destination.version:
+        raise InvalidArgument("BAD_ROUTE", f"{field} has a next hop of the other IP version", field=field)
+    return StaticRoute(destination=destination, next_hop=next_hop)
+
+
+_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.[a-z0-9_]{1,32}\.IFNAME\.[a-z0-9_]{1,64}")
+
+
+def _sysctls(values: Mapping[str, str], field: str) -> dict[str, str]:
+    for (key, value), where in _listed(values.items(), field):
+        if not _SYSCTL.fullmatch(key) or not re.fullmatch(r"[0-9 -]{1,64}", value):
+            raise InvalidArgument(
+                "BAD_SYSCTL",
+                f"{where} is {key[:128]!r}: {value[:64]!r}; a key is net.<ipv4|ipv6|mpls>.<section>.IFNAME.<key>, a "
+                "value is made of numbers",
+                field=where,
+            )
+    return dict(values)
+
+
+def _bandwidth(message: endpoint_pb2.Bandwidth) -> Bandwidth:
+    return Bandwidth(
+        ingress_rate=message.ingress_bits_per_second,
+        ingress_burst=message.ingress_burst_bits,
+        egress_rate=message.egress_bits_per_second,
+        egress_burst=message.egress_burst_bits,
+    )
 
 
 def _ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tuple[PublishedPort, ...]:
@@ -303,7 +358,13 @@ def status_message(status: Status) -> agent_pb2.ObjectStatus:
         netns_path=status.netns_path,
         interface_name=status.interface_name,
         was_applied=status.applied,
+        ports=published_ports(status.ports),
     )
+
+
+def interface_statistics(name: str, endpoint_id: str, counters: Statistics) -> sandbox_pb2.InterfaceStatistics:
+    """Write the counters of an interface."""
+    return sandbox_pb2.InterfaceStatistics(interface_name=name, endpoint_id=endpoint_id, **dataclasses.asdict(counters))
 
 
 def steps(operations: Iterable[Operation]) -> list[plan_pb2.PlanStep]:

@@ -26,6 +26,8 @@ ACCESS: Access = {
     f"{SERVICE}/CreateSandbox": _CONTROLLERS,
     f"{SERVICE}/DeleteSandbox": _CONTROLLERS,
     f"{SERVICE}/Plan": _CONTROLLERS,
+    f"{SERVICE}/RefreshSandbox": _CONTROLLERS,
+    f"{SERVICE}/GetStatistics": _CONTROLLERS | {Role.CLIENT},
     f"{SERVICE}/Observe": _CONTROLLERS | {Role.CLIENT},
     f"{SERVICE}/GetFacts": _CONTROLLERS | {Role.CLIENT},
 }
@@ -121,6 +123,22 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         if status.error is not None:
             raise status.error
         return agent_pb2.DeleteSandboxResponse()
+
+    async def RefreshSandbox(  # noqa: N802
+        self, request: agent_pb2.RefreshSandboxRequest, context: Context
+    ) -> agent_pb2.RefreshSandboxResponse:
+        """Repair one sandbox."""
+        del context
+        done = await self._engine.refresh(convert.identifier(request.sandbox_id, "sandbox_id"))
+        return agent_pb2.RefreshSandboxResponse(repaired=convert.steps(done))
+
+    async def GetStatistics(  # noqa: N802
+        self, request: agent_pb2.GetStatisticsRequest, context: Context
+    ) -> agent_pb2.GetStatisticsResponse:
+        """Return the counters of one sandbox's interfaces."""
+        del context
+        found = await self._engine.statistics(convert.identifier(request.sandbox_id, "sandbox_id"))
+        return agent_pb2.GetStatisticsResponse(interfaces=[convert.interface_statistics(*one) for one in found])
 
     async def GetFacts(self, request: agent_pb2.GetFactsRequest, context: Context) -> agent_pb2.GetFactsResponse:  # noqa: N802
         """Report what this host is."""

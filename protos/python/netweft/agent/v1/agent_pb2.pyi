@@ -149,6 +149,7 @@ class ObjectStatus(_message.Message):
     NETNS_PATH_FIELD_NUMBER: _builtins.int
     INTERFACE_NAME_FIELD_NUMBER: _builtins.int
     WAS_APPLIED_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision that the status speaks of. Since 0.1."""
     netns_path: _builtins.str
@@ -165,6 +166,10 @@ class ObjectStatus(_message.Message):
     def status(self) -> _status_pb2.Status:
         """OK: the kernel has it; else why not. Since 0.1."""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.PublishedPort]:
+        """Published ports of an endpoint with the ports that the host has assigned, in the endpoint's order. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -174,10 +179,11 @@ class ObjectStatus(_message.Message):
         netns_path: _builtins.str = ...,
         interface_name: _builtins.str = ...,
         was_applied: _builtins.bool = ...,
+        ports: _abc.Iterable[_endpoint_pb2.PublishedPort] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface_name", b"interface_name", "netns_path", b"netns_path", "object", b"object", "revision", b"revision", "status", b"status", "was_applied", b"was_applied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface_name", b"interface_name", "netns_path", b"netns_path", "object", b"object", "ports", b"ports", "revision", b"revision", "status", b"status", "was_applied", b"was_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +509,98 @@ class DeleteSandboxResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteSandboxResponse: _TypeAlias = DeleteSandboxResponse  # noqa: Y015
+
+@_typing.final
+class RefreshSandboxRequest(_message.Message):
+    """RefreshSandboxRequest names the sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Id. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshSandboxRequest: _TypeAlias = RefreshSandboxRequest  # noqa: Y015
+
+@_typing.final
+class RefreshSandboxResponse(_message.Message):
+    """RefreshSandboxResponse says what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def repaired(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.PlanStep]:
+        """What had to be repaired; empty: all was right. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        repaired: _abc.Iterable[_plan_pb2.PlanStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repaired", b"repaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshSandboxResponse: _TypeAlias = RefreshSandboxResponse  # noqa: Y015
+
+@_typing.final
+class GetStatisticsRequest(_message.Message):
+    """GetStatisticsRequest names the sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Id. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatisticsRequest: _TypeAlias = GetStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetStatisticsResponse(_message.Message):
+    """GetStatisticsResponse carries the counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.InterfaceStatistics]:
+        """One entry an interface but lo, by name. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        interfaces: _abc.Iterable[_sandbox_pb2.InterfaceStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interfaces", b"interfaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatisticsResponse: _TypeAlias = GetStatisticsResponse  # noqa: Y015
 
 @_typing.final
 class GetFactsRequest(_message.Message):

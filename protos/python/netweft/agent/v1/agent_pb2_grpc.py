@@ -65,6 +65,16 @@ class AgentServiceStub:
                 request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxRequest.SerializeToString,
                 response_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxResponse.FromString,
                 _registered_method=True)
+        self.RefreshSandbox = channel.unary_unary(
+                '/netweft.agent.v1.AgentService/RefreshSandbox',
+                request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxRequest.SerializeToString,
+                response_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxResponse.FromString,
+                _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/netweft.agent.v1.AgentService/GetStatistics',
+                request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
         self.GetFacts = channel.unary_unary(
                 '/netweft.agent.v1.AgentService/GetFacts',
                 request_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.GetFactsRequest.SerializeToString,
@@ -120,6 +130,20 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefreshSandbox(self, request, context):
+        """Compare one sandbox with the intent, repair what differs, announce its addresses again (libnetwork's Refresh).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatistics(self, request, context):
+        """Return the counters of a sandbox's interfaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetFacts(self, request, context):
         """Report what this host is and can do.
         """
@@ -159,6 +183,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.DeleteSandbox,
                     request_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxRequest.FromString,
                     response_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxResponse.SerializeToString,
+            ),
+            'RefreshSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshSandbox,
+                    request_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxRequest.FromString,
+                    response_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsResponse.SerializeToString,
             ),
             'GetFacts': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFacts,
@@ -329,6 +363,60 @@ class AgentService:
             '/netweft.agent.v1.AgentService/DeleteSandbox',
             netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxRequest.SerializeToString,
             netweft_dot_agent_dot_v1_dot_agent__pb2.DeleteSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.agent.v1.AgentService/RefreshSandbox',
+            netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxRequest.SerializeToString,
+            netweft_dot_agent_dot_v1_dot_agent__pb2.RefreshSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.agent.v1.AgentService/GetStatistics',
+            netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsRequest.SerializeToString,
+            netweft_dot_agent_dot_v1_dot_agent__pb2.GetStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

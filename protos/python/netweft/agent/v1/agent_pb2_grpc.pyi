@@ -49,6 +49,10 @@ class AgentServiceStub:
     """Make one sandbox's namespace and files; the same as Apply of it. Idempotent by id."""
     DeleteSandbox: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DeleteSandboxRequest, _agent_pb2.DeleteSandboxResponse]
     """Remove one sandbox, its links and its files. Idempotent: one that is gone is OK."""
+    RefreshSandbox: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RefreshSandboxRequest, _agent_pb2.RefreshSandboxResponse]
+    """Compare one sandbox with the intent, repair what differs, announce its addresses again (libnetwork's Refresh)."""
+    GetStatistics: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatisticsRequest, _agent_pb2.GetStatisticsResponse]
+    """Return the counters of a sandbox's interfaces."""
     GetFacts: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetFactsRequest, _agent_pb2.GetFactsResponse]
     """Report what this host is and can do."""
 
@@ -73,6 +77,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Make one sandbox's namespace and files; the same as Apply of it. Idempotent by id."""
     DeleteSandbox: _aio.UnaryUnaryMultiCallable[_agent_pb2.DeleteSandboxRequest, _agent_pb2.DeleteSandboxResponse]  # type: ignore[assignment]
     """Remove one sandbox, its links and its files. Idempotent: one that is gone is OK."""
+    RefreshSandbox: _aio.UnaryUnaryMultiCallable[_agent_pb2.RefreshSandboxRequest, _agent_pb2.RefreshSandboxResponse]  # type: ignore[assignment]
+    """Compare one sandbox with the intent, repair what differs, announce its addresses again (libnetwork's Refresh)."""
+    GetStatistics: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatisticsRequest, _agent_pb2.GetStatisticsResponse]  # type: ignore[assignment]
+    """Return the counters of a sandbox's interfaces."""
     GetFacts: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetFactsRequest, _agent_pb2.GetFactsResponse]  # type: ignore[assignment]
     """Report what this host is and can do."""
 
@@ -130,6 +138,22 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.DeleteSandboxResponse, _abc.Awaitable[_agent_pb2.DeleteSandboxResponse]]:
         """Remove one sandbox, its links and its files. Idempotent: one that is gone is OK."""
+
+    @_abc_1.abstractmethod
+    def RefreshSandbox(
+        self,
+        request: _agent_pb2.RefreshSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RefreshSandboxResponse, _abc.Awaitable[_agent_pb2.RefreshSandboxResponse]]:
+        """Compare one sandbox with the intent, repair what differs, announce its addresses again (libnetwork's Refresh)."""
+
+    @_abc_1.abstractmethod
+    def GetStatistics(
+        self,
+        request: _agent_pb2.GetStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GetStatisticsResponse, _abc.Awaitable[_agent_pb2.GetStatisticsResponse]]:
+        """Return the counters of a sandbox's interfaces."""
 
     @_abc_1.abstractmethod
     def GetFacts(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/common/v1/endpoint.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x04\n\x08\x45ndpoint\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x12\n\nsandbox_id\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x13\n\x0bmac_address\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x11\n\tdns_names\x18\x08 \x03(\t\x12\x16\n\x0einterface_name\x18\t \x01(\t\x12\x18\n\x10gateway_priority\x18\n \x01(\x05\x12\x37\n\x06labels\x18\x0b \x03(\x0b\x32\'.netweft.common.v1.Endpoint.LabelsEntry\x12\x39\n\x07options\x18\x0c \x03(\x0b\x32(.netweft.common.v1.Endpoint.OptionsEntry\x12/\n\x05state\x18\r \x01(\x0e\x32 .netweft.common.v1.EndpointState\x12\x10\n\x08revision\x18\x0e \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clease_epochs\x18\x10 \x03(\x04\x12\x16\n\x0estatus_message\x18\x11 \x01(\t\x12/\n\x05ports\x18\x1e \x03(\x0b\x32 .netweft.common.v1.PublishedPort\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb1\x01\n\rPublishedPort\x12\x31\n\x08protocol\x18\x01 \x01(\x0e\x32\x1f.netweft.common.v1.PortProtocol\x12\x16\n\x0e\x63ontainer_port\x18\x02 \x01(\r\x12\x14\n\x0chost_address\x18\x03 \x01(\t\x12\x11\n\thost_port\x18\x04 \x01(\r\x12\x15\n\rhost_port_end\x18\x05 \x01(\r\x12\x15\n\rassigned_port\x18\x06 \x01(\r\"\x90\x01\n\x04Peer\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x14\n\x0cvtep_address\x18\x04 \x01(\t\x12\x13\n\x0bmac_address\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04*s\n\x0cPortProtocol\x12\x1d\n\x19PORT_PROTOCOL_UNSPECIFIED\x10\x00\x12\x15\n\x11PORT_PROTOCOL_TCP\x10\x01\x12\x15\n\x11PORT_PROTOCOL_UDP\x10\x02\x12\x16\n\x12PORT_PROTOCOL_SCTP\x10\x03*\x9e\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NDPOINT_STATE_CREATED\x10\x01\x12\x1a\n\x16\x45NDPOINT_STATE_JOINING\x10\x02\x12\x19\n\x15\x45NDPOINT_STATE_JOINED\x10\x03\x12\x1a\n\x16\x45NDPOINT_STATE_LEAVING\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/common/v1/endpoint.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x06\n\x08\x45ndpoint\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x12\n\nsandbox_id\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x13\n\x0bmac_address\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x11\n\tdns_names\x18\x08 \x03(\t\x12\x16\n\x0einterface_name\x18\t \x01(\t\x12\x18\n\x10gateway_priority\x18\n \x01(\x05\x12\x37\n\x06labels\x18\x0b \x03(\x0b\x32\'.netweft.common.v1.Endpoint.LabelsEntry\x12\x39\n\x07options\x18\x0c \x03(\x0b\x32(.netweft.common.v1.Endpoint.OptionsEntry\x12/\n\x05state\x18\r \x01(\x0e\x32 .netweft.common.v1.EndpointState\x12\x10\n\x08revision\x18\x0e \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clease_epochs\x18\x10 \x03(\x04\x12\x16\n\x0estatus_message\x18\x11 \x01(\t\x12\x1c\n\x14link_local_addresses\x18\x12 \x03(\t\x12.\n\x06routes\x18\x13 \x03(\x0b\x32\x1e.netweft.common.v1.StaticRoute\x12\x39\n\x07sysctls\x18\x14 \x03(\x0b\x32(.netweft.common.v1.Endpoint.SysctlsEntry\x12/\n\x05ports\x18\x1e \x03(\x0b\x32 .netweft.common.v1.PublishedPort\x12/\n\tbandwidth\x18\x1f \x01(\x0b\x32\x1c.netweft.common.v1.Bandwidth\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSysctlsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0bStaticRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x10\n\x08next_hop\x18\x02 \x01(\t\"\x83\x01\n\tBandwidth\x12\x1f\n\x17ingress_bits_per_second\x18\x01 \x01(\x04\x12\x1a\n\x12ingress_burst_bits\x18\x02 \x01(\x04\x12\x1e\n\x16\x65gress_bits_per_second\x18\x03 \x01(\x04\x12\x19\n\x11\x65gress_burst_bits\x18\x04 \x01(\x04\"\xb1\x01\n\rPublishedPort\x12\x31\n\x08protocol\x18\x01 \x01(\x0e\x32\x1f.netweft.common.v1.PortProtocol\x12\x16\n\x0e\x63ontainer_port\x18\x02 \x01(\r\x12\x14\n\x0chost_address\x18\x03 \x01(\t\x12\x11\n\thost_port\x18\x04 \x01(\r\x12\x15\n\rhost_port_end\x18\x05 \x01(\r\x12\x15\n\rassigned_port\x18\x06 \x01(\r\"\x90\x01\n\x04Peer\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x14\n\x0cvtep_address\x18\x04 \x01(\t\x12\x13\n\x0bmac_address\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04*s\n\x0cPortProtocol\x12\x1d\n\x19PORT_PROTOCOL_UNSPECIFIED\x10\x00\x12\x15\n\x11PORT_PROTOCOL_TCP\x10\x01\x12\x15\n\x11PORT_PROTOCOL_UDP\x10\x02\x12\x16\n\x12PORT_PROTOCOL_SCTP\x10\x03*\x9e\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NDPOINT_STATE_CREATED\x10\x01\x12\x1a\n\x16\x45NDPOINT_STATE_JOINING\x10\x02\x12\x19\n\x15\x45NDPOINT_STATE_JOINED\x10\x03\x12\x1a\n\x16\x45NDPOINT_STATE_LEAVING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ENDPOINT_OPTIONSENTRY']._loaded_options = None
   _globals['_ENDPOINT_OPTIONSENTRY']._serialized_options = b'8\001'
-  _globals['_PORTPROTOCOL']._serialized_start=1042
-  _globals['_PORTPROTOCOL']._serialized_end=1157
-  _globals['_ENDPOINTSTATE']._serialized_start=1160
-  _globals['_ENDPOINTSTATE']._serialized_end=1318
+  _globals['_ENDPOINT_SYSCTLSENTRY']._loaded_options = None
+  _globals['_ENDPOINT_SYSCTLSENTRY']._serialized_options = b'8\001'
+  _globals['_PORTPROTOCOL']._serialized_start=1464
+  _globals['_PORTPROTOCOL']._serialized_end=1579
+  _globals['_ENDPOINTSTATE']._serialized_start=1582
+  _globals['_ENDPOINTSTATE']._serialized_end=1740
   _globals['_ENDPOINT']._serialized_start=89
-  _globals['_ENDPOINT']._serialized_end=713
-  _globals['_ENDPOINT_LABELSENTRY']._serialized_start=620
-  _globals['_ENDPOINT_LABELSENTRY']._serialized_end=665
-  _globals['_ENDPOINT_OPTIONSENTRY']._serialized_start=667
-  _globals['_ENDPOINT_OPTIONSENTRY']._serialized_end=713
-  _globals['_PUBLISHEDPORT']._serialized_start=716
-  _globals['_PUBLISHEDPORT']._serialized_end=893
-  _globals['_PEER']._serialized_start=896
-  _globals['_PEER']._serialized_end=1040
+  _globals['_ENDPOINT']._serialized_end=947
+  _globals['_ENDPOINT_LABELSENTRY']._serialized_start=806
+  _globals['_ENDPOINT_LABELSENTRY']._serialized_end=851
+  _globals['_ENDPOINT_OPTIONSENTRY']._serialized_start=853
+  _globals['_ENDPOINT_OPTIONSENTRY']._serialized_end=899
+  _globals['_ENDPOINT_SYSCTLSENTRY']._serialized_start=901
+  _globals['_ENDPOINT_SYSCTLSENTRY']._serialized_end=947
+  _globals['_STATICROUTE']._serialized_start=949
+  _globals['_STATICROUTE']._serialized_end=1001
+  _globals['_BANDWIDTH']._serialized_start=1004
+  _globals['_BANDWIDTH']._serialized_end=1135
+  _globals['_PUBLISHEDPORT']._serialized_start=1138
+  _globals['_PUBLISHEDPORT']._serialized_end=1315
+  _globals['_PEER']._serialized_start=1318
+  _globals['_PEER']._serialized_end=1462
 # @@protoc_insertion_point(module_scope)

@@ -128,6 +128,26 @@ class Endpoint(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SysctlsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
@@ -145,7 +165,11 @@ class Endpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LEASE_EPOCHS_FIELD_NUMBER: _builtins.int
     STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    LINK_LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    SYSCTLS_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 lower-case hexadecimal digits, chosen by the controller. Since 0.1."""
     name: _builtins.str
@@ -193,8 +217,28 @@ class Endpoint(_message.Message):
         """Fencing epoch of each address's lease, in the order of addresses. Set by the controller. Since 0.1."""
 
     @_builtins.property
+    def link_local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further addresses that the kernel routes nowhere, with prefix length: in 169.254.0.0/16 or fe80::/10. Nobody leases
+        them. Set by the caller. Since 0.2.
+        """
+
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaticRoute]:
+        """Static routes of its sandbox that lead out by it, at most 256. Set by the caller. Since 0.2."""
+
+    @_builtins.property
+    def sysctls(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Kernel settings of its interface, at most 64, by net.<ipv4|ipv6|mpls>.<section>.IFNAME.<key>, where IFNAME stands for
+        the interface's name (Docker's endpoint.sysctls). Set by the caller. Since 0.2.
+        """
+
+    @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]:
         """Ports of the host that lead to it, at most 4,096. Set by the caller. Since 0.2."""
+
+    @_builtins.property
+    def bandwidth(self) -> Global___Bandwidth:
+        """Limits of its traffic; unset: none. Set by the caller. Since 0.2."""
 
     def __init__(
         self,
@@ -216,15 +260,79 @@ class Endpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         lease_epochs: _abc.Iterable[_builtins.int] | None = ...,
         status_message: _builtins.str = ...,
+        link_local_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        routes: _abc.Iterable[Global___StaticRoute] | None = ...,
+        sysctls: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         ports: _abc.Iterable[Global___PublishedPort] | None = ...,
+        bandwidth: Global___Bandwidth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "create_time", b"create_time", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "host_id", b"host_id", "id", b"id", "interface_name", b"interface_name", "labels", b"labels", "lease_epochs", b"lease_epochs", "mac_address", b"mac_address", "name", b"name", "network_id", b"network_id", "options", b"options", "ports", b"ports", "revision", b"revision", "sandbox_id", b"sandbox_id", "state", b"state", "status_message", b"status_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth", b"bandwidth", "create_time", b"create_time", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "host_id", b"host_id", "id", b"id", "interface_name", b"interface_name", "labels", b"labels", "lease_epochs", b"lease_epochs", "link_local_addresses", b"link_local_addresses", "mac_address", b"mac_address", "name", b"name", "network_id", b"network_id", "options", b"options", "ports", b"ports", "revision", b"revision", "routes", b"routes", "sandbox_id", b"sandbox_id", "state", b"state", "status_message", b"status_message", "sysctls", b"sysctls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
+@_typing.final
+class StaticRoute(_message.Message):
+    """StaticRoute is a route of a sandbox (libnetwork's StaticRoute)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    NEXT_HOP_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """CIDR without host bits. Since 0.2."""
+    next_hop: _builtins.str
+    """Next hop in a subnet of the endpoint; empty: the destination is on the endpoint's link. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        next_hop: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "next_hop", b"next_hop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaticRoute: _TypeAlias = StaticRoute  # noqa: Y015
+
+@_typing.final
+class Bandwidth(_message.Message):
+    """Bandwidth limits an endpoint's traffic as the container sees it (the CNI capability of that name)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGRESS_BITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    INGRESS_BURST_BITS_FIELD_NUMBER: _builtins.int
+    EGRESS_BITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    EGRESS_BURST_BITS_FIELD_NUMBER: _builtins.int
+    ingress_bits_per_second: _builtins.int
+    """Into the container, in bits per second; 0: no limit. Since 0.2."""
+    ingress_burst_bits: _builtins.int
+    """What may come at once beyond that, in bits; 0: what 100 ms carry, 64 KiB at least. Since 0.2."""
+    egress_bits_per_second: _builtins.int
+    """Out of the container, in bits per second; 0: no limit. Since 0.2."""
+    egress_burst_bits: _builtins.int
+    """What may go at once beyond that, in bits; 0: as for ingress. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        ingress_bits_per_second: _builtins.int = ...,
+        ingress_burst_bits: _builtins.int = ...,
+        egress_bits_per_second: _builtins.int = ...,
+        egress_burst_bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress_bits_per_second", b"egress_bits_per_second", "egress_burst_bits", b"egress_burst_bits", "ingress_bits_per_second", b"ingress_bits_per_second", "ingress_burst_bits", b"ingress_burst_bits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bandwidth: _TypeAlias = Bandwidth  # noqa: Y015
 
 @_typing.final
 class PublishedPort(_message.Message):

@@ -80,6 +80,7 @@ class Host(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 lower-case hexadecimal digits, kept by the agent in its state directory. Since 0.1."""
     name: _builtins.str
@@ -104,6 +105,10 @@ class Host(_message.Message):
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the last heartbeat, by the store's clock. Since 0.1."""
 
+    @_builtins.property
+    def drift(self) -> Global___Drift:
+        """What its agent had to repair because somebody else had changed it; unset: nothing since its start. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -116,14 +121,79 @@ class Host(_message.Message):
         state: Global___HostState.ValueType = ...,
         heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        drift: Global___Drift | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "heartbeat_time", b"heartbeat_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "vtep_address", b"vtep_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "vtep_address", b"vtep_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """Drift is what differed from the intent without the agent's doing, and was repaired."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    REPAIRS_FIELD_NUMBER: _builtins.int
+    operations: _builtins.int
+    """Operations that repairs have taken since the agent's start. Since 0.2."""
+    @_builtins.property
+    def repairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Repair]:
+        """The last of them, at most 32, oldest first. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        operations: _builtins.int = ...,
+        repairs: _abc.Iterable[Global___Repair] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations", "repairs", b"repairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
+
+@_typing.final
+class Repair(_message.Message):
+    """Repair is one operation that brought the kernel back to the intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """Object that it belongs to: endpoint/<id>, sandbox/<id>, network/<id>, or host for what belongs to none. Since 0.2."""
+    namespace: _builtins.str
+    """Namespace: empty for the host, else sandbox/<id> or network/<id>. Since 0.2."""
+    command: _builtins.str
+    """The operation as a command line. Since 0.2."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the host's clock. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        object: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        command: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "namespace", b"namespace", "object", b"object", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Repair: _TypeAlias = Repair  # noqa: Y015
 
 @_typing.final
 class HostFacts(_message.Message):

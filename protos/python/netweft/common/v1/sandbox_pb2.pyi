@@ -259,3 +259,63 @@ class ExtraHost(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExtraHost: _TypeAlias = ExtraHost  # noqa: Y015
+
+@_typing.final
+class InterfaceStatistics(_message.Message):
+    """InterfaceStatistics are the counters of one interface of a sandbox since it was made, as the container sees them
+    (rtnl_link_stats64, ip-link(8)).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERFACE_NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_ERRORS_FIELD_NUMBER: _builtins.int
+    RX_DROPPED_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    TX_ERRORS_FIELD_NUMBER: _builtins.int
+    TX_DROPPED_FIELD_NUMBER: _builtins.int
+    interface_name: _builtins.str
+    """Name of the interface. Since 0.2."""
+    endpoint_id: _builtins.str
+    """Endpoint that it belongs to; empty: none of ours. Since 0.2."""
+    rx_bytes: _builtins.int
+    """Bytes that came in. Since 0.2."""
+    rx_packets: _builtins.int
+    """Packets that came in. Since 0.2."""
+    rx_errors: _builtins.int
+    """Packets that came in broken. Since 0.2."""
+    rx_dropped: _builtins.int
+    """Packets that came in and were dropped. Since 0.2."""
+    tx_bytes: _builtins.int
+    """Bytes that went out. Since 0.2."""
+    tx_packets: _builtins.int
+    """Packets that went out. Since 0.2."""
+    tx_errors: _builtins.int
+    """Packets that could not go out. Since 0.2."""
+    tx_dropped: _builtins.int
+    """Packets that were dropped instead of going out. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        interface_name: _builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        rx_bytes: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        rx_errors: _builtins.int = ...,
+        rx_dropped: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        tx_errors: _builtins.int = ...,
+        tx_dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "interface_name", b"interface_name", "rx_bytes", b"rx_bytes", "rx_dropped", b"rx_dropped", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_dropped", b"tx_dropped", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterfaceStatistics: _TypeAlias = InterfaceStatistics  # noqa: Y015

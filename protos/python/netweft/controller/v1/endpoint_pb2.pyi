@@ -5,6 +5,7 @@ Endpoints, as clients of the controller see them."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from netweft.common.v1 import endpoint_pb2 as _endpoint_pb2
@@ -68,6 +69,26 @@ class EndpointSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SysctlsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NETWORK_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
@@ -77,6 +98,11 @@ class EndpointSpec(_message.Message):
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
+    LINK_LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    SYSCTLS_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """Network, by id, name or unique id prefix. Since 0.1."""
     name: _builtins.str
@@ -103,6 +129,26 @@ class EndpointSpec(_message.Message):
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Driver options of the endpoint. Since 0.1."""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.PublishedPort]:
+        """Ports to be published; assigned_port is ignored. Since 0.2."""
+
+    @_builtins.property
+    def bandwidth(self) -> _endpoint_pb2.Bandwidth:
+        """Limits of its traffic; unset: none. Since 0.2."""
+
+    @_builtins.property
+    def link_local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further addresses, with or without prefix length, in 169.254.0.0/16 or fe80::/10. Since 0.2."""
+
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.StaticRoute]:
+        """Static routes that lead out by it. Since 0.2."""
+
+    @_builtins.property
+    def sysctls(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Kernel settings of its interface, by net.<ipv4|ipv6|mpls>.<section>.IFNAME.<key>. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -115,10 +161,15 @@ class EndpointSpec(_message.Message):
         gateway_priority: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ports: _abc.Iterable[_endpoint_pb2.PublishedPort] | None = ...,
+        bandwidth: _endpoint_pb2.Bandwidth | None = ...,
+        link_local_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        routes: _abc.Iterable[_endpoint_pb2.StaticRoute] | None = ...,
+        sysctls: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "labels", b"labels", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth", b"bandwidth", "dns_names", b"dns_names", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "labels", b"labels", "link_local_addresses", b"link_local_addresses", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options", "ports", b"ports", "routes", b"routes", "sysctls", b"sysctls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,6 +452,74 @@ class ListEndpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEndpointsResponse: _TypeAlias = ListEndpointsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateEndpointRequest(_message.Message):
+    """UpdateEndpointRequest names an endpoint and what is to change of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key (AIP-155). Since 0.2."""
+    endpoint: _builtins.str
+    """Id, unique id prefix, or name (then with network). Since 0.2."""
+    network: _builtins.str
+    """Network of the endpoint, by id or name; needed when endpoint is a name that several networks have. Since 0.2."""
+    @_builtins.property
+    def spec(self) -> Global___EndpointSpec:
+        """New values; only the fields that update_mask names are read. Since 0.2."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields to change, at least one of: ports, bandwidth, dns_names, gateway_priority, labels, routes, sysctls. Each is
+        replaced as a whole (AIP-134). Since 0.2.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        network: _builtins.str = ...,
+        spec: Global___EndpointSpec | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "network", b"network", "request_id", b"request_id", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEndpointRequest: _TypeAlias = UpdateEndpointRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEndpointResponse(_message.Message):
+    """UpdateEndpointResponse carries the endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def endpoint(self) -> _endpoint_pb2.Endpoint:
+        """The endpoint as it is now. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: _endpoint_pb2.Endpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEndpointResponse: _TypeAlias = UpdateEndpointResponse  # noqa: Y015
 
 @_typing.final
 class DeleteEndpointRequest(_message.Message):

@@ -50,6 +50,11 @@ class EndpointServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsResponse.FromString,
                 _registered_method=True)
+        self.UpdateEndpoint = channel.unary_unary(
+                '/netweft.controller.v1.EndpointService/UpdateEndpoint',
+                request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointResponse.FromString,
+                _registered_method=True)
         self.DeleteEndpoint = channel.unary_unary(
                 '/netweft.controller.v1.EndpointService/DeleteEndpoint',
                 request_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.DeleteEndpointRequest.SerializeToString,
@@ -107,6 +112,14 @@ class EndpointServiceServicer:
 
     def ListEndpoints(self, request, context):
         """List endpoints, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEndpoint(self, request, context):
+        """Change an endpoint, also while it is joined, and wait until the host's kernel has the change. What the host refuses
+        (a port that is taken) leaves the endpoint as it was. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +192,11 @@ def add_EndpointServiceServicer_to_server(servicer, server):
                     servicer.ListEndpoints,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsResponse.SerializeToString,
+            ),
+            'UpdateEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEndpoint,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointResponse.SerializeToString,
             ),
             'DeleteEndpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEndpoint,
@@ -298,6 +316,33 @@ class EndpointService:
             '/netweft.controller.v1.EndpointService/ListEndpoints',
             netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_endpoint__pb2.ListEndpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.EndpointService/UpdateEndpoint',
+            netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_endpoint__pb2.UpdateEndpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class EndpointServiceStub:
     """Return one endpoint by id, unique id prefix, or network and name."""
     ListEndpoints: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.ListEndpointsRequest, _endpoint_pb2.ListEndpointsResponse]
     """List endpoints, paged."""
+    UpdateEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.UpdateEndpointRequest, _endpoint_pb2.UpdateEndpointResponse]
+    """Change an endpoint, also while it is joined, and wait until the host's kernel has the change. What the host refuses
+    (a port that is taken) leaves the endpoint as it was. Idempotent by request_id.
+    """
     DeleteEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.DeleteEndpointRequest, _endpoint_pb2.DeleteEndpointResponse]
     """Delete an endpoint; FAILED_PRECONDITION while it is joined, unless force."""
     JoinEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.JoinEndpointRequest, _endpoint_pb2.JoinEndpointResponse]
@@ -67,6 +71,10 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
     """Return one endpoint by id, unique id prefix, or network and name."""
     ListEndpoints: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.ListEndpointsRequest, _endpoint_pb2.ListEndpointsResponse]  # type: ignore[assignment]
     """List endpoints, paged."""
+    UpdateEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.UpdateEndpointRequest, _endpoint_pb2.UpdateEndpointResponse]  # type: ignore[assignment]
+    """Change an endpoint, also while it is joined, and wait until the host's kernel has the change. What the host refuses
+    (a port that is taken) leaves the endpoint as it was. Idempotent by request_id.
+    """
     DeleteEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.DeleteEndpointRequest, _endpoint_pb2.DeleteEndpointResponse]  # type: ignore[assignment]
     """Delete an endpoint; FAILED_PRECONDITION while it is joined, unless force."""
     JoinEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.JoinEndpointRequest, _endpoint_pb2.JoinEndpointResponse]  # type: ignore[assignment]
@@ -110,6 +118,16 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_endpoint_pb2.ListEndpointsResponse, _abc.Awaitable[_endpoint_pb2.ListEndpointsResponse]]:
         """List endpoints, paged."""
+
+    @_abc_1.abstractmethod
+    def UpdateEndpoint(
+        self,
+        request: _endpoint_pb2.UpdateEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoint_pb2.UpdateEndpointResponse, _abc.Awaitable[_endpoint_pb2.UpdateEndpointResponse]]:
+        """Change an endpoint, also while it is joined, and wait until the host's kernel has the change. What the host refuses
+        (a port that is taken) leaves the endpoint as it was. Idempotent by request_id.
+        """
 
     @_abc_1.abstractmethod
     def DeleteEndpoint(

@@ -26,7 +26,7 @@ from netweft.agent.v1 import agent_pb2 as netweft_dot_agent_dot_v1_dot_agent__pb
 from netweft.common.v1 import host_pb2 as netweft_dot_common_dot_v1_dot_host__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/controller/v1/host.proto\x12\x15netweft.controller.v1\x1a\x1cnetweft/agent/v1/agent.proto\x1a\x1cnetweft/common/v1/host.proto\"<\n\x13RegisterHostRequest\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x14RegisterHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1f\n\x17report_interval_seconds\x18\x02 \x01(\r\"~\n\x11ReportHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\"\'\n\x12ReportHostResponse\x12\x11\n\twant_full\x18\x01 \x01(\x08\"N\n\x10WatchHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fresume_revision\x18\x02 \x01(\x04\x12\x10\n\x08store_id\x18\x03 \x01(\t\"\x8a\x01\n\x11WatchHostResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\x12\x10\n\x08store_id\x18\x05 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"J\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"T\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.netweft.common.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44\x65leteHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x14\n\x12\x44\x65leteHostResponse2\xd8\x04\n\x0bHostService\x12g\n\x0cRegisterHost\x12*.netweft.controller.v1.RegisterHostRequest\x1a+.netweft.controller.v1.RegisterHostResponse\x12\x61\n\nReportHost\x12(.netweft.controller.v1.ReportHostRequest\x1a).netweft.controller.v1.ReportHostResponse\x12`\n\tWatchHost\x12\'.netweft.controller.v1.WatchHostRequest\x1a(.netweft.controller.v1.WatchHostResponse0\x01\x12X\n\x07GetHost\x12%.netweft.controller.v1.GetHostRequest\x1a&.netweft.controller.v1.GetHostResponse\x12^\n\tListHosts\x12\'.netweft.controller.v1.ListHostsRequest\x1a(.netweft.controller.v1.ListHostsResponse\x12\x61\n\nDeleteHost\x12(.netweft.controller.v1.DeleteHostRequest\x1a).netweft.controller.v1.DeleteHostResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/controller/v1/host.proto\x12\x15netweft.controller.v1\x1a\x1cnetweft/agent/v1/agent.proto\x1a\x1cnetweft/common/v1/host.proto\"<\n\x13RegisterHostRequest\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x14RegisterHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1f\n\x17report_interval_seconds\x18\x02 \x01(\r\"\xa7\x01\n\x11ReportHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\'\n\x05\x64rift\x18\x05 \x01(\x0b\x32\x18.netweft.common.v1.Drift\"\'\n\x12ReportHostResponse\x12\x11\n\twant_full\x18\x01 \x01(\x08\"N\n\x10WatchHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fresume_revision\x18\x02 \x01(\x04\x12\x10\n\x08store_id\x18\x03 \x01(\t\"\x8a\x01\n\x11WatchHostResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\x12\x10\n\x08store_id\x18\x05 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"J\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"T\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.netweft.common.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44\x65leteHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x14\n\x12\x44\x65leteHostResponse2\xd8\x04\n\x0bHostService\x12g\n\x0cRegisterHost\x12*.netweft.controller.v1.RegisterHostRequest\x1a+.netweft.controller.v1.RegisterHostResponse\x12\x61\n\nReportHost\x12(.netweft.controller.v1.ReportHostRequest\x1a).netweft.controller.v1.ReportHostResponse\x12`\n\tWatchHost\x12\'.netweft.controller.v1.WatchHostRequest\x1a(.netweft.controller.v1.WatchHostResponse0\x01\x12X\n\x07GetHost\x12%.netweft.controller.v1.GetHostRequest\x1a&.netweft.controller.v1.GetHostResponse\x12^\n\tListHosts\x12\'.netweft.controller.v1.ListHostsRequest\x1a(.netweft.controller.v1.ListHostsResponse\x12\x61\n\nDeleteHost\x12(.netweft.controller.v1.DeleteHostRequest\x1a).netweft.controller.v1.DeleteHostResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +37,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERHOSTREQUEST']._serialized_end=179
   _globals['_REGISTERHOSTRESPONSE']._serialized_start=181
   _globals['_REGISTERHOSTRESPONSE']._serialized_end=275
-  _globals['_REPORTHOSTREQUEST']._serialized_start=277
-  _globals['_REPORTHOSTREQUEST']._serialized_end=403
-  _globals['_REPORTHOSTRESPONSE']._serialized_start=405
-  _globals['_REPORTHOSTRESPONSE']._serialized_end=444
-  _globals['_WATCHHOSTREQUEST']._serialized_start=446
-  _globals['_WATCHHOSTREQUEST']._serialized_end=524
-  _globals['_WATCHHOSTRESPONSE']._serialized_start=527
-  _globals['_WATCHHOSTRESPONSE']._serialized_end=665
-  _globals['_GETHOSTREQUEST']._serialized_start=667
-  _globals['_GETHOSTREQUEST']._serialized_end=697
-  _globals['_GETHOSTRESPONSE']._serialized_start=699
-  _globals['_GETHOSTRESPONSE']._serialized_end=755
-  _globals['_LISTHOSTSREQUEST']._serialized_start=757
-  _globals['_LISTHOSTSREQUEST']._serialized_end=831
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=833
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=917
-  _globals['_DELETEHOSTREQUEST']._serialized_start=919
-  _globals['_DELETEHOSTREQUEST']._serialized_end=987
-  _globals['_DELETEHOSTRESPONSE']._serialized_start=989
-  _globals['_DELETEHOSTRESPONSE']._serialized_end=1009
-  _globals['_HOSTSERVICE']._serialized_start=1012
-  _globals['_HOSTSERVICE']._serialized_end=1612
+  _globals['_REPORTHOSTREQUEST']._serialized_start=278
+  _globals['_REPORTHOSTREQUEST']._serialized_end=445
+  _globals['_REPORTHOSTRESPONSE']._serialized_start=447
+  _globals['_REPORTHOSTRESPONSE']._serialized_end=486
+  _globals['_WATCHHOSTREQUEST']._serialized_start=488
+  _globals['_WATCHHOSTREQUEST']._serialized_end=566
+  _globals['_WATCHHOSTRESPONSE']._serialized_start=569
+  _globals['_WATCHHOSTRESPONSE']._serialized_end=707
+  _globals['_GETHOSTREQUEST']._serialized_start=709
+  _globals['_GETHOSTREQUEST']._serialized_end=739
+  _globals['_GETHOSTRESPONSE']._serialized_start=741
+  _globals['_GETHOSTRESPONSE']._serialized_end=797
+  _globals['_LISTHOSTSREQUEST']._serialized_start=799
+  _globals['_LISTHOSTSREQUEST']._serialized_end=873
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=875
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=959
+  _globals['_DELETEHOSTREQUEST']._serialized_start=961
+  _globals['_DELETEHOSTREQUEST']._serialized_end=1029
+  _globals['_DELETEHOSTRESPONSE']._serialized_start=1031
+  _globals['_DELETEHOSTRESPONSE']._serialized_end=1051
+  _globals['_HOSTSERVICE']._serialized_start=1054
+  _globals['_HOSTSERVICE']._serialized_end=1654
 # @@protoc_insertion_point(module_scope)

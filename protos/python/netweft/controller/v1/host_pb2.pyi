@@ -82,6 +82,7 @@ class ReportHostRequest(_message.Message):
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Host id. Since 0.1."""
     applied_revision: _builtins.int
@@ -92,6 +93,10 @@ class ReportHostRequest(_message.Message):
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.ObjectStatus]:
         """Objects whose state changed since the last report; all of them when full is set. Since 0.1."""
 
+    @_builtins.property
+    def drift(self) -> _host_pb2.Drift:
+        """What had to be repaired; unset: nothing new since the last report. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -99,10 +104,11 @@ class ReportHostRequest(_message.Message):
         applied_revision: _builtins.int = ...,
         statuses: _abc.Iterable[_agent_pb2.ObjectStatus] | None = ...,
         full: _builtins.bool = ...,
+        drift: _host_pb2.Drift | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "full", b"full", "host_id", b"host_id", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "drift", b"drift", "full", b"full", "host_id", b"host_id", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,33 +22,47 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from netweft.common.v1 import plan_pb2 as netweft_dot_common_dot_v1_dot_plan__pb2
 from netweft.common.v1 import sandbox_pb2 as netweft_dot_common_dot_v1_dot_sandbox__pb2
 from netweft.controller.v1 import endpoint_pb2 as netweft_dot_controller_dot_v1_dot_endpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#netweft/controller/v1/sandbox.proto\x12\x15netweft.controller.v1\x1a\x1fnetweft/common/v1/sandbox.proto\x1a$netweft/controller/v1/endpoint.proto\"_\n\x14\x43reateSandboxRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07sandbox\x18\x02 \x01(\x0b\x32\".netweft.controller.v1.SandboxSpec\"D\n\x15\x43reateSandboxResponse\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\"$\n\x11GetSandboxRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\"W\n\x12GetSandboxResponse\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\x12\x14\n\x0c\x65ndpoint_ids\x18\x02 \x03(\t\"N\n\x14ListSandboxesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"_\n\x15ListSandboxesResponse\x12-\n\tsandboxes\x18\x01 \x03(\x0b\x32\x1a.netweft.common.v1.Sandbox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x14\x44\x65leteSandboxRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07sandbox\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x17\n\x15\x44\x65leteSandboxResponse2\xb7\x03\n\x0eSandboxService\x12j\n\rCreateSandbox\x12+.netweft.controller.v1.CreateSandboxRequest\x1a,.netweft.controller.v1.CreateSandboxResponse\x12\x61\n\nGetSandbox\x12(.netweft.controller.v1.GetSandboxRequest\x1a).netweft.controller.v1.GetSandboxResponse\x12j\n\rListSandboxes\x12+.netweft.controller.v1.ListSandboxesRequest\x1a,.netweft.controller.v1.ListSandboxesResponse\x12j\n\rDeleteSandbox\x12+.netweft.controller.v1.DeleteSandboxRequest\x1a,.netweft.controller.v1.DeleteSandboxResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#netweft/controller/v1/sandbox.proto\x12\x15netweft.controller.v1\x1a google/protobuf/field_mask.proto\x1a\x1cnetweft/common/v1/plan.proto\x1a\x1fnetweft/common/v1/sandbox.proto\x1a$netweft/controller/v1/endpoint.proto\"_\n\x14\x43reateSandboxRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07sandbox\x18\x02 \x01(\x0b\x32\".netweft.controller.v1.SandboxSpec\"D\n\x15\x43reateSandboxResponse\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\"$\n\x11GetSandboxRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\"W\n\x12GetSandboxResponse\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\x12\x14\n\x0c\x65ndpoint_ids\x18\x02 \x03(\t\"N\n\x14ListSandboxesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"_\n\x15ListSandboxesResponse\x12-\n\tsandboxes\x18\x01 \x03(\x0b\x32\x1a.netweft.common.v1.Sandbox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x14\x44\x65leteSandboxRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07sandbox\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x17\n\x15\x44\x65leteSandboxResponse\"\x9e\x01\n\x14UpdateSandboxRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07sandbox\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".netweft.controller.v1.SandboxSpec\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"D\n\x15UpdateSandboxResponse\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\"(\n\x15RefreshSandboxRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\"G\n\x16RefreshSandboxResponse\x12-\n\x08repaired\x18\x01 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\".\n\x1bGetSandboxStatisticsRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\"Z\n\x1cGetSandboxStatisticsResponse\x12:\n\ninterfaces\x18\x01 \x03(\x0b\x32&.netweft.common.v1.InterfaceStatistics2\x93\x06\n\x0eSandboxService\x12j\n\rCreateSandbox\x12+.netweft.controller.v1.CreateSandboxRequest\x1a,.netweft.controller.v1.CreateSandboxResponse\x12\x61\n\nGetSandbox\x12(.netweft.controller.v1.GetSandboxRequest\x1a).netweft.controller.v1.GetSandboxResponse\x12j\n\rListSandboxes\x12+.netweft.controller.v1.ListSandboxesRequest\x1a,.netweft.controller.v1.ListSandboxesResponse\x12j\n\rDeleteSandbox\x12+.netweft.controller.v1.DeleteSandboxRequest\x1a,.netweft.controller.v1.DeleteSandboxResponse\x12j\n\rUpdateSandbox\x12+.netweft.controller.v1.UpdateSandboxRequest\x1a,.netweft.controller.v1.UpdateSandboxResponse\x12m\n\x0eRefreshSandbox\x12,.netweft.controller.v1.RefreshSandboxRequest\x1a-.netweft.controller.v1.RefreshSandboxResponse\x12\x7f\n\x14GetSandboxStatistics\x12\x32.netweft.controller.v1.GetSandboxStatisticsRequest\x1a\x33.netweft.controller.v1.GetSandboxStatisticsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netweft.controller.v1.sandbox_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATESANDBOXREQUEST']._serialized_start=133
-  _globals['_CREATESANDBOXREQUEST']._serialized_end=228
-  _globals['_CREATESANDBOXRESPONSE']._serialized_start=230
-  _globals['_CREATESANDBOXRESPONSE']._serialized_end=298
-  _globals['_GETSANDBOXREQUEST']._serialized_start=300
-  _globals['_GETSANDBOXREQUEST']._serialized_end=336
-  _globals['_GETSANDBOXRESPONSE']._serialized_start=338
-  _globals['_GETSANDBOXRESPONSE']._serialized_end=425
-  _globals['_LISTSANDBOXESREQUEST']._serialized_start=427
-  _globals['_LISTSANDBOXESREQUEST']._serialized_end=505
-  _globals['_LISTSANDBOXESRESPONSE']._serialized_start=507
-  _globals['_LISTSANDBOXESRESPONSE']._serialized_end=602
-  _globals['_DELETESANDBOXREQUEST']._serialized_start=604
-  _globals['_DELETESANDBOXREQUEST']._serialized_end=678
-  _globals['_DELETESANDBOXRESPONSE']._serialized_start=680
-  _globals['_DELETESANDBOXRESPONSE']._serialized_end=703
-  _globals['_SANDBOXSERVICE']._serialized_start=706
-  _globals['_SANDBOXSERVICE']._serialized_end=1145
+  _globals['_CREATESANDBOXREQUEST']._serialized_start=197
+  _globals['_CREATESANDBOXREQUEST']._serialized_end=292
+  _globals['_CREATESANDBOXRESPONSE']._serialized_start=294
+  _globals['_CREATESANDBOXRESPONSE']._serialized_end=362
+  _globals['_GETSANDBOXREQUEST']._serialized_start=364
+  _globals['_GETSANDBOXREQUEST']._serialized_end=400
+  _globals['_GETSANDBOXRESPONSE']._serialized_start=402
+  _globals['_GETSANDBOXRESPONSE']._serialized_end=489
+  _globals['_LISTSANDBOXESREQUEST']._serialized_start=491
+  _globals['_LISTSANDBOXESREQUEST']._serialized_end=569
+  _globals['_LISTSANDBOXESRESPONSE']._serialized_start=571
+  _globals['_LISTSANDBOXESRESPONSE']._serialized_end=666
+  _globals['_DELETESANDBOXREQUEST']._serialized_start=668
+  _globals['_DELETESANDBOXREQUEST']._serialized_end=742
+  _globals['_DELETESANDBOXRESPONSE']._serialized_start=744
+  _globals['_DELETESANDBOXRESPONSE']._serialized_end=767
+  _globals['_UPDATESANDBOXREQUEST']._serialized_start=770
+  _globals['_UPDATESANDBOXREQUEST']._serialized_end=928
+  _globals['_UPDATESANDBOXRESPONSE']._serialized_start=930
+  _globals['_UPDATESANDBOXRESPONSE']._serialized_end=998
+  _globals['_REFRESHSANDBOXREQUEST']._serialized_start=1000
+  _globals['_REFRESHSANDBOXREQUEST']._serialized_end=1040
+  _globals['_REFRESHSANDBOXRESPONSE']._serialized_start=1042
+  _globals['_REFRESHSANDBOXRESPONSE']._serialized_end=1113
+  _globals['_GETSANDBOXSTATISTICSREQUEST']._serialized_start=1115
+  _globals['_GETSANDBOXSTATISTICSREQUEST']._serialized_end=1161
+  _globals['_GETSANDBOXSTATISTICSRESPONSE']._serialized_start=1163
+  _globals['_GETSANDBOXSTATISTICSRESPONSE']._serialized_end=1253
+  _globals['_SANDBOXSERVICE']._serialized_start=1256
+  _globals['_SANDBOXSERVICE']._serialized_end=2043
 # @@protoc_insertion_point(module_scope)

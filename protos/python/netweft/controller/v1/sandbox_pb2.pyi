@@ -5,8 +5,10 @@ Sandboxes, as clients of the controller see them."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from netweft.common.v1 import plan_pb2 as _plan_pb2
 from netweft.common.v1 import sandbox_pb2 as _sandbox_pb2
 from netweft.controller.v1 import endpoint_pb2 as _endpoint_pb2
 import builtins as _builtins
@@ -230,3 +232,159 @@ class DeleteSandboxResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteSandboxResponse: _TypeAlias = DeleteSandboxResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxRequest(_message.Message):
+    """UpdateSandboxRequest names a sandbox and what is to change of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key (AIP-155). Since 0.2."""
+    sandbox: _builtins.str
+    """Id, unique id prefix, or container id where that is unique in the cluster. Since 0.2."""
+    @_builtins.property
+    def spec(self) -> _endpoint_pb2.SandboxSpec:
+        """New values; only the fields that update_mask names are read. Since 0.2."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields to change, at least one of: container_id, hostname, domainname, dns, extra_hosts, labels. Each is replaced as a
+        whole (AIP-134). Since 0.2.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        sandbox: _builtins.str = ...,
+        spec: _endpoint_pb2.SandboxSpec | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sandbox", b"sandbox", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSandboxRequest: _TypeAlias = UpdateSandboxRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxResponse(_message.Message):
+    """UpdateSandboxResponse carries the sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> _sandbox_pb2.Sandbox:
+        """The sandbox as it is now. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: _sandbox_pb2.Sandbox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSandboxResponse: _TypeAlias = UpdateSandboxResponse  # noqa: Y015
+
+@_typing.final
+class RefreshSandboxRequest(_message.Message):
+    """RefreshSandboxRequest names a sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    sandbox: _builtins.str
+    """Id, unique id prefix, or container id where that is unique in the cluster. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        sandbox: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshSandboxRequest: _TypeAlias = RefreshSandboxRequest  # noqa: Y015
+
+@_typing.final
+class RefreshSandboxResponse(_message.Message):
+    """RefreshSandboxResponse says what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def repaired(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.PlanStep]:
+        """What had to be repaired; empty: all was right. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        repaired: _abc.Iterable[_plan_pb2.PlanStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repaired", b"repaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshSandboxResponse: _TypeAlias = RefreshSandboxResponse  # noqa: Y015
+
+@_typing.final
+class GetSandboxStatisticsRequest(_message.Message):
+    """GetSandboxStatisticsRequest names a sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    sandbox: _builtins.str
+    """Id, unique id prefix, or container id where that is unique in the cluster. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        sandbox: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSandboxStatisticsRequest: _TypeAlias = GetSandboxStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetSandboxStatisticsResponse(_message.Message):
+    """GetSandboxStatisticsResponse carries the counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.InterfaceStatistics]:
+        """One entry an interface but lo, by name. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        interfaces: _abc.Iterable[_sandbox_pb2.InterfaceStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interfaces", b"interfaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSandboxStatisticsResponse: _TypeAlias = GetSandboxStatisticsResponse  # noqa: Y015

@@ -55,6 +55,21 @@ class SandboxServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxResponse.FromString,
                 _registered_method=True)
+        self.UpdateSandbox = channel.unary_unary(
+                '/netweft.controller.v1.SandboxService/UpdateSandbox',
+                request_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxResponse.FromString,
+                _registered_method=True)
+        self.RefreshSandbox = channel.unary_unary(
+                '/netweft.controller.v1.SandboxService/RefreshSandbox',
+                request_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxResponse.FromString,
+                _registered_method=True)
+        self.GetSandboxStatistics = channel.unary_unary(
+                '/netweft.controller.v1.SandboxService/GetSandboxStatistics',
+                request_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class SandboxServiceServicer:
@@ -90,6 +105,29 @@ class SandboxServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSandbox(self, request, context):
+        """Change a sandbox, or rename it (libnetwork's Rename), and wait until its host has the change. What the host refuses
+        leaves the sandbox as it was. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshSandbox(self, request, context):
+        """Compare the sandbox with the intent on its host, repair what differs, and announce its addresses again (libnetwork's
+        Refresh). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSandboxStatistics(self, request, context):
+        """Return the counters of the sandbox's interfaces, fresh from its host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SandboxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +150,21 @@ def add_SandboxServiceServicer_to_server(servicer, server):
                     servicer.DeleteSandbox,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxResponse.SerializeToString,
+            ),
+            'UpdateSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSandbox,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxResponse.SerializeToString,
+            ),
+            'RefreshSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshSandbox,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxResponse.SerializeToString,
+            ),
+            'GetSandboxStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSandboxStatistics,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +276,87 @@ class SandboxService:
             '/netweft.controller.v1.SandboxService/DeleteSandbox',
             netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_sandbox__pb2.DeleteSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.SandboxService/UpdateSandbox',
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.UpdateSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.SandboxService/RefreshSandbox',
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.RefreshSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSandboxStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.SandboxService/GetSandboxStatistics',
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_sandbox__pb2.GetSandboxStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,16 @@ class SandboxServiceStub:
     """List sandboxes, paged."""
     DeleteSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.DeleteSandboxRequest, _sandbox_pb2.DeleteSandboxResponse]
     """Delete a sandbox; FAILED_PRECONDITION while endpoints are joined, unless force (they leave and are deleted)."""
+    UpdateSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.UpdateSandboxRequest, _sandbox_pb2.UpdateSandboxResponse]
+    """Change a sandbox, or rename it (libnetwork's Rename), and wait until its host has the change. What the host refuses
+    leaves the sandbox as it was. Idempotent by request_id.
+    """
+    RefreshSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.RefreshSandboxRequest, _sandbox_pb2.RefreshSandboxResponse]
+    """Compare the sandbox with the intent on its host, repair what differs, and announce its addresses again (libnetwork's
+    Refresh). Idempotent.
+    """
+    GetSandboxStatistics: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.GetSandboxStatisticsRequest, _sandbox_pb2.GetSandboxStatisticsResponse]
+    """Return the counters of the sandbox's interfaces, fresh from its host."""
 
 @_typing.type_check_only
 class SandboxServiceAsyncStub(SandboxServiceStub):
@@ -59,6 +69,16 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     """List sandboxes, paged."""
     DeleteSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.DeleteSandboxRequest, _sandbox_pb2.DeleteSandboxResponse]  # type: ignore[assignment]
     """Delete a sandbox; FAILED_PRECONDITION while endpoints are joined, unless force (they leave and are deleted)."""
+    UpdateSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.UpdateSandboxRequest, _sandbox_pb2.UpdateSandboxResponse]  # type: ignore[assignment]
+    """Change a sandbox, or rename it (libnetwork's Rename), and wait until its host has the change. What the host refuses
+    leaves the sandbox as it was. Idempotent by request_id.
+    """
+    RefreshSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.RefreshSandboxRequest, _sandbox_pb2.RefreshSandboxResponse]  # type: ignore[assignment]
+    """Compare the sandbox with the intent on its host, repair what differs, and announce its addresses again (libnetwork's
+    Refresh). Idempotent.
+    """
+    GetSandboxStatistics: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.GetSandboxStatisticsRequest, _sandbox_pb2.GetSandboxStatisticsResponse]  # type: ignore[assignment]
+    """Return the counters of the sandbox's interfaces, fresh from its host."""
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     """SandboxService owns sandboxes."""
@@ -96,5 +116,33 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_pb2.DeleteSandboxResponse, _abc.Awaitable[_sandbox_pb2.DeleteSandboxResponse]]:
         """Delete a sandbox; FAILED_PRECONDITION while endpoints are joined, unless force (they leave and are deleted)."""
+
+    @_abc_1.abstractmethod
+    def UpdateSandbox(
+        self,
+        request: _sandbox_pb2.UpdateSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.UpdateSandboxResponse, _abc.Awaitable[_sandbox_pb2.UpdateSandboxResponse]]:
+        """Change a sandbox, or rename it (libnetwork's Rename), and wait until its host has the change. What the host refuses
+        leaves the sandbox as it was. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def RefreshSandbox(
+        self,
+        request: _sandbox_pb2.RefreshSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.RefreshSandboxResponse, _abc.Awaitable[_sandbox_pb2.RefreshSandboxResponse]]:
+        """Compare the sandbox with the intent on its host, repair what differs, and announce its addresses again (libnetwork's
+        Refresh). Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSandboxStatistics(
+        self,
+        request: _sandbox_pb2.GetSandboxStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.GetSandboxStatisticsResponse, _abc.Awaitable[_sandbox_pb2.GetSandboxStatisticsResponse]]:
+        """Return the counters of the sandbox's interfaces, fresh from its host."""
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
