@@ -19,6 +19,7 @@ from netweft_cli import layout, output
 
 if TYPE_CHECKING:
     import netweft_client
+    from netweft_common import tls
 
 RETRY_FOR_S = 1.0
 """A person waits at a terminal: what does not answer within a second is reported."""
@@ -79,13 +80,16 @@ DEFAULT_TIMEOUT_S = 30.0
 
 
 @contextlib.contextmanager
-def connect(target: str, timeout_s: float) -> Iterator[netweft_client.Client]:
+def connect(target: str, timeout_s: float, *, tls_files: tls.TlsFiles | None = None) -> Iterator[netweft_client.Client]:
     """Open a client; the import of grpc happens here, not at start."""
     import netweft_client  # noqa: PLC0415  # 200 ms that --help need not wait for
 
     # The client looks for the stack where `up` puts it.
     os.environ.setdefault("NETWEFT_RUN_DIR", str(layout.default_run_dir()))
-    with netweft_client.Client(target or None, timeout_s=timeout_s, retry_for_s=min(RETRY_FOR_S, timeout_s)) as client:
+    retry_for_s = min(RETRY_FOR_S, timeout_s)
+    with netweft_client.Client(
+        target or None, tls_files=tls_files, timeout_s=timeout_s, retry_for_s=retry_for_s
+    ) as client:
         yield client
 
 

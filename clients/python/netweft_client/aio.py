@@ -655,6 +655,50 @@ class AsyncClient:
         request = host_pb2.DeleteHostRequest(request_id=request_id or new_request_id(), host=host, force=force)
         await self._call(self._hosts.DeleteHost, request, timeout_s)
 
+    async def cordon_host(self, host: str, *, cordoned: bool = True, timeout_s: float | None = None) -> model.Host:
+        """Let a host take no new endpoints, or again; what is on it stays. Idempotent.
+
+        Raises:
+            NotFound: There is none.
+        """
+        request = host_pb2.CordonHostRequest(host=host, cordoned=cordoned)
+        response = await self._call(self._hosts.CordonHost, request, timeout_s)
+        return convert.answer(convert.host, response.host)
+
+    async def drain_host(self, host: str, *, timeout_s: float | None = None) -> model.DrainedHost:
+        """Cordon a host, detach its endpoints and delete its sandboxes. Idempotent.
+
+        Raises:
+            NotFound: There is none.
+            Unavailable: It does not answer; it stays cordoned, and what was marked goes when it returns.
+        """
+        response = await self._call(self._hosts.DrainHost, host_pb2.DrainHostRequest(host=host), timeout_s)
+        return model.DrainedHost(
+            host=convert.answer(convert.host, response.host),
+            detached_endpoints=response.detached_endpoints,
+            deleted_sandboxes=response.deleted_sandboxes,
+        )
+
+    async def create_join_token(
+        self, host_name: str = "", *, ttl_s: int = 0, request_id: str = "", timeout_s: float | None = None
+    ) -> model.JoinToken:
+        """Make a pending host and the token by which one machine becomes it.
+
+        Args:
+            host_name: Empty: what the machine calls itself.
+            ttl_s: How long the token is good; 0: one hour.
+            request_id: Idempotency key; made when empty.
+            timeout_s: Of the call.
+
+        Raises:
+            FailedPrecondition: The controller signs no certificates, or another host has the name.
+        """
+        request = host_pb2.CreateJoinTokenRequest(
+            request_id=request_id or new_request_id(), host_name=host_name, ttl_seconds=ttl_s
+        )
+        response = await self._call(self._hosts.CreateJoinToken, request, timeout_s)
+        return model.JoinToken(token=response.token, host=convert.answer(convert.host, response.host))
+
     # Events
 
     async def watch(self, *filters: str, after_revision: int = 0) -> AsyncGenerator[model.Event, None]:

@@ -45,6 +45,7 @@ _SANDBOX_STATES = {
 _HOST_STATES = {
     host_pb2.HOST_STATE_READY: model.HostState.READY,
     host_pb2.HOST_STATE_LOST: model.HostState.LOST,
+    host_pb2.HOST_STATE_PENDING: model.HostState.PENDING,
 }
 _ACTIONS = {
     event_pb2.EVENT_ACTION_CREATED: model.Action.CREATED,
@@ -364,6 +365,25 @@ def host(wire: host_pb2.Host) -> model.Host:
         state=_HOST_STATES.get(wire.state, model.HostState.UNKNOWN),
         heartbeat_time=_time(wire, "heartbeat_time"),
         revision=wire.revision,
+        cordoned=wire.cordoned,
+        token_expire_time=_time(wire, "token_expire_time"),
+        drift=drift(wire.drift) if wire.HasField("drift") else None,
+    )
+
+
+def drift(wire: host_pb2.Drift) -> model.Drift:
+    """Read what an agent had to repair."""
+    return model.Drift(
+        operations=wire.operations,
+        repairs=tuple(
+            model.Repair(
+                time=item.time.ToDatetime(tzinfo=dt.UTC),
+                object=item.object,
+                namespace=item.namespace,
+                command=item.command,
+            )
+            for item in wire.repairs
+        ),
     )
 
 

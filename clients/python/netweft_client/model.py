@@ -62,6 +62,7 @@ class HostState(enum.StrEnum):
     UNKNOWN = "unknown"
     READY = "ready"
     LOST = "lost"
+    PENDING = "pending"
 
 
 class Action(enum.StrEnum):
@@ -508,8 +509,42 @@ class HostFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """One operation by which an agent brought its kernel back to the intent.
+
+    Attributes:
+        object: endpoint/<id>, sandbox/<id>, network/<id>, or host for what belongs to none.
+        namespace: Empty for the host, else sandbox/<id> or network/<id>.
+    """
+
+    time: dt.datetime
+    object: str
+    namespace: str
+    command: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """What an agent had to repair since its start.
+
+    Attributes:
+        operations: How many.
+        repairs: The last of them, oldest first.
+    """
+
+    operations: int
+    repairs: tuple[Repair, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine with an agent."""
+    """A machine with an agent.
+
+    Attributes:
+        cordoned: It takes no new endpoints.
+        token_expire_time: Of a pending host.
+        drift: None: nothing had to be repaired.
+    """
 
     id: str
     name: str
@@ -520,6 +555,31 @@ class Host:
     state: HostState
     heartbeat_time: dt.datetime | None
     revision: int
+    cordoned: bool
+    token_expire_time: dt.datetime | None
+    drift: Drift | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JoinToken:
+    """What lets one machine become a host.
+
+    Attributes:
+        token: A secret, good once.
+        host: The pending host.
+    """
+
+    token: str
+    host: Host
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DrainedHost:
+    """A host that was drained, and how much was taken away."""
+
+    host: Host
+    detached_endpoints: int
+    deleted_sandboxes: int
 
 
 # Events

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc import aio
 
-from netweft_common import deadline, errors, exchange, listen, status, tls
+from netweft_common import deadline, errors, exchange, listen, renewing, status, tls
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -55,6 +55,12 @@ def open_channel(target: str, *, tls_files: tls.TlsFiles | None = None, retry: I
     if plan.credentials is None:
         return aio.insecure_channel(plan.target, options=plan.options)
     return aio.secure_channel(plan.target, plan.credentials, options=plan.options)
+
+
+def open_guest_channel(target: str, ca_pem: bytes) -> aio.Channel:
+    """Return a channel that shows no certificate and trusts one authority; else as `open_channel`."""
+    options = [*OPTIONS, ("grpc.service_config", service_config(()))]
+    return aio.secure_channel(listen.parse(target).target, tls.anonymous_credentials(ca_pem), options=options)
 
 
 def open_blocking_channel(
@@ -132,7 +138,13 @@ class Connection:
         wait_for_ready: bool = False,
     ) -> None:
         self.target = target
-        self.channel = open_channel(target, tls_files=tls_files, retry=retry)
+        methods = tuple(retry)
+
+        def make() -> aio.Channel:
+            return open_channel(target, tls_files=tls_files, retry=methods)
+
+        over_tls = tls_files is not None and not target.startswith("unix:")
+        self.channel: Any = renewing.RenewingChannel(tls_files, make) if tls_files and over_tls else make()
         self._timeout_s = timeout.total_seconds()
         self._wait_for_ready = wait_for_ready
         self._exchanges: list[exchange.Exchange] = []

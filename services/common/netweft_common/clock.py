@@ -42,6 +42,9 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+SYSTEM = SystemClock()
+
+
 class ManualClock:
     """A clock that moves when a test says so.
 

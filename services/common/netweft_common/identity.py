@@ -35,6 +35,7 @@ class Role(enum.StrEnum):
     CLIENT = "client"
     ADMIN = "admin"
     LOCAL = "local"
+    GUEST = "guest"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,9 @@ class Identity:
 
 
 LOCAL = Identity(role=Role.LOCAL)
-_CERTIFICATE_ROLES = {str(role): role for role in Role if role is not Role.LOCAL}
+GUEST = Identity(role=Role.GUEST)
+"""Who has no certificate yet, at a server that asks for none."""
+_CERTIFICATE_ROLES = {str(role): role for role in Role if role not in (Role.LOCAL, Role.GUEST)}
 
 # Roles allowed, by full method name `/package.Service/Method` or `/package.Service/*`.
 Access = Mapping[str, frozenset[Role]]
@@ -133,14 +136,16 @@ def is_open(method: str) -> bool:
 
 
 def authorise(caller: Identity, method: str, roles: frozenset[Role] | None) -> None:
-    """Refuse a caller whose role is not among the roles; `local` may do all.
+    """Refuse a caller whose role is not among the roles; `local` may do all, a guest only what names him.
 
     Raises:
         PermissionDenied: The role is not among them.
     """
-    if roles is None or caller.role is Role.LOCAL or caller.role in roles:
+    if caller.role is Role.LOCAL or (roles is None and (caller.role is not Role.GUEST or is_open(method))):
         return
-    allowed = ", ".join(sorted(roles)) or "nobody but a local caller"
+    if roles is not None and caller.role in roles:
+        return
+    allowed = ", ".join(sorted(roles or ())) or "nobody but a local caller"
     raise errors.PermissionDenied(
         "ROLE_NOT_ALLOWED",
         f"{caller} may not call {method}: allowed are {allowed}; use a certificate of such a role",

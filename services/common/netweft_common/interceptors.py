@@ -84,6 +84,8 @@ class ServerInterceptor(aio.ServerInterceptor):
 
     Args:
         tls: Whether TCP listeners have TLS; without it each caller is `local`.
+        client_certificates: False: who comes by TLS is a guest.
+        admit: Asked of each caller with a certificate; raises for one that is not let in.
         access: Roles by method; None lets every identity call everything.
         metrics: Where RPCs are counted; None counts nothing.
         log: Logger; a default one when None.
@@ -93,11 +95,15 @@ class ServerInterceptor(aio.ServerInterceptor):
         self,
         *,
         tls: bool = False,
+        client_certificates: bool = True,
+        admit: Callable[[identity.Identity], None] | None = None,
         access: identity.Access | None = None,
         metrics: RpcMetrics | None = None,
         log: logs.Logger | None = None,
     ) -> None:
         self._tls = tls
+        self._client_certificates = client_certificates
+        self._admit = admit
         self._access = access
         self._metrics = metrics
         self._log: logs.Logger = log if log is not None else logs.get()
@@ -269,6 +275,7 @@ class ServerInterceptor(aio.ServerInterceptor):
     def _bind(self, method: str) -> tuple[Callable[[Any, Context], None], Callable[[grpc.StatusCode, float], None]]:
         """Return what is done before and after each RPC of a method, with all that is constant looked up."""
         roles = identity.roles_of(self._access, method)
+        admit, open_to_all = self._admit, identity.is_open(method)
         record = self._metrics.of_method(method) if self._metrics is not None else None
         log = self._log.bind()  # resolved now: a lazy logger is assembled anew at each call
 
@@ -276,8 +283,10 @@ class ServerInterceptor(aio.ServerInterceptor):
             remaining_s = context.time_remaining()
             deadline.set_remaining(remaining_s)
             if self._tls:
-                caller = caller_of(context)
+                caller = caller_of(context, client_certificates=self._client_certificates)
                 identity.set_current(caller)
+                if admit is not None and caller.role is not identity.Role.LOCAL and not open_to_all:
+                    admit(caller)
                 identity.authorise(caller, method, roles)
             if isinstance(request, errors.InvalidArgument):  # `_reader` could not read it
                 raise request
@@ -411,14 +420,18 @@ def _iterate(responses: Any) -> AsyncIterator[Any]:
     return run()
 
 
-def caller_of(context: Context) -> identity.Identity:
+def caller_of(context: Context, *, client_certificates: bool = True) -> identity.Identity:
     """Return the caller on a server with TLS: the certificate's identity, or `local` on a unix socket.
+
+    Where clients show no certificates, whoever comes by TLS is a guest.
 
     Raises:
         Unauthenticated: There is no certificate, or it names no identity of ours.
     """
     if context.peer().startswith("unix:"):
         return identity.LOCAL
+    if not client_certificates:
+        return identity.GUEST
     names = context.auth_context().get(_SAN_KEY, ())
     return identity.from_uris(name.decode("utf-8", "replace") for name in names)
 

@@ -43,6 +43,8 @@ class Server:
     Args:
         listen_at: Targets: `unix:/path`, `host:port`; port 0 lets the kernel choose.
         tls_files: TLS of all TCP targets; without it TCP is loopback only.
+        client_certificates: False: clients of TCP show none, and are guests to `access`.
+        admit: Asked of each caller with a certificate, before its role is; raises for one that is not let in.
         access: Roles by method for callers with a certificate; None lets each of them call everything.
         registry: Where RPCs are counted; None counts nothing.
         rpc_metrics: In place of registry where several servers of a process share one.
@@ -55,6 +57,8 @@ class Server:
         *,
         listen_at: Sequence[str],
         tls_files: tls.TlsFiles | None = None,
+        client_certificates: bool = True,
+        admit: Callable[[identity.Identity], None] | None = None,
         access: identity.Access | None = None,
         registry: prometheus_client.CollectorRegistry | None = None,
         rpc_metrics: interceptors.RpcMetrics | None = None,
@@ -63,12 +67,15 @@ class Server:
     ) -> None:
         self._listen_at = tuple(listen_at)
         self._tls_files = tls_files
+        self._client_certificates = client_certificates
         self._grace = grace
         self._log: logs.Logger = log if log is not None else logs.get()
         if rpc_metrics is None and registry is not None:
             rpc_metrics = interceptors.RpcMetrics(registry)
         self._interceptor = interceptors.ServerInterceptor(
             tls=tls_files is not None,
+            client_certificates=client_certificates,
+            admit=admit,
             access=access,
             metrics=rpc_metrics,
             log=self._log,
@@ -183,7 +190,7 @@ class Server:
                 self._sockets.append(address)
                 return address.target
             if self._tls_files is not None:
-                port = server.add_secure_port(address.target, tls.server_credentials(self._tls_files))
+                port = server.add_secure_port(address.target, self._credentials(self._tls_files))
             else:
                 port = server.add_insecure_port(address.target)
         except RuntimeError as error:
@@ -193,6 +200,9 @@ class Server:
                 target=address.target,
             ) from error
         return listen.TcpAddress(host=address.host, port=port).target
+
+    def _credentials(self, files: tls.TlsFiles) -> grpc.ServerCredentials:
+        return tls.server_credentials(files, client_certificates=self._client_certificates)
 
     def _remove_sockets(self) -> None:
         for address in self._sockets:

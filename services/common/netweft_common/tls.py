@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netweft_common import errors
+from netweft_common import errors, logs
 
 if TYPE_CHECKING:
     import grpc  # 90 ms; who only names files (the CLI, discovery) does not pay for it
@@ -48,16 +48,64 @@ def from_settings(ca: Path | None, cert: Path | None, key: Path | None, server_n
     return TlsFiles(ca=ca, cert=cert, key=key, server_name=server_name)
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials of a server that demands a certificate of its clients.
+def stamp(files: TlsFiles) -> tuple[tuple[int, int], ...]:
+    """Return what changes when a file is replaced; zeros for one that is not there."""
+
+    def one(path: Path) -> tuple[int, int]:
+        try:
+            found = path.stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_mtime_ns, found.st_ino)
+
+    return (one(files.ca), one(files.cert), one(files.key))
+
+
+def server_credentials(files: TlsFiles, *, client_certificates: bool = True) -> grpc.ServerCredentials:
+    """Return credentials of a server; files that are replaced are read again for the next connection.
+
+    Args:
+        files: Ours, and whom we trust.
+        client_certificates: False: clients show none, and are nobody to us.
 
     Raises:
         FailedPrecondition: A file is missing, unreadable, or does not fit the others.
     """
     import grpc  # noqa: PLC0415  # see above
 
-    ca, cert, key = _read_all(files)
-    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        ca, cert, key = _read_all(files)
+        trusted = ca if client_certificates else None
+        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=trusted)
+
+    seen = stamp(files)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        # Called at each handshake, by a thread of gRPC's.
+        nonlocal seen
+        found = stamp(files)
+        if found == seen:
+            return None
+        try:
+            fresh = configuration()
+        except errors.FailedPrecondition as error:  # replaced by halves: the old ones do until it is whole
+            logs.get().warning("certificate not taken", error=error.message)
+            return None
+        seen = found
+        return fresh
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        fetch,  # type: ignore[arg-type]  # the stub does not know of None: nothing has changed
+        require_client_authentication=client_certificates,
+    )
+
+
+def anonymous_credentials(ca_pem: bytes) -> grpc.ChannelCredentials:
+    """Return credentials of a client that shows no certificate and trusts one authority."""
+    import grpc  # noqa: PLC0415  # see above
+
+    return grpc.ssl_channel_credentials(root_certificates=ca_pem)
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:

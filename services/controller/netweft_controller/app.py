@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from netweft.controller.v1 import endpoint_pb2_grpc, event_pb2_grpc, host_pb2_grpc, network_pb2_grpc, sandbox_pb2_grpc
-from netweft_common import errors, identity, lifecycle, logs, metrics, server, settings, tls
+from netweft_common import errors, identity, interceptors, lifecycle, logs, metrics, pki, server, settings, tls
 from netweft_common.identity import Role
 
 from netweft_controller.clients.agents import Agents
 from netweft_controller.clients.ipam import Ipam
 from netweft_controller.domain.stock import MAX_AGE_S
+from netweft_controller.engine.admission import Admission
 from netweft_controller.engine.endpoints import EndpointEngine
 from netweft_controller.engine.hosts import HostEngine
 from netweft_controller.engine.joining import Joiner
@@ -29,7 +30,7 @@ from netweft_controller.engine.updates import Updater
 from netweft_controller.engine.work import Work
 from netweft_controller.rpc.endpoints import EndpointService
 from netweft_controller.rpc.events import EventService
-from netweft_controller.rpc.hosts import HostService
+from netweft_controller.rpc.hosts import HostService, JoinService
 from netweft_controller.rpc.networks import NetworkService
 from netweft_controller.rpc.sandboxes import SandboxService
 from netweft_controller.settings import Settings
@@ -54,8 +55,14 @@ ACCESS: identity.Access = {
     f"{_PACKAGE}HostService/WatchHost": _AGENTS,
     f"{_PACKAGE}HostService/GetHost": _EVERYBODY,
     f"{_PACKAGE}HostService/ListHosts": _EVERYBODY,
-    f"{_PACKAGE}HostService/DeleteHost": _CLIENTS,
+    f"{_PACKAGE}HostService/DeleteHost": _EVERYBODY,
+    f"{_PACKAGE}HostService/CordonHost": _CLIENTS,
+    f"{_PACKAGE}HostService/DrainHost": _CLIENTS,
+    f"{_PACKAGE}HostService/CreateJoinToken": _CLIENTS,
+    f"{_PACKAGE}HostService/RenewCertificate": frozenset({Role.AGENT}),
 }
+
+JOIN_ACCESS: identity.Access = {f"{_PACKAGE}JoinService/Join": frozenset({Role.GUEST})}
 
 
 class Controller:
@@ -118,6 +125,14 @@ class Controller:
             agents=self.agents,
             work=self.work,
         )
+        authority = None
+        if config.ca_key is not None:
+            if config.tls_ca is None:
+                raise errors.InvalidArgument(
+                    "CA_MISSING", "ca_key needs tls_ca: the certificate of that key", field="ca_key"
+                )
+            authority = pki.load_authority(config.tls_ca, config.ca_key)
+        self.admission = Admission(replica=self.replica, authority=authority, life=config.certificate_life)
         self.reconciler = Reconciler(
             replica=self.replica,
             ipam=self.ipam,
@@ -130,6 +145,7 @@ class Controller:
                 interval=config.reconcile_interval,
                 settle_after=config.settle_after,
                 orphan_grace=config.orphan_grace,
+                forsake_after=config.forsake_after,
             ),
         )
         self._report_interval_s = max(1, round(config.report_interval.total_seconds()))
@@ -152,6 +168,7 @@ class Controller:
             HostService(
                 replica=self.replica,
                 hosts=self.hosts,
+                admission=self.admission,
                 liveness=self.liveness,
                 watches=self.watches,
                 report_interval_s=self._report_interval_s,
@@ -185,6 +202,7 @@ async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
     """Serve until asked to end."""
     tls_files = tls.from_settings(config.tls_ca, config.tls_cert, config.tls_key)
     registry = metrics.new_registry()
+    rpc_metrics = interceptors.RpcMetrics(registry)
     store = RedisStore(
         config.store_url, prefix=config.cluster, log_writes=config.log_writes, request_ttl=config.request_ttl
     )
@@ -194,15 +212,47 @@ async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
         for name, task in controller.background().items():
             life.spawn(task, name=name)
         grpc_server = server.Server(
-            listen_at=config.listen, tls_files=tls_files, access=ACCESS, registry=registry, grace=config.grace
+            listen_at=config.listen,
+            tls_files=tls_files,
+            admit=controller.admission.admit,
+            access=ACCESS,
+            rpc_metrics=rpc_metrics,
+            grace=config.grace,
         )
         controller.add_to(grpc_server)
         async with contextlib.AsyncExitStack() as stack:
             if config.metrics_listen:
                 await stack.enter_async_context(metrics.serve(registry, config.metrics_listen))
+            if config.join_listen:
+                await stack.enter_async_context(join_server(config, controller, tls_files, rpc_metrics))
             await stack.enter_async_context(grpc_server)
             life.ready(grpc_server.targets)
             await life.stopped()
+
+
+def join_server(
+    config: Settings, controller: Controller, tls_files: tls.TlsFiles | None, rpc_metrics: interceptors.RpcMetrics
+) -> server.Server:
+    """Return the server that machines without a certificate join at.
+
+    Raises:
+        InvalidArgument: Nobody can sign certificates, or there is no TLS.
+    """
+    if config.ca_key is None or tls_files is None:
+        raise errors.InvalidArgument(
+            "AUTHORITY_MISSING",
+            "join_listen needs tls_ca, tls_cert, tls_key and ca_key: who joins gets a certificate over TLS",
+            field="join_listen",
+        )
+    joining = server.Server(
+        listen_at=config.join_listen,
+        tls_files=tls_files,
+        client_certificates=False,
+        access=JOIN_ACCESS,
+        rpc_metrics=rpc_metrics,
+        grace=config.grace,
+    )
+    return joining.add(host_pb2_grpc.add_JoinServiceServicer_to_server, JoinService(controller.admission))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from pathlib import Path
 
 from netweft_common import settings
 
@@ -49,6 +50,24 @@ class Settings(settings.ServiceSettings):
     orphan_grace: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=60),
         metadata=settings.about("Age at which a lease or pool that no record speaks of is returned."),
+    )
+    forsake_after: dt.timedelta = dataclasses.field(
+        default=dt.timedelta(0),
+        metadata=settings.about(
+            "Silence after which a lost host's endpoints are taken from it and their addresses given to others; its"
+            " containers may still run and use them. 0: never."
+        ),
+    )
+    ca_key: Path | None = dataclasses.field(
+        default=None,
+        metadata=settings.about("PEM file of the key of the authority in tls_ca: hosts then join by token."),
+    )
+    join_listen: tuple[str, ...] = dataclasses.field(
+        default=(),
+        metadata=settings.about("host:port at which machines without a certificate may join; needs ca_key."),
+    )
+    certificate_life: dt.timedelta = dataclasses.field(
+        default=dt.timedelta(days=7), metadata=settings.about("How long a host's certificate is good.")
     )
     lease_ahead: int = dataclasses.field(
         default=8,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
-from netweft_common import client, errors, lifecycle, logs, metrics, server, settings, tls
+from netweft_common import client, credentials, errors, lifecycle, logs, metrics, pki, server, settings, tls
 
 from netweft_agent.domain.objects import Facts
 from netweft_agent.drivers import base
@@ -21,7 +21,7 @@ from netweft_agent.engine.journal import Journal
 from netweft_agent.engine.render import Renderer
 from netweft_agent.kernel import facts as kernel_facts
 from netweft_agent.kernel.linux import LinuxKernel
-from netweft_agent.rpc import convert, link, servicer
+from netweft_agent.rpc import certificate, convert, link, servicer
 from netweft_agent.rpc.leases import LeaseKeeper
 from netweft_agent.settings import AgentSettings
 
@@ -50,7 +50,13 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
     Raises:
         FailedPrecondition: The journal is unreadable, a driver is installed twice, or an address is in use.
     """
-    tls_files = tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key)
+    if chosen.tls_dir is not None and chosen.tls_ca is not None:
+        raise errors.InvalidArgument("TLS_TWICE", "give tls_dir, or tls_ca, tls_cert and tls_key", field="tls_dir")
+    tls_files = (
+        credentials.files(chosen.tls_dir)
+        if chosen.tls_dir is not None
+        else tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key)
+    )
     drivers = base.load()
     host_id = own_id(chosen.state_dir)
     found = kernel_facts.probe(chosen.vtep_address)
@@ -92,7 +98,10 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
                 agent_target=chosen.advertise or grpc_server.targets[0],
                 vtep_address=chosen.vtep_address,
                 facts=report,
+                tls_server_name=pki.agent_server_name(host_id) if chosen.tls_dir is not None else "",
             )
+            if chosen.tls_dir is not None:
+                life.spawn(certificate.Certificate(chosen.tls_dir, connection).run(), name="certificate")
             to_controller = link.Link(connection, engine, host, keeper)
             life.spawn(to_controller.run(), name="link")
             # Who waits for readiness expects the controller to know this host, where there is a controller.

@@ -38,6 +38,13 @@ class AgentSettings(settings.ServiceSettings):
     state_dir: Path = field(
         default=Path("/var/lib/netweft"), metadata=settings.about("Folder of the host id and the journal.")
     )
+    tls_dir: Path | None = field(
+        default=None,
+        metadata=settings.about(
+            "Folder of the credentials that 'netweft host join' got, in place of tls_ca, tls_cert and tls_key; they are"
+            " renewed there."
+        ),
+    )
     run_dir: Path = field(
         default=Path("/run/netweft"), metadata=settings.about("Folder of namespaces and of sandboxes' files.")
     )

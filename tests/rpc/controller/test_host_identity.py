@@ -19,7 +19,12 @@ H1, H2 = f"{1:032x}", f"{2:032x}"
 def service(face):
     parts = face.controller
     return HostService(
-        replica=parts.replica, hosts=parts.hosts, liveness=parts.liveness, watches=parts.watches, report_interval_s=5
+        replica=parts.replica,
+        hosts=parts.hosts,
+        admission=parts.admission,
+        liveness=parts.liveness,
+        watches=parts.watches,
+        report_interval_s=5,
     )
 
 

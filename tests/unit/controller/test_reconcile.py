@@ -219,3 +219,50 @@ def test_a_sandbox_waits_for_endpoints_that_are_still_leaving(build, id_of):
     build.endpoint(state=EndpointState.LEAVING, deleting=True)
 
     assert removal.finish(build.state, [], [id_of(100)]) is None
+
+
+LOST = {
+    "kept for ever": (0.0, 1e9, ()),
+    "not lost for long enough": (60.0, 59.9, ()),
+    "lost for too long": (60.0, 60.0, (1,)),
+}
+
+
+@pytest.mark.parametrize(("after_s", "lost_s", "expected"), LOST.values(), ids=LOST)
+def test_a_host_is_forsaken_when_it_was_lost_for_as_long_as_was_said(busy, id_of, after_s, lost_s, expected):
+    todo = reconcile.overdue(
+        busy.state,
+        {},
+        now_s=0.0,
+        after_s=5.0,
+        host_state=lambda _: HostState.LOST,
+        lost_for_s=lambda host_id: lost_s if host_id == id_of(1) else 0.0,
+        forsake_after_s=after_s,
+    )
+
+    assert tuple(map(id_of, expected)) == todo.forsake_hosts
+
+
+def test_a_lost_host_that_has_nothing_is_left_alone(build, id_of):
+    build.host(1)
+
+    todo = reconcile.overdue(
+        build.state,
+        {},
+        now_s=0.0,
+        after_s=5.0,
+        host_state=lambda _: HostState.LOST,
+        lost_for_s=lambda _: 1e9,
+        forsake_after_s=1.0,
+    )
+
+    assert todo.is_empty
+
+
+def test_a_pending_host_goes_when_its_token_has_expired(build, id_of):
+    build.host(1, token_digest="d", token_expires_ms=1000)
+    build.host(2, token_digest="d", token_expires_ms=3000)
+
+    todo = reconcile.overdue(build.state, {}, now_s=0.0, after_s=5.0, host_state=lambda _: HostState.LOST, now_ms=2000)
+
+    assert (id_of(1),) == todo.drop_hosts

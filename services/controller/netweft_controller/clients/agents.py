@@ -62,7 +62,7 @@ class Agents:
     ) -> None:
         self._tls_files = tls_files
         self._timeout = timeout
-        self._channels: dict[str, _Channel] = {}
+        self._channels: dict[tuple[str, str], _Channel] = {}
 
     async def close(self) -> None:
         """Close all channels."""
@@ -132,24 +132,28 @@ class Agents:
         return [InterfaceStatistics(**{name: getattr(one, name) for name in names}) for one in response.interfaces]
 
     def _channel(self, host: Host) -> _Channel:
-        channel = self._channels.get(host.agent_target)
+        key = (host.agent_target, host.tls_server_name)
+        channel = self._channels.get(key)
         if channel is None:
+            files = self._tls_files
+            if files is not None and host.tls_server_name:
+                files = dataclasses.replace(files, server_name=host.tls_server_name)
             connection = client.Connection(
                 host.agent_target,
-                tls_files=self._tls_files,
+                tls_files=files,
                 # Apply is idempotent by revisions.
                 retry=(),
                 timeout=self._timeout,
             )
             channel = _Channel(connection, agent_pb2_grpc.AgentServiceStub(connection.channel))
             connection.over_stream(channel.stub.ApplyStream, agent_pb2.ApplyStreamRequest, apply=channel.stub.Apply)
-            self._channels[host.agent_target] = channel
+            self._channels[key] = channel
         return channel
 
-    async def retain(self, targets: set[str]) -> None:
+    async def retain(self, hosts: Iterable[Host]) -> None:
         """Close channels to targets that no host has any more."""
-        for target in set(self._channels) - targets:
-            await self._channels.pop(target).connection.close()
+        for key in set(self._channels) - {(host.agent_target, host.tls_server_name) for host in hosts}:
+            await self._channels.pop(key).connection.close()
 
 
 def _steps(messages: Iterable[plan_pb2.PlanStep]) -> list[Step]:

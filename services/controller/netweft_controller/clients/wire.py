@@ -61,7 +61,11 @@ _PROTOCOLS = {
     "sctp": endpoint_pb2.PORT_PROTOCOL_SCTP,
 }
 _PROTOCOL_OF = {number: name for name, number in _PROTOCOLS.items()} | {endpoint_pb2.PORT_PROTOCOL_UNSPECIFIED: "tcp"}
-_HOST_STATES = {HostState.READY: host_pb2.HOST_STATE_READY, HostState.LOST: host_pb2.HOST_STATE_LOST}
+_HOST_STATES = {
+    HostState.READY: host_pb2.HOST_STATE_READY,
+    HostState.LOST: host_pb2.HOST_STATE_LOST,
+    HostState.PENDING: host_pb2.HOST_STATE_PENDING,
+}
 _KINDS = {
     HostKind.NETWORK: agent_pb2.OBJECT_KIND_NETWORK,
     HostKind.SANDBOX: agent_pb2.OBJECT_KIND_SANDBOX,
@@ -300,7 +304,11 @@ def host(record: Record[Host], state: HostState, heartbeat_ms: int) -> host_pb2.
         labels=value.labels,
         state=_HOST_STATES[state],
         revision=record.revision,
+        cordoned=value.cordoned,
+        tls_server_name=value.tls_server_name,
     )
+    if value.is_pending:
+        message.token_expire_time.FromMilliseconds(value.token_expires_ms)
     if value.drift is not None:
         message.drift.CopyFrom(drift(value.drift))
     if heartbeat_ms:
@@ -317,6 +325,7 @@ def host_from(message: host_pb2.Host) -> Host:
         vtep_address=message.vtep_address,
         facts=_facts_from(message.facts),
         labels=dict(message.labels),
+        tls_server_name=message.tls_server_name,
     )
 
 

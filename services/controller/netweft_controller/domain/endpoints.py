@@ -281,6 +281,8 @@ def check_sandbox(state: State, spec: SandboxSpec, sandbox_id: str, path: str) -
         NetweftError: It cannot be.
     """
     host = _host(state, spec.host, f"{path}.host")
+    if host.value.cordoned and state.sandbox_by_container(host.value.id, spec.container_id) is None:
+        raise cordoned(host.value, path)
     fields.container_id(spec.container_id, f"{path}.container_id")
     fields.labels(spec.labels, f"{path}.labels")
     if spec.hostname:
@@ -335,10 +337,13 @@ def check_join(state: State, endpoint: Endpoint, network: Record[Network], targe
     """Check that an endpoint of a network may join a sandbox on its host.
 
     Raises:
-        FailedPrecondition: The host does not offer the driver, has no tunnel address, or the network is another's.
+        FailedPrecondition: The host is cordoned, does not offer the driver, has no tunnel address, or the network is
+            another's.
     """
     del state, endpoint
     host, value = target.host.value, network.value
+    if host.cordoned:
+        raise cordoned(host, path)
     if value.host_id and value.host_id != host.id:
         raise errors.FailedPrecondition(
             "OTHER_HOST",
@@ -360,6 +365,15 @@ def check_join(state: State, endpoint: Endpoint, network: Record[Network], targe
             "set its agent's VTEP address",
             host=host.id,
         )
+
+
+def cordoned(host: Host, path: str) -> errors.FailedPrecondition:
+    """Return the error of something new on a host that takes nothing new."""
+    return errors.FailedPrecondition(
+        "HOST_CORDONED",
+        f"{path}: host {host.name} is cordoned and takes nothing new; choose another host, or uncordon it",
+        host=host.id,
+    )
 
 
 def joining(endpoint: Endpoint, sandbox: Sandbox) -> Endpoint:

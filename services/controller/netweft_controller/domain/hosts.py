@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from netweft_common import errors
 
 from netweft_controller.domain import commits, fields
@@ -53,8 +56,11 @@ def register(state: State, host: Host) -> commits.Commit | None:
             host=holder,
         )
     record = state.hosts.get(host.id)
-    if record is not None and record.value == host:
-        return None
+    if record is not None:
+        # What is not the agent's to say.
+        host = dataclasses.replace(host, cordoned=record.value.cordoned)
+        if record.value == host:
+            return None
     builder = commits.Builder()
     if record is None:
         builder.create(host)
@@ -66,7 +72,86 @@ def register(state: State, host: Host) -> commits.Commit | None:
     return builder.build()
 
 
-def delete(record: Record[Host], once: commits.Request) -> commits.Commit:
+def pending(state: State, host: Host, once: commits.Request, after: commits.Request | None = None) -> commits.Commit:
+    """Return the commit that records a host that may be joined by a token; an earlier token of it is good no more.
+
+    Args:
+        state: Intent as it is.
+        host: The pending host.
+        once: The request.
+        after: What is remembered of that request until now.
+
+    Raises:
+        FailedPrecondition: Another host has the name.
+    """
+    fields.host_name(host.name, "host_name")
+    holder = state.host_ids_by_name.get(host.name)
+    if holder is not None and holder != host.id:
+        raise errors.FailedPrecondition(
+            "HOST_NAME_IN_USE", f"the name {host.name} belongs to host {holder}; choose another", host=holder
+        )
+    builder = commits.Builder()
+    known = state.hosts.get(host.id)
+    if known is None:
+        builder.create(host)
+        builder.take(name_claim(host.name), host.id)
+    elif known.value.is_pending:
+        builder.update(known, host)
+    else:
+        raise errors.FailedPrecondition("HOST_JOINED", f"host {known.value.name} has joined by that token already")
+    return builder.build(once, after)
+
+
+def join(state: State, host_id: str, *, is_secret: Callable[[str], bool], name: str, now_ms: int) -> commits.Commit:
+    """Return the commit by which a machine becomes a pending host: its token is used up.
+
+    Args:
+        state: Intent as it is.
+        host_id: The host.
+        is_secret: Whether what the machine shows belongs to a digest.
+        name: What the machine calls itself.
+        now_ms: The time, in milliseconds since 1970.
+
+    Raises:
+        Unauthenticated: There is no such token, it is used up, or it has expired; one answer to all.
+        FailedPrecondition: Another host has the name.
+    """
+    record = state.hosts.get(host_id)
+    host = record.value if record is not None else None
+    is_good = host is not None and host.is_pending and now_ms <= host.token_expires_ms and is_secret(host.token_digest)
+    if record is None or host is None or not is_good:
+        raise errors.Unauthenticated(
+            "TOKEN_REFUSED",
+            "this token is unknown, used up or expired; make another one with 'netweft host token'",
+        )
+    joined = dataclasses.replace(host, token_digest="", token_expires_ms=0, wants_name=False)
+    builder = commits.Builder()
+    if host.wants_name and name:
+        fields.host_name(name, "host_name")
+        holder = state.host_ids_by_name.get(name)
+        if holder not in (None, host.id):
+            raise errors.FailedPrecondition(
+                "HOST_NAME_IN_USE",
+                f"the name {name} belongs to host {holder}; join with another --name, or delete that host first",
+                name=name,
+            )
+        joined = dataclasses.replace(joined, name=name)
+        builder.drop(name_claim(host.name), host.id)
+        builder.take(name_claim(name), host.id)
+    builder.update(record, joined)
+    return builder.build()
+
+
+def cordon(record: Record[Host], *, cordoned: bool) -> commits.Commit | None:
+    """Return the commit that lets a host take new endpoints, or no longer; None when it is so."""
+    if record.value.cordoned == cordoned:
+        return None
+    builder = commits.Builder()
+    builder.update(record, dataclasses.replace(record.value, cordoned=cordoned))
+    return builder.build()
+
+
+def delete(record: Record[Host], once: commits.Request | None = None) -> commits.Commit:
     """Return the commit that forgets a host."""
     builder = commits.Builder()
     builder.delete(record)

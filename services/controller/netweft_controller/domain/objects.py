@@ -59,6 +59,7 @@ class HostState(enum.StrEnum):
 
     READY = "ready"
     LOST = "lost"
+    PENDING = "pending"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +343,12 @@ class Host:
     """One machine with an agent.
 
     Attributes:
+        tls_server_name: Name that the agent's certificate carries; empty: the host of its target.
         drift: None: nothing had to be repaired since the agent's start.
+        cordoned: It takes no new endpoints.
+        token_digest: Of the secret by which a machine may become this host; empty: none may, or one has.
+        token_expires_ms: Until when, in milliseconds since 1970 by the controllers' clocks.
+        wants_name: Whoever joins may name it.
     """
 
     id: str
@@ -352,6 +358,16 @@ class Host:
     facts: HostFacts = HostFacts()
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     drift: Drift | None = None
+    tls_server_name: str = ""
+    cordoned: bool = False
+    token_digest: str = ""
+    token_expires_ms: int = 0
+    wants_name: bool = False
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether no machine has become it yet."""
+        return bool(self.token_digest)
 
 
 Object = Network | Endpoint | Sandbox | Host

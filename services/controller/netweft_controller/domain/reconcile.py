@@ -38,6 +38,8 @@ class Todo:
         finish: Endpoints that leave, and sandboxes that are being deleted.
         delete_networks: Networks whose deletion was accepted.
         clear_hosts: Hosts that were forgotten while objects of theirs are still recorded.
+        forsake_hosts: Hosts that have been lost for longer than their objects are kept.
+        drop_hosts: Pending hosts whose token has expired.
     """
 
     seen: Mapping[Sight, float]
@@ -47,6 +49,8 @@ class Todo:
     finish_sandboxes: tuple[str, ...] = ()
     delete_networks: tuple[str, ...] = ()
     clear_hosts: tuple[str, ...] = ()
+    forsake_hosts: tuple[str, ...] = ()
+    drop_hosts: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -58,6 +62,8 @@ class Todo:
             or self.finish_sandboxes
             or self.delete_networks
             or self.clear_hosts
+            or self.forsake_hosts
+            or self.drop_hosts
         )
 
 
@@ -68,6 +74,9 @@ def overdue(
     now_s: float,
     after_s: float,
     host_state: Callable[[str], HostState],
+    lost_for_s: Callable[[str], float] = lambda _: 0.0,
+    forsake_after_s: float = 0.0,
+    now_ms: int = 0,
 ) -> Todo:
     """Return what has been unfinished for too long and can be worked on: a lost host's objects wait for it.
 
@@ -77,6 +86,9 @@ def overdue(
         now_s: Monotonic clock, in seconds.
         after_s: Age that is too long, in seconds.
         host_state: Liveness of hosts.
+        lost_for_s: How long a host has been silent, as far as that is sure.
+        forsake_after_s: How long a lost host's objects are kept, in seconds; 0: for ever.
+        now_ms: Time of day, in milliseconds since 1970, against which tokens expire.
     """
     sights: dict[Sight, float] = {}
     ask_endpoints: list[str] = []
@@ -110,7 +122,21 @@ def overdue(
         finish_sandboxes=tuple(finish_sandboxes),
         delete_networks=tuple(delete_networks),
         clear_hosts=tuple(sorted(state.hosts_named() - state.hosts.keys())),
+        forsake_hosts=tuple(
+            host_id
+            for host_id in sorted(state.hosts_named() & state.hosts.keys())
+            if forsake_after_s and lost_for_s(host_id) >= forsake_after_s and _holds_anything(state, host_id)
+        ),
+        drop_hosts=tuple(
+            host_id
+            for host_id, record in state.hosts.items()
+            if record.value.is_pending and now_ms > record.value.token_expires_ms
+        ),
     )
+
+
+def _holds_anything(state: State, host_id: str) -> bool:
+    return any(True for _ in state.endpoints_of_host(host_id)) or any(True for _ in state.sandboxes_of_host(host_id))
 
 
 def refused(state: State, statuses: Mapping[tuple[HostKind, str], Status]) -> tuple[list[str], list[str]]:

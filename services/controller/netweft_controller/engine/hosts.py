@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
-from netweft_common import errors, listen
+from netweft_common import errors, identity, listen
+from netweft_common.identity import Role
 
 from netweft_controller.clients.agents import Agents
 from netweft_controller.domain import commits, fields, hosts, names
@@ -20,6 +22,15 @@ from netweft_controller.engine.work import Work
 from netweft_controller.sync.replica import Replica
 
 _CHUNK = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drained:
+    """A host that was drained, and how much was taken away."""
+
+    host: Record[Host]
+    endpoints: int
+    sandboxes: int
 
 
 class HostEngine:
@@ -83,7 +94,7 @@ class HostEngine:
         await self._replica.decide(decision)
         self._liveness.beat(host.id)
         state = self._replica.state
-        await self._agents.retain({record.value.agent_target for record in state.hosts.values()})
+        await self._agents.retain(record.value for record in state.hosts.values())
         return state.hosts[host.id]
 
     def report(self, host_id: str, statuses: Sequence[Status], *, full: bool) -> bool:
@@ -101,12 +112,57 @@ class HostEngine:
             self._heard_in_full[host_id] = state.store_id
         return self._heard_in_full.get(host_id) != state.store_id
 
+    async def cordon(self, word: str, *, cordoned: bool) -> Record[Host]:
+        """Let a host take new endpoints, or no longer. Idempotent.
+
+        Raises:
+            NotFound: There is none.
+        """
+        host_id = names.get_host(self._replica.state, word).value.id
+        await self._replica.decide(lambda state: hosts.cordon(names.get_host(state, host_id), cordoned=cordoned))
+        return names.get_host(self._replica.state, host_id)
+
+    async def drain(self, word: str) -> Drained:
+        """Cordon a host, detach its endpoints and delete its sandboxes. Idempotent.
+
+        Raises:
+            NotFound: There is none.
+            NetweftError: Something could not be taken away; the host stays cordoned, and another try or the reconciler
+                does the rest.
+        """
+        host_id = (await self.cordon(word, cordoned=True)).value.id
+        endpoints, sandboxes = await self._take_away(host_id)
+        return Drained(names.get_host(self._replica.state, host_id), endpoints, sandboxes)
+
+    async def forsake(self, host_id: str) -> None:
+        """Take away what is recorded on a host that is lost, without asking it. Idempotent.
+
+        When it comes back, its agent finds nothing in its snapshot, and takes the rest out of its kernel.
+
+        Raises:
+            NetweftError: A step failed; the reconciler goes on.
+        """
+        await self._take_away(host_id, unasked=True)
+
+    async def drop_pending(self, host_id: str) -> None:
+        """Forget a pending host whose token has expired. Idempotent.
+
+        Raises:
+            NetweftError: The store did not take it; the reconciler goes on.
+        """
+
+        def decision(state: State) -> commits.Commit | None:
+            record = state.hosts.get(host_id)
+            return hosts.delete(record) if record is not None and record.value.is_pending else None
+
+        await self._replica.decide(decision)
+
     async def delete(self, request: Request, word: str, *, force: bool) -> None:
         """Forget a host, with `force` all that is on it. Idempotent by request.
 
         Raises:
             NotFound: There is none.
-            FailedPrecondition: It is ready or in use, and `force` is not set.
+            FailedPrecondition: It is in use, or ready and not the caller's own, and `force` is not set.
         """
         await self._work.once(
             request.key, request.fingerprint, lambda: self._delete(request, word, force=force), name="delete host"
@@ -121,7 +177,7 @@ class HostEngine:
             record = names.get_host(self._replica.state, word)
             host_id = record.value.id
             if not force:
-                if self._liveness.state(host_id) is HostState.READY:
+                if self._liveness.state(host_id) is HostState.READY and identity.current().role is not Role.AGENT:
                     raise errors.FailedPrecondition(
                         "HOST_READY",
                         f"host {record.value.name} is ready; stop its agent first, or use force",
@@ -148,20 +204,27 @@ class HostEngine:
         Raises:
             NetweftError: A step failed; the reconciler goes on.
         """
+        if host_id in self._replica.state.hosts:
+            return
+        await self._take_away(host_id, unasked=True)
+        for network in list(self._replica.state.networks_bound_to(host_id)):
+            await self._networks.delete_bound(network.value.id)
+
+    async def _take_away(self, host_id: str, *, unasked: bool = False) -> tuple[int, int]:
+        """Take away all endpoints and sandboxes of a host; returns how many of each."""
+        counts = [0, 0]
         while True:
             state = self._replica.state
-            if host_id in state.hosts:
-                return
             endpoints = [endpoint.value.id for endpoint in state.endpoints_of_host(host_id)][:_CHUNK]
             sandboxes = [] if endpoints else [sandbox.value.id for sandbox in state.sandboxes_of_host(host_id)]
             if not endpoints and not sandboxes:
-                break
+                return counts[0], counts[1]
             chosen = sandboxes[:_CHUNK]
-            failures = await self._remover.remove(endpoints, chosen)
+            failures = await self._remover.remove(endpoints, chosen, unasked=unasked)
             if failures:
                 raise next(iter(failures.values()))
-        for network in list(self._replica.state.networks_bound_to(host_id)):
-            await self._networks.delete_bound(network.value.id)
+            counts[0] += len(endpoints)
+            counts[1] += len(chosen)
 
 
 def confirmations(state: State, host_id: str, statuses: Sequence[Status]) -> list[Confirmed]:

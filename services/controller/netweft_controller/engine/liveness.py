@@ -36,6 +36,8 @@ class Liveness:
         # When each host was heard of last: by our clock, which measures, and by the store's, which is shown.
         self._heard_s: dict[str, float] = {}
         self._shown_ms: dict[str, int] = {}
+        # Since when heartbeats were exchanged without a gap; None: they are not.
+        self._exchanging_since_s: float | None = None
 
     def beat(self, host_id: str) -> None:
         """Take note of a heartbeat."""
@@ -49,6 +51,16 @@ class Liveness:
             return HostState.LOST
         return HostState.READY
 
+    def lost_for_s(self, host_id: str) -> float:
+        """Return for how long a host has surely been silent, in seconds; 0 while it is ready, or nobody can know.
+
+        While the store is away, other controllers may hear what this one does not.
+        """
+        if self._exchanging_since_s is None or self.state(host_id) is HostState.READY:
+            return 0.0
+        now_s = self._monotonic()
+        return min(now_s - self._heard_s.get(host_id, self._exchanging_since_s), now_s - self._exchanging_since_s)
+
     def heartbeat_ms(self, host_id: str) -> int:
         """Return the time of the last heartbeat by the store's clock, in milliseconds since 1970; 0: none."""
         return self._shown_ms.get(host_id, 0)
@@ -60,9 +72,15 @@ class Liveness:
             Unavailable: The store does not answer; what was heard is written the next time.
         """
         hosts = list(self._unwritten)
-        beats = await self._store.beat(hosts)
+        try:
+            beats = await self._store.beat(hosts)
+        except errors.NetweftError:
+            self._exchanging_since_s = None
+            raise
         self._unwritten.difference_update(hosts)
         now_s = self._monotonic()
+        if self._exchanging_since_s is None:
+            self._exchanging_since_s = now_s
         self._shown_ms = dict(beats.last_ms)
         for host_id, last_ms in beats.last_ms.items():
             heard_s = now_s - (beats.now_ms - last_ms) / 1000

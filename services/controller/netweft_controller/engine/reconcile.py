@@ -45,12 +45,14 @@ class Timing:
     Attributes:
         interval: Between passes over unfinished objects.
         settle_after: Age of an unfinished object at which it is taken up.
+        forsake_after: Silence of a host after which what is recorded on it is taken away; zero: never.
         orphan_grace: Age of an orphan at which it is returned; longer than any saga lasts.
     """
 
     interval: dt.timedelta
     settle_after: dt.timedelta
     orphan_grace: dt.timedelta
+    forsake_after: dt.timedelta = dt.timedelta(0)
 
 
 class Reconciler:
@@ -128,6 +130,9 @@ class Reconciler:
             now_s=self._monotonic(),
             after_s=self._timing.settle_after.total_seconds(),
             host_state=self._liveness.state,
+            lost_for_s=self._liveness.lost_for_s,
+            forsake_after_s=self._timing.forsake_after.total_seconds(),
+            now_ms=int(self._clock() * 1000),
         )
         self._seen = todo.seen
         if todo.is_empty:
@@ -137,7 +142,7 @@ class Reconciler:
             joining=len(todo.ask_endpoints) + len(todo.ask_sandboxes),
             leaving=len(todo.finish_endpoints) + len(todo.finish_sandboxes),
             networks=len(todo.delete_networks),
-            hosts=len(todo.clear_hosts),
+            hosts=len(todo.clear_hosts) + len(todo.forsake_hosts) + len(todo.drop_hosts),
         )
         for start in range(0, max(len(todo.ask_endpoints), len(todo.ask_sandboxes)), _CHUNK):
             await self._ask(todo.ask_endpoints[start : start + _CHUNK], todo.ask_sandboxes[start : start + _CHUNK])
@@ -149,6 +154,11 @@ class Reconciler:
             await _tried("network deletion waits", network_id, self._networks.finish_deletion(network_id))
         for host_id in todo.clear_hosts:
             await _tried("host clearing waits", host_id, self._hosts.clear(host_id))
+        for host_id in todo.forsake_hosts:
+            _log.warning("host is lost, its endpoints are taken away", host_id=host_id)
+            await _tried("lost host waits", host_id, self._hosts.forsake(host_id))
+        for host_id in todo.drop_hosts:
+            await _tried("expired token waits", host_id, self._hosts.drop_pending(host_id))
         return todo
 
     async def _ask(self, endpoint_ids: Sequence[str], sandbox_ids: Sequence[str]) -> None:

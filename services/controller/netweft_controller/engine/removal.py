@@ -42,8 +42,16 @@ class Remover:
         *,
         delete: bool = True,
         once: commits.Request | None = None,
+        unasked: bool = False,
     ) -> Failures:
         """Mark, take out of the hosts, and end; see `finish` for the answer.
+
+        Args:
+            endpoint_ids: Endpoints.
+            sandbox_ids: Sandboxes.
+            delete: False: the endpoints only leave their sandboxes.
+            once: The request, if it is to be remembered.
+            unasked: Hosts are not asked: they are gone, or lost for good.
 
         Raises:
             NetweftError: The mark could not be made, so nothing was done, or may not have been.
@@ -51,16 +59,18 @@ class Remover:
         await self._replica.decide(
             lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=delete, once=once)
         )
-        return await self.finish(endpoint_ids, sandbox_ids)
+        return await self.finish(endpoint_ids, sandbox_ids, unasked=unasked)
 
-    async def finish(self, endpoint_ids: Collection[str], sandbox_ids: Collection[str] = ()) -> Failures:
+    async def finish(
+        self, endpoint_ids: Collection[str], sandbox_ids: Collection[str] = (), *, unasked: bool = False
+    ) -> Failures:
         """Take what is marked out of its hosts, give addresses back, and end it. Idempotent.
 
         Returns:
             What stands in the way, by id of endpoint or sandbox; those stay marked for the reconciler.
         """
         failures: Failures = {}
-        endpoints_here, sandboxes_here = await self._leave_hosts(endpoint_ids, sandbox_ids, failures)
+        endpoints_here, sandboxes_here = await self._leave_hosts(endpoint_ids, sandbox_ids, failures, unasked=unasked)
         released = await self._give_back(endpoints_here, failures)
         confirmed = [id_ for id_ in endpoints_here if id_ not in failures]
         if confirmed or sandboxes_here:
@@ -73,14 +83,14 @@ class Remover:
         return failures
 
     async def _leave_hosts(
-        self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str], failures: Failures
+        self, endpoint_ids: Iterable[str], sandbox_ids: Iterable[str], failures: Failures, *, unasked: bool
     ) -> tuple[list[str], list[str]]:
         """Return the endpoints and sandboxes that no host has any more."""
         left: dict[HostKind, list[str]] = {HostKind.ENDPOINT: [], HostKind.SANDBOX: []}
         by_host: dict[str, list[Change]] = {}
         hosts = self._replica.state.hosts
         for host_id, change in _marked(self._replica.state, endpoint_ids, sandbox_ids):
-            if host_id in hosts:
+            if host_id in hosts and not unasked:
                 by_host.setdefault(host_id, []).append(change)
             else:
                 # In no sandbox, or on a host that was forgotten: nobody is left to ask.

@@ -9,11 +9,12 @@ from typing import Any
 
 from netweft.common.v1 import host_pb2 as common_host_pb2
 from netweft.controller.v1 import host_pb2, host_pb2_grpc
-from netweft_common import identity
+from netweft_common import identity, pki
 
 from netweft_controller.clients import wire
-from netweft_controller.domain import filters, names
-from netweft_controller.domain.objects import Host, Record
+from netweft_controller.domain import fields, filters, names
+from netweft_controller.domain.objects import Host, HostState, Record
+from netweft_controller.engine.admission import Admission
 from netweft_controller.engine.hosts import HostEngine
 from netweft_controller.engine.liveness import Liveness
 from netweft_controller.rpc import convert
@@ -27,6 +28,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
     Args:
         replica: What is read.
         hosts: What is done.
+        admission: Who becomes a host.
         liveness: Heartbeats.
         watches: Streams to hosts.
         report_interval_s: How often agents are asked to report, in seconds.
@@ -37,12 +39,14 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         *,
         replica: Replica,
         hosts: HostEngine,
+        admission: Admission,
         liveness: Liveness,
         watches: HostWatches,
         report_interval_s: int,
     ) -> None:
         self._replica = replica
         self._hosts = hosts
+        self._admission = admission
         self._liveness = liveness
         self._watches = watches
         self._report_interval_s = report_interval_s
@@ -52,6 +56,11 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         del context
         host = wire.host_from(request.host)
         identity.require_self(host.id, host.name)
+        if host.tls_server_name not in ("", pki.agent_server_name(host.id)):
+            raise fields.invalid(
+                "host.tls_server_name",
+                f"it must be empty, or {pki.agent_server_name(host.id)}: an agent is met by no other name",
+            )
         # By its own name alone an agent could take over another host's id.
         record = await self._hosts.register(host, authorise=lambda held: identity.require_self(held.id, held.name))
         return host_pb2.RegisterHostResponse(
@@ -106,15 +115,69 @@ class HostService(host_pb2_grpc.HostServiceServicer):
     async def DeleteHost(self, request: host_pb2.DeleteHostRequest, context: Any) -> host_pb2.DeleteHostResponse:
         """Forget a host."""
         del context
+        identity.require_self(request.host)  # an agent names its host as its certificate does
         await self._hosts.delete(
             convert.request("DeleteHost", request, request.request_id), request.host, force=request.force
         )
         return host_pb2.DeleteHostResponse()
 
+    async def CordonHost(self, request: host_pb2.CordonHostRequest, context: Any) -> host_pb2.CordonHostResponse:
+        """Let a host take new endpoints, or no longer."""
+        del context
+        record = await self._hosts.cordon(request.host, cordoned=request.cordoned)
+        return host_pb2.CordonHostResponse(host=self._message(record))
+
+    async def DrainHost(self, request: host_pb2.DrainHostRequest, context: Any) -> host_pb2.DrainHostResponse:
+        """Cordon a host and take away what is on it."""
+        del context
+        drained = await self._hosts.drain(request.host)
+        return host_pb2.DrainHostResponse(
+            host=self._message(drained.host),
+            detached_endpoints=drained.endpoints,
+            deleted_sandboxes=drained.sandboxes,
+        )
+
+    async def CreateJoinToken(
+        self, request: host_pb2.CreateJoinTokenRequest, context: Any
+    ) -> host_pb2.CreateJoinTokenResponse:
+        """Make a pending host and its token."""
+        del context
+        asked = convert.request("CreateJoinToken", request, request.request_id)
+        token, record = await self._admission.create_token(asked, request.host_name, request.ttl_seconds)
+        return host_pb2.CreateJoinTokenResponse(token=token.text(), host=self._message(record))
+
+    async def RenewCertificate(
+        self, request: host_pb2.RenewCertificateRequest, context: Any
+    ) -> host_pb2.RenewCertificateResponse:
+        """Issue the next certificate of the caller's host."""
+        del context
+        certificate = self._admission.renew(identity.current(), request.certificate_request)
+        return host_pb2.RenewCertificateResponse(certificate=certificate)
+
     def _message(self, record: Record[Host]) -> common_host_pb2.Host:
         id_ = record.value.id
-        return wire.host(record, self._liveness.state(id_), self._liveness.heartbeat_ms(id_))
+        state = HostState.PENDING if record.value.is_pending else self._liveness.state(id_)
+        return wire.host(record, state, self._liveness.heartbeat_ms(id_))
 
     def _require_self(self, host_id: str) -> None:
         record = self._replica.state.hosts.get(host_id)
         identity.require_self(host_id, *((record.value.name,) if record is not None else ()))
+
+
+class JoinService(host_pb2_grpc.JoinServiceServicer):
+    """What machines without a certificate may ask.
+
+    Args:
+        admission: Who becomes a host.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def Join(self, request: host_pb2.JoinRequest, context: Any) -> host_pb2.JoinResponse:
+        """Make a machine a host."""
+        del context
+        certificate, name = await self._admission.join(
+            request.host_id, request.secret, request.certificate_request, request.host_name
+        )
+        return host_pb2.JoinResponse(certificate=certificate, host_name=name)

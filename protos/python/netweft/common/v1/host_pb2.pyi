@@ -33,6 +33,8 @@ class _HostStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostState.V
     """Heartbeats arrive."""
     HOST_STATE_LOST: _HostState.ValueType  # 2
     """No heartbeat for longer than the grace time."""
+    HOST_STATE_PENDING: _HostState.ValueType  # 3
+    """It may join with a token, and has not yet. Since 0.2."""
 
 class HostState(_HostState, metaclass=_HostStateEnumTypeWrapper):
     """HostState is the liveness of a host."""
@@ -43,6 +45,8 @@ HOST_STATE_READY: HostState.ValueType  # 1
 """Heartbeats arrive."""
 HOST_STATE_LOST: HostState.ValueType  # 2
 """No heartbeat for longer than the grace time."""
+HOST_STATE_PENDING: HostState.ValueType  # 3
+"""It may join with a token, and has not yet. Since 0.2."""
 Global___HostState: _TypeAlias = HostState  # noqa: Y015
 
 @_typing.final
@@ -81,6 +85,9 @@ class Host(_message.Message):
     HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    TLS_SERVER_NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 lower-case hexadecimal digits, kept by the agent in its state directory. Since 0.1."""
     name: _builtins.str
@@ -93,6 +100,10 @@ class Host(_message.Message):
     """Liveness as the controller sees it. Since 0.1."""
     revision: _builtins.int
     """Revision of the last change; heartbeats do not count. Since 0.1."""
+    cordoned: _builtins.bool
+    """True: it takes no new endpoints. Set by CordonHost and DrainHost. Since 0.2."""
+    tls_server_name: _builtins.str
+    """Name that the agent's certificate carries; empty: the host of agent_target. Set by the agent. Since 0.2."""
     @_builtins.property
     def facts(self) -> Global___HostFacts:
         """What the agent found out of its host. Since 0.1."""
@@ -109,6 +120,10 @@ class Host(_message.Message):
     def drift(self) -> Global___Drift:
         """What its agent had to repair because somebody else had changed it; unset: nothing since its start. Since 0.2."""
 
+    @_builtins.property
+    def token_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the join token of a pending host expires. Set by the controller. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -122,10 +137,13 @@ class Host(_message.Message):
         heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         drift: Global___Drift | None = ...,
+        cordoned: _builtins.bool = ...,
+        tls_server_name: _builtins.str = ...,
+        token_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "vtep_address", b"vtep_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "cordoned", b"cordoned", "drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "tls_server_name", b"tls_server_name", "token_expire_time", b"token_expire_time", "vtep_address", b"vtep_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,26 @@ class HostServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostResponse.FromString,
                 _registered_method=True)
+        self.CordonHost = channel.unary_unary(
+                '/netweft.controller.v1.HostService/CordonHost',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostResponse.FromString,
+                _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/netweft.controller.v1.HostService/DrainHost',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostResponse.FromString,
+                _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/netweft.controller.v1.HostService/CreateJoinToken',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.RenewCertificate = channel.unary_unary(
+                '/netweft.controller.v1.HostService/RenewCertificate',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -110,6 +130,35 @@ class HostServiceServicer:
 
     def DeleteHost(self, request, context):
         """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record).
+        Its certificate is worth nothing from then on. An agent may delete its own host, to leave the cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonHost(self, request, context):
+        """Let a host take new endpoints, or no longer; what is on it stays. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainHost(self, request, context):
+        """Cordon a host, then detach its endpoints and delete its sandboxes. Idempotent; each endpoint is as after Detach.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJoinToken(self, request, context):
+        """Make a pending host and the token by which one machine becomes it. FAILED_PRECONDITION without an authority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewCertificate(self, request, context):
+        """Issue the next certificate of the calling agent's host.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +196,26 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.DeleteHost,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostResponse.SerializeToString,
+            ),
+            'CordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonHost,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostResponse.SerializeToString,
+            ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +381,190 @@ class HostService:
             '/netweft.controller.v1.HostService/DeleteHost',
             netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_host__pb2.DeleteHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.HostService/CordonHost',
+            netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.CordonHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.HostService/DrainHost',
+            netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.DrainHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.HostService/CreateJoinToken',
+            netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.HostService/RenewCertificate',
+            netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.RenewCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class JoinServiceStub:
+    """JoinService is offered to machines that have no certificate yet, at a port of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.unary_unary(
+                '/netweft.controller.v1.JoinService/Join',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.JoinRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.JoinResponse.FromString,
+                _registered_method=True)
+
+
+class JoinServiceServicer:
+    """JoinService is offered to machines that have no certificate yet, at a port of its own.
+    """
+
+    def Join(self, request, context):
+        """Become the pending host that a token stands for. A token works once, until it expires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_JoinServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.JoinRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.JoinResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'netweft.controller.v1.JoinService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('netweft.controller.v1.JoinService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class JoinService:
+    """JoinService is offered to machines that have no certificate yet, at a port of its own.
+    """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.JoinService/Join',
+            netweft_dot_controller_dot_v1_dot_host__pb2.JoinRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.JoinResponse.FromString,
             options,
             channel_credentials,
             insecure,

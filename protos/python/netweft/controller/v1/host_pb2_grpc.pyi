@@ -48,7 +48,17 @@ class HostServiceStub:
     ListHosts: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListHostsRequest, _host_pb2.ListHostsResponse]
     """List hosts by name, paged."""
     DeleteHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.DeleteHostRequest, _host_pb2.DeleteHostResponse]
-    """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record)."""
+    """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record).
+    Its certificate is worth nothing from then on. An agent may delete its own host, to leave the cluster.
+    """
+    CordonHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.CordonHostRequest, _host_pb2.CordonHostResponse]
+    """Let a host take new endpoints, or no longer; what is on it stays. Idempotent."""
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.DrainHostRequest, _host_pb2.DrainHostResponse]
+    """Cordon a host, then detach its endpoints and delete its sandboxes. Idempotent; each endpoint is as after Detach."""
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_host_pb2.CreateJoinTokenRequest, _host_pb2.CreateJoinTokenResponse]
+    """Make a pending host and the token by which one machine becomes it. FAILED_PRECONDITION without an authority."""
+    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_host_pb2.RenewCertificateRequest, _host_pb2.RenewCertificateResponse]
+    """Issue the next certificate of the calling agent's host."""
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
@@ -70,7 +80,17 @@ class HostServiceAsyncStub(HostServiceStub):
     ListHosts: _aio.UnaryUnaryMultiCallable[_host_pb2.ListHostsRequest, _host_pb2.ListHostsResponse]  # type: ignore[assignment]
     """List hosts by name, paged."""
     DeleteHost: _aio.UnaryUnaryMultiCallable[_host_pb2.DeleteHostRequest, _host_pb2.DeleteHostResponse]  # type: ignore[assignment]
-    """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record)."""
+    """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record).
+    Its certificate is worth nothing from then on. An agent may delete its own host, to leave the cluster.
+    """
+    CordonHost: _aio.UnaryUnaryMultiCallable[_host_pb2.CordonHostRequest, _host_pb2.CordonHostResponse]  # type: ignore[assignment]
+    """Let a host take new endpoints, or no longer; what is on it stays. Idempotent."""
+    DrainHost: _aio.UnaryUnaryMultiCallable[_host_pb2.DrainHostRequest, _host_pb2.DrainHostResponse]  # type: ignore[assignment]
+    """Cordon a host, then detach its endpoints and delete its sandboxes. Idempotent; each endpoint is as after Detach."""
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_host_pb2.CreateJoinTokenRequest, _host_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
+    """Make a pending host and the token by which one machine becomes it. FAILED_PRECONDITION without an authority."""
+    RenewCertificate: _aio.UnaryUnaryMultiCallable[_host_pb2.RenewCertificateRequest, _host_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Issue the next certificate of the calling agent's host."""
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     """HostService owns hosts. RegisterHost, ReportHost and WatchHost are the agents' side."""
@@ -125,6 +145,71 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.DeleteHostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.DeleteHostResponse, _abc.Awaitable[_host_pb2.DeleteHostResponse]]:
-        """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record)."""
+        """Forget a host; FAILED_PRECONDITION while it is ready or has sandboxes, unless force (they are deleted from the record).
+        Its certificate is worth nothing from then on. An agent may delete its own host, to leave the cluster.
+        """
+
+    @_abc_1.abstractmethod
+    def CordonHost(
+        self,
+        request: _host_pb2.CordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.CordonHostResponse, _abc.Awaitable[_host_pb2.CordonHostResponse]]:
+        """Let a host take new endpoints, or no longer; what is on it stays. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _host_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.DrainHostResponse, _abc.Awaitable[_host_pb2.DrainHostResponse]]:
+        """Cordon a host, then detach its endpoints and delete its sandboxes. Idempotent; each endpoint is as after Detach."""
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _host_pb2.CreateJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.CreateJoinTokenResponse, _abc.Awaitable[_host_pb2.CreateJoinTokenResponse]]:
+        """Make a pending host and the token by which one machine becomes it. FAILED_PRECONDITION without an authority."""
+
+    @_abc_1.abstractmethod
+    def RenewCertificate(
+        self,
+        request: _host_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RenewCertificateResponse, _abc.Awaitable[_host_pb2.RenewCertificateResponse]]:
+        """Issue the next certificate of the calling agent's host."""
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class JoinServiceStub:
+    """JoinService is offered to machines that have no certificate yet, at a port of its own."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> JoinServiceAsyncStub: ...
+    Join: _grpc.UnaryUnaryMultiCallable[_host_pb2.JoinRequest, _host_pb2.JoinResponse]
+    """Become the pending host that a token stands for. A token works once, until it expires."""
+
+@_typing.type_check_only
+class JoinServiceAsyncStub(JoinServiceStub):
+    """JoinService is offered to machines that have no certificate yet, at a port of its own."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Join: _aio.UnaryUnaryMultiCallable[_host_pb2.JoinRequest, _host_pb2.JoinResponse]  # type: ignore[assignment]
+    """Become the pending host that a token stands for. A token works once, until it expires."""
+
+class JoinServiceServicer(metaclass=_abc_1.ABCMeta):
+    """JoinService is offered to machines that have no certificate yet, at a port of its own."""
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request: _host_pb2.JoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.JoinResponse, _abc.Awaitable[_host_pb2.JoinResponse]]:
+        """Become the pending host that a token stands for. A token works once, until it expires."""
+
+def add_JoinServiceServicer_to_server(servicer: JoinServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

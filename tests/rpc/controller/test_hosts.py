@@ -1,0 +1,239 @@
+"""Hosts that are cordoned, drained, lost for good, and those that join by a token."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+
+import pytest
+from netweft.common.v1 import host_pb2 as common_host_pb2
+from netweft.controller.v1 import endpoint_pb2, host_pb2, sandbox_pb2
+from netweft_common import errors, identity, pki, status
+from netweft_common.identity import Identity, Role
+from netweft_controller.engine.admission import Admission
+
+pytestmark = pytest.mark.anyio
+
+NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
+
+
+async def cordon(face, cordoned=True):
+    return (await face.hosts.CordonHost(host_pb2.CordonHostRequest(host="h1", cordoned=cordoned))).host
+
+
+async def test_a_cordoned_host_keeps_what_it_has_and_takes_nothing_new(face, make_item):
+    await face.network()
+    await face.attach(make_item(name="old", container="c1"))
+    host = await cordon(face)
+
+    answers = await face.attach(
+        make_item(name="a", container="c1"), make_item(name="b", container="c2"), make_item(name="c", host="h2")
+    )
+
+    assert host.cordoned
+    refused = [status.from_item_status(one.status) for one in answers[:2]]
+    assert ["HOST_CORDONED"] * 2 == [one.reason for one in refused]
+    assert "c" == answers[2].endpoint.name
+    spec = endpoint_pb2.SandboxSpec(host="h1", container_id="c9")
+    with pytest.raises(errors.FailedPrecondition, match="cordoned"):
+        await face.sandboxes.CreateSandbox(sandbox_pb2.CreateSandboxRequest(sandbox=spec))
+    await cordon(face, cordoned=False)
+    (again,) = await face.attach(make_item(name="a", container="c1"))
+    assert "a" == again.endpoint.name
+
+
+async def test_an_agent_that_registers_again_is_cordoned_still(world, face):
+    await cordon(face)
+    host = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host
+
+    await face.hosts.RegisterHost(host_pb2.RegisterHostRequest(host=host))
+
+    assert (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.cordoned
+
+
+async def test_a_drained_host_has_nothing_left(world, face, make_item):
+    await face.network()
+    await face.attach(*(make_item(name=f"e{n}", container=f"c{n}") for n in range(3)), make_item(name="x", host="h2"))
+
+    first = await face.hosts.DrainHost(host_pb2.DrainHostRequest(host="h1"))
+    second = await face.hosts.DrainHost(host_pb2.DrainHostRequest(host="h1"))
+
+    assert (3, 3) == (first.detached_endpoints, first.deleted_sandboxes)
+    assert (0, 0) == (second.detached_endpoints, second.deleted_sandboxes)
+    assert first.host.cordoned
+    assert [] == world.agents["h1"].names("endpoint")
+    assert ["x"] == world.agents["h2"].names("endpoint")
+    assert 1 == len(world.ipam.endpoint_leases())
+
+
+async def test_a_host_that_is_lost_for_good_loses_its_endpoints_and_learns_it_when_it_returns(world, make_item):
+    face = await world.start_controller(host_grace=dt.timedelta(0), forsake_after=dt.timedelta(milliseconds=1))
+    await world.add_host(face, "h1", 1)
+    await face.network()
+    await face.attach(make_item(name="e"))
+    await face.settled()
+    world.agents["h1"].fail["Apply"] = errors.Unavailable("GONE", "it does not answer")
+
+    await face.controller.liveness.exchange()
+    await asyncio.sleep(0.01)
+    await face.controller.reconciler.settle()
+
+    assert {} == face.state.endpoints
+    assert {} == face.state.sandboxes
+    assert [] == world.ipam.endpoint_leases()
+    assert ["h1"] == [record.value.name for record in face.state.hosts.values()]
+    stream = face.host_streams.WatchHost(host_pb2.WatchHostRequest(host_id=f"{1:032x}"))
+    snapshot = await stream.read()
+    stream.cancel()
+    assert (True, []) == (snapshot.snapshot, list(snapshot.changes))
+
+
+# Tokens
+
+
+class Clock:
+    def __init__(self):
+        self.time = NOW
+
+    def now(self):
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def authority():
+    return pki.new_authority("test", now=NOW)
+
+
+@pytest.fixture
+def admission(face, authority, clock):
+    made = Admission(replica=face.controller.replica, authority=authority, life=dt.timedelta(days=7), now=clock.now)
+    face.controller.admission = made
+    return made
+
+
+def asked(request_id="r1"):
+    from netweft_controller.engine import requests  # noqa: PLC0415  # short way to a request
+
+    return requests.request("CreateJoinToken", request_id, b"")
+
+
+async def test_a_machine_becomes_the_host_of_its_token_once(face, admission, authority):
+    token, pending = await admission.create_token(asked(), "h9", 0)
+    _, request = pki.new_request()
+
+    certificate, name = await admission.join(token.host_id, token.secret, request, "whatever")
+
+    assert pending.value.is_pending
+    assert "h9" == name
+    assert not face.state.hosts[token.host_id].value.is_pending
+    assert (NOW - pki.SKEW, NOW + dt.timedelta(days=7)) == pki.validity(certificate)
+    with pytest.raises(errors.Unauthenticated, match="used up"):
+        await admission.join(token.host_id, token.secret, request, "whatever")
+
+
+async def test_a_token_without_a_name_takes_the_machines(face, admission):
+    token, pending = await admission.create_token(asked(), "", 0)
+
+    _, name = await admission.join(token.host_id, token.secret, pki.new_request()[1], "machine")
+
+    assert pending.value.name.startswith("joining-")
+    assert "machine" == name
+    assert [token.host_id] == [id_ for known, id_ in face.state.host_ids_by_name.items() if known == "machine"]
+
+
+async def test_a_name_that_is_taken_leaves_the_token_good(face, admission):
+    token, _ = await admission.create_token(asked(), "", 0)
+
+    with pytest.raises(errors.FailedPrecondition, match="h1"):
+        await admission.join(token.host_id, token.secret, pki.new_request()[1], "h1")
+
+    assert "h7" == (await admission.join(token.host_id, token.secret, pki.new_request()[1], "h7"))[1]
+
+
+async def test_the_same_request_again_gives_another_secret_for_the_same_host(admission):
+    first, _ = await admission.create_token(asked(), "h9", 0)
+    second, _ = await admission.create_token(asked(), "h9", 0)
+
+    assert first.host_id == second.host_id
+    with pytest.raises(errors.Unauthenticated):
+        await admission.join(first.host_id, first.secret, pki.new_request()[1], "")
+    await admission.join(second.host_id, second.secret, pki.new_request()[1], "")
+    with pytest.raises(errors.FailedPrecondition, match="has joined"):
+        await admission.create_token(asked(), "h9", 0)
+
+
+async def test_a_wrong_secret_and_an_unknown_host_are_refused_alike(admission):
+    token, _ = await admission.create_token(asked(), "h9", 0)
+
+    for host_id, secret in ((token.host_id, "wrong"), ("f" * 32, token.secret), ("", "")):
+        with pytest.raises(errors.Unauthenticated, match="unknown, used up or expired"):
+            await admission.join(host_id, secret, pki.new_request()[1], "")
+
+
+async def test_a_token_expires_and_its_host_goes(face, admission, clock):
+    token, _ = await admission.create_token(asked(), "h9", 60)
+    clock.time += dt.timedelta(seconds=61)
+
+    with pytest.raises(errors.Unauthenticated):
+        await admission.join(token.host_id, token.secret, pki.new_request()[1], "")
+    face.controller.reconciler._clock = clock.time.timestamp
+    await face.controller.reconciler.settle()
+
+    assert token.host_id not in face.state.hosts
+
+
+async def test_an_unusable_request_leaves_the_token_good(admission):
+    token, _ = await admission.create_token(asked(), "h9", 0)
+
+    with pytest.raises(errors.InvalidArgument):
+        await admission.join(token.host_id, token.secret, b"nothing", "")
+
+    await admission.join(token.host_id, token.secret, pki.new_request()[1], "")
+
+
+async def test_a_host_renews_its_own_certificate_and_nobody_elses(face, admission):
+    token, _ = await admission.create_token(asked(), "h9", 0)
+    await admission.join(token.host_id, token.secret, pki.new_request()[1], "")
+    agent = Identity(role=Role.AGENT, name=token.host_id)
+
+    assert pki.validity(admission.renew(agent, pki.new_request()[1]))
+    for nobody in (Identity(role=Role.CLIENT, name=token.host_id), Identity(role=Role.AGENT, name="f" * 32)):
+        with pytest.raises(errors.PermissionDenied):
+            admission.renew(nobody, pki.new_request()[1])
+
+
+async def test_the_certificate_of_a_deleted_host_is_worth_nothing(face, admission):
+    token, _ = await admission.create_token(asked(), "h9", 0)
+    await admission.join(token.host_id, token.secret, pki.new_request()[1], "")
+    agent = Identity(role=Role.AGENT, name=token.host_id)
+    admission.admit(agent)
+
+    await face.hosts.DeleteHost(host_pb2.DeleteHostRequest(host="h9"))
+
+    with pytest.raises(errors.Unauthenticated, match="deleted"):
+        admission.admit(agent)
+    admission.admit(Identity(role=Role.CLIENT, name="somebody"))
+
+
+async def test_without_an_authority_nobody_joins_and_every_certificate_is_admitted(face):
+    with pytest.raises(errors.FailedPrecondition, match="signs no certificates"):
+        await face.hosts.CreateJoinToken(host_pb2.CreateJoinTokenRequest())
+
+    face.controller.admission.admit(Identity(role=Role.AGENT, name="f" * 32))
+
+
+async def test_a_pending_host_is_shown_as_one(face, authority, world):
+    face.controller.admission._authority = authority
+    answer = await face.hosts.CreateJoinToken(host_pb2.CreateJoinTokenRequest(host_name="h9", ttl_seconds=60))
+
+    found = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h9"))).host
+
+    assert common_host_pb2.HOST_STATE_PENDING == found.state
+    assert answer.host.token_expire_time == found.token_expire_time
+    assert pki.read_token(answer.token).host_id == found.id
+    assert identity.current().role is Role.LOCAL
