@@ -38,6 +38,8 @@ Item = TypeVar("Item")
 Position = TypeVar("Position")
 
 DEFAULT_TIMEOUT_S = 30.0
+ATTEMPT_S = 10.0
+"""How long one of several targets is waited for before the next one is asked the same."""
 BATCH_LIMIT = 1024  # items of one AttachEndpoints or DetachEndpoints
 
 
@@ -47,6 +49,11 @@ class Connection(Protocol):
     @property
     def channel(self) -> Any:
         """What stubs are made on."""
+        ...
+
+    @property
+    def has_others(self) -> bool:
+        """Whether another target may answer what this one does not; a call that fails so goes to the next one."""
         ...
 
     async def call(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None = None) -> Any:
@@ -69,7 +76,7 @@ class AsyncClient:
     yours, even from another process, the same call; else each call makes one.
 
     Args:
-        target: Controller: `unix:/path` or `host:port`; None: `discovery.targets()`.
+        target: Controller: `unix:/path` or `host:port`, several by comma; None: `discovery.targets()`.
         ipam_target: IPAM, for pools and leases; None: `discovery.targets()`.
         tls_files: For TCP beyond loopback; None: `discovery.tls_files()`.
         timeout_s: For calls that name none, retries included.
@@ -194,7 +201,30 @@ class AsyncClient:
             network=convert.answer(convert.network, response.network),
             endpoint_count=response.endpoint_count,
             host_ids=tuple(response.host_ids),
+            behind_host_ids=tuple(item.host_id for item in response.hosts if item.behind),
         )
+
+    async def wait_network(
+        self, network: str, *, revision: int = 0, wait_s: float = 10.0, timeout_s: float | None = None
+    ) -> tuple[str, ...]:
+        """Wait until the kernels of all hosts of a network have what was changed of it.
+
+        Args:
+            network: By id, name or unique id prefix.
+            revision: For example that of an endpoint; 0: the network's last change.
+            wait_s: Longest wait.
+            timeout_s: Of the call; longer than `wait_s`.
+
+        Returns:
+            Ids of the hosts that are behind still; none: all have it.
+
+        Raises:
+            NotFound: There is no such network.
+        """
+        request = network_pb2.WaitNetworkRequest(network=network, revision=revision, timeout_ms=round(wait_s * 1e3))
+        limit_s = max(wait_s + 1.0, self._timeout_s) if timeout_s is None else timeout_s
+        response = await self._call(self._networks.WaitNetwork, request, limit_s)
+        return tuple(response.behind_host_ids)
 
     async def list_networks(
         self, *filters: str, page_size: int = 0, timeout_s: float | None = None
@@ -865,6 +895,8 @@ class AsyncClient:
         for delay_s in backoff.delays():
             try:
                 left_s = max(0.0, ends_at - self._clock.monotonic())
+                if connection.has_others:
+                    left_s = min(left_s, ATTEMPT_S)
                 response: Response = await connection.call(method, request, timeout_s=left_s)
             except errors.Unavailable as error:
                 # A server that answered knows when it will be back; gRPC's own failure to connect knows nothing.

@@ -151,11 +151,16 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkDetails:
-    """A network and who uses it."""
+    """A network and who uses it.
+
+    Attributes:
+        behind_host_ids: Those of the hosts whose kernels do not have all of it yet, as far as is known.
+    """
 
     network: Network
     endpoint_count: int
     host_ids: tuple[str, ...]
+    behind_host_ids: tuple[str, ...] = ()
 
 
 # Endpoints

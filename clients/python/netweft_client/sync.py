@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
-from netweft_common import client, status, tls
+from netweft_common import client, status, switching, tls
 
 from netweft_client.aio import DEFAULT_TIMEOUT_S, AsyncClient
 
@@ -116,6 +116,7 @@ class Client:
     create_network = _call(AsyncClient.create_network)
     get_network = _call(AsyncClient.get_network)
     list_networks = _iterate(AsyncClient.list_networks)
+    wait_network = _call(AsyncClient.wait_network)
     delete_network = _call(AsyncClient.delete_network)
     create_endpoint = _call(AsyncClient.create_endpoint)
     get_endpoint = _call(AsyncClient.get_endpoint)
@@ -172,17 +173,28 @@ class _BlockingConnection:
 
     def __init__(self, target: str, tls_files: tls.TlsFiles | None) -> None:
         self._target = target
-        self.channel = client.open_blocking_channel(target, tls_files=tls_files)
+        self.channel = switching.SwitchingChannel(
+            client.split(target),
+            tls_files,
+            make=lambda one: client.open_blocking_channel(one, tls_files=tls_files),
+            discard=lambda old: old.close(),
+        )
+
+    @property
+    def has_others(self) -> bool:
+        return self.channel.has_others
 
     async def call(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None = None) -> Any:
+        generation = self.channel.generation
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise self._translate(error, method) from error
+            raise self._translate(error, method, generation) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             raise client.closed(self._target, method) from error
 
     async def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        generation = self.channel.generation
         try:
             responses = method(request)
         except ValueError as error:
@@ -191,12 +203,15 @@ class _BlockingConnection:
             for response in responses:
                 yield response
         except grpc.RpcError as error:
-            raise self._translate(error, method) from error
+            raise self._translate(error, method, generation) from error
         finally:
             responses.cancel()
 
     async def close(self) -> None:
-        self.channel.close()
+        self.channel.current.close()
 
-    def _translate(self, error: grpc.RpcError, method: object) -> Exception:
-        return status.from_rpc_error(error, target=self._target, method=client.method_name(method))
+    def _translate(self, error: grpc.RpcError, method: object, generation: int) -> Exception:
+        known = status.from_rpc_error(error, target=self._target, method=client.method_name(method))
+        if known.reason in client.SILENT:
+            self.channel.turn(generation)
+        return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import json
@@ -13,7 +14,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc import aio
 
-from netweft_common import deadline, errors, exchange, listen, renewing, status, tls
+from netweft_common import deadline, errors, exchange, listen, status, switching, tls
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -36,6 +37,15 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+
+
+SILENT = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING"})
+"""Reasons why another target is worth a try: this one said nothing, or is going down."""
+
+
+def split(target: str) -> list[str]:
+    """Return the targets of a text: one, or several by comma."""
+    return [one for part in target.split(",") if (one := part.strip())] or [target]
 
 
 def open_channel(target: str, *, tls_files: tls.TlsFiles | None = None, retry: Iterable[str] = ()) -> aio.Channel:
@@ -121,7 +131,7 @@ class Connection:
     """A channel and the translation of its errors.
 
     Args:
-        target: `unix:/path` or `host:port`.
+        target: `unix:/path` or `host:port`; several by comma: when one does not answer the next one is called.
         tls_files: For TCP.
         retry: Methods that gRPC calls again on UNAVAILABLE, see `open_channel`.
         timeout: For calls that name none; a call made while an RPC is handled waits no longer than that RPC's caller.
@@ -138,13 +148,19 @@ class Connection:
         wait_for_ready: bool = False,
     ) -> None:
         self.target = target
+        targets = split(target)
         methods = tuple(retry)
 
-        def make() -> aio.Channel:
-            return open_channel(target, tls_files=tls_files, retry=methods)
+        def make(one: str) -> aio.Channel:
+            return open_channel(one, tls_files=tls_files, retry=methods)
 
-        over_tls = tls_files is not None and not target.startswith("unix:")
-        self.channel: Any = renewing.RenewingChannel(tls_files, make) if tls_files and over_tls else make()
+        over_tls = any(not one.startswith("unix:") for one in targets)
+        files = tls_files if over_tls else None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._switching: switching.SwitchingChannel | None = None
+        if len(targets) > 1 or files is not None:
+            self._switching = switching.SwitchingChannel(targets, files, make=make, discard=self._discard)
+        self.channel: Any = self._switching if self._switching is not None else make(target)
         self._timeout_s = timeout.total_seconds()
         self._wait_for_ready = wait_for_ready
         self._exchanges: list[exchange.Exchange] = []
@@ -178,7 +194,20 @@ class Connection:
         """Close the channel; calls in flight get the grace, or end at once."""
         for made in self._exchanges:
             made.close()
-        await self.channel.close(None if grace is None else grace.total_seconds())
+        for task in self._closing:
+            task.cancel()
+        current = self.channel if self._switching is None else self._switching.current
+        await current.close(None if grace is None else grace.total_seconds())
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are several targets, so that another one may answer what this one does not."""
+        return self._switching is not None and self._switching.has_others
+
+    def _discard(self, channel: aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close(switching.GRACE_S), name="close old channel")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def call(
         self,
@@ -199,6 +228,23 @@ class Connection:
         Raises:
             NetweftError: What the server said; Unavailable when it said nothing or not in time.
         """
+        if self._switching is None or not self._switching.has_others:
+            return await self._call(method, request, timeout_s, wait_for_ready)
+        generation = self._switching.generation
+        try:
+            return await self._call(method, request, timeout_s, wait_for_ready)
+        except errors.Unavailable as error:
+            if error.reason in SILENT:
+                self._switching.turn(generation)
+            raise
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[Response]],
+        request: Any,
+        timeout_s: float | None,
+        wait_for_ready: bool | None,
+    ) -> Response:
         remaining_s = deadline.remaining_s(self._timeout_s if timeout_s is None else timeout_s)
         if self._over_stream:
             name = method_name(method)
@@ -243,6 +289,7 @@ class Connection:
         Raises:
             NetweftError: As `call`, also in the middle of the stream.
         """
+        generation = self._switching.generation if self._switching is not None else 0
         try:
             call = method(
                 request,
@@ -255,7 +302,10 @@ class Connection:
             finally:
                 call.cancel()
         except aio.AioRpcError as error:
-            raise status.from_rpc_error(error, target=self.target, method=method_name(method)) from error
+            known = status.from_rpc_error(error, target=self.target, method=method_name(method))
+            if self._switching is not None and known.reason in SILENT:
+                self._switching.turn(generation)
+            raise known from error
         except aio.UsageError as error:
             raise closed(self.target, method) from error
 

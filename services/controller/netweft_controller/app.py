@@ -21,6 +21,7 @@ from netweft_controller.engine.hosts import HostEngine
 from netweft_controller.engine.joining import Joiner
 from netweft_controller.engine.liveness import Liveness
 from netweft_controller.engine.networks import NetworkEngine
+from netweft_controller.engine.progress import Progress
 from netweft_controller.engine.reconcile import Reconciler, Timing
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.sandboxes import SandboxEngine
@@ -82,6 +83,7 @@ class Controller:
         self.agents = Agents(tls_files=tls_files, timeout=config.agent_timeout)
         self.settler = Settler(self.replica)
         self.liveness = Liveness(store, grace=config.host_grace)
+        self.progress = Progress(self.replica, self.liveness)
         self.watches = HostWatches(self.replica)
         self.remover = Remover(replica=self.replica, ipam=self.ipam, agents=self.agents, watches=self.watches)
         self.joiner = Joiner(
@@ -153,7 +155,8 @@ class Controller:
     def add_to(self, grpc_server: server.Server) -> None:
         """Offer the services on a server."""
         grpc_server.add(
-            network_pb2_grpc.add_NetworkServiceServicer_to_server, NetworkService(self.replica, self.networks)
+            network_pb2_grpc.add_NetworkServiceServicer_to_server,
+            NetworkService(self.replica, self.networks, self.progress),
         )
         grpc_server.add(
             endpoint_pb2_grpc.add_EndpointServiceServicer_to_server,

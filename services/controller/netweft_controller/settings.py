@@ -19,7 +19,7 @@ class Settings(settings.ServiceSettings):
             secret=True,
         )
     )
-    ipam_target: str = dataclasses.field(metadata=settings.about("gRPC target of the IPAM service."))
+    ipam_target: str = dataclasses.field(metadata=settings.about("gRPC target of the IPAM service; several by comma."))
     cluster: str = dataclasses.field(
         default="netweft",
         metadata=settings.about("Prefix of all keys in the store; controllers with the same one are one cluster."),

@@ -14,7 +14,8 @@ class AgentSettings(settings.ServiceSettings):
     """Settings of netweft-agent."""
 
     controller: str = field(
-        default="", metadata=settings.about("Controller's target, unix:/path or host:port; empty: work alone.")
+        default="",
+        metadata=settings.about("Controllers: unix:/path or host:port, several by comma; empty: work alone."),
     )
     ipam: tuple[str, ...] = field(
         default=(),

@@ -267,13 +267,15 @@ async def test_of_commits_on_one_version_exactly_one_is_done(store):
 
 async def test_heartbeats_are_kept_by_host_at_the_stores_time(store):
     await store.open()
-    first = await store.beat(["h1", "h2"])
+    first = await store.beat({"h1": 7, "h2": 0})
     await store.forget_heartbeat("h2")
 
-    second = await store.beat([])
+    second = await store.beat({})
 
     assert {"h1": first.now_ms, "h2": first.now_ms} == first.last_ms
+    assert {"h1": 7, "h2": 0} == first.revisions
     assert {"h1": first.now_ms} == second.last_ms
+    assert {"h1": 7} == second.revisions
     assert second.now_ms >= first.now_ms
 
 

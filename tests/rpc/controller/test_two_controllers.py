@@ -234,3 +234,29 @@ async def test_an_attach_that_joins_a_sandbox_of_the_other_controllers_attach(fa
     )
 
     assert 0 == result.status.code, result.status
+
+
+async def test_what_one_has_just_made_the_other_does_not_take_for_gone(world, faces, make_item, monkeypatch):
+    one, two = faces
+    await one.network()
+    await in_step(*faces)
+    tail, read_on = two.controller.replica.store.tail, asyncio.Event()
+
+    async def late(*arguments, **options):
+        found = await tail(*arguments, **options)
+        await read_on.wait()
+        return found
+
+    monkeypatch.setattr(two.controller.replica.store, "tail", late)
+    await one.attach(make_item(name="web"))
+    detaching = asyncio.create_task(two.detach("web", network="front"))
+    await asyncio.sleep(0.1)
+    waited = not detaching.done()
+    read_on.set()
+
+    (answer,) = await detaching
+
+    assert waited
+    assert 0 == answer.code
+    await in_step(*faces)
+    assert {} == one.state.endpoints

@@ -20,6 +20,7 @@ class Store:
     def __init__(self):
         self.now_s = 1000.0
         self.last_ms = {}
+        self.revisions = {}
         self.is_away = False
 
     async def beat(self, hosts):
@@ -27,7 +28,8 @@ class Store:
             raise errors.Unavailable("AWAY", "away")
         now_ms = int(self.now_s * 1000)
         self.last_ms |= dict.fromkeys(hosts, now_ms)
-        return Heartbeats(now_ms=now_ms, last_ms=dict(self.last_ms))
+        self.revisions |= hosts
+        return Heartbeats(now_ms=now_ms, last_ms=dict(self.last_ms), revisions=dict(self.revisions))
 
     def monotonic(self):
         return self.now_s
@@ -77,3 +79,25 @@ async def test_silence_while_the_store_was_away_counts_for_nothing(store, livene
     store.now_s += 20
 
     assert (0.0, 20.0) == (away_s, liveness.lost_for_s(HOST))
+
+
+async def test_the_revision_of_a_host_is_known_to_whoever_reads_the_store(store, liveness):
+    other = Liveness(store, grace=dt.timedelta(seconds=15), monotonic=store.monotonic)
+    liveness.beat(HOST, 7)
+    await liveness.exchange()
+
+    await other.exchange()
+
+    assert (7, 7, 0) == (liveness.revision(HOST), other.revision(HOST), other.revision("2" * 32))
+
+
+async def test_what_a_host_says_here_is_not_overwritten_by_what_it_said_before(store, liveness):
+    liveness.beat(HOST, 7)
+    await liveness.exchange()
+    liveness.beat(HOST, 9)
+    await liveness.exchange()
+    liveness.beat(HOST)
+
+    await liveness.exchange()
+
+    assert 9 == liveness.revision(HOST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from netweft_common import errors
 
 from netweft_cli import ipamflags, options, output
 from netweft_cli.commands import common
@@ -113,6 +114,28 @@ def rm(
     """Remove networks that have no endpoints, and print their names."""
     with options.connect(target, timeout) as client:
         common.each(names, lambda name: client.delete_network(name, request_id=request_id))
+
+
+@app.command("wait")
+def wait(
+    names: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Id, name or unique id prefix.")],
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Wait until the kernels of all hosts of a network have what was changed of it."""
+
+    def one(name: str) -> None:
+        behind = client.wait_network(name, wait_s=timeout, timeout_s=timeout + 1)
+        if behind:
+            known = common.host_names(client)
+            raise errors.Unavailable(
+                "HOSTS_BEHIND",
+                f"network {name}: {', '.join(known.get(host, host) for host in behind)} did not follow within"
+                f" {timeout:g} s; see `netweft host ls`",
+            )
+
+    with options.connect(target, timeout) as client:
+        common.each(names, one)
 
 
 def _columns(hosts: dict[str, str]) -> list[output.Column]:

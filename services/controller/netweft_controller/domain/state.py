@@ -81,8 +81,14 @@ class State:
         self._presence: dict[str, dict[str, Presence]] = {}
         self._hosts_of_network: dict[str, set[str]] = {}
         self._unsettled: dict[tuple[Kind, str], None] = {}
+        # Network id -> revision of the last change that its hosts must follow.
+        self._network_revisions: dict[str, int] = {}
 
     # Reading
+
+    def network_revision(self, network_id: str) -> int:
+        """Return the revision that hosts of a network must have followed to have all of it."""
+        return self._network_revisions.get(network_id, 0)
 
     def record(self, kind: Kind, id_: str) -> commits.AnyRecord | None:
         """Return an object of any kind, or None."""
@@ -182,6 +188,8 @@ class State:
         for networks in self._presence.values():
             for network_id, presence in networks.items():
                 networks[network_id] = Presence(presence.active, self.revision)
+        # What was deleted before the load, nobody knows any more.
+        self._network_revisions = dict.fromkeys(self.networks, self.revision)
 
     def apply(self, entry: commits.Entry) -> list[Delta]:
         """Take over a log entry; what a record already has is skipped. Returns what changed."""
@@ -197,6 +205,12 @@ class State:
             if before is None and after is None:
                 continue
             self._replace(write.kind, value.id, after, entry.revision)
+            if isinstance(value, Endpoint):
+                self._network_revisions[value.network_id] = entry.revision
+            elif isinstance(value, Network):
+                self._network_revisions[value.id] = entry.revision
+                if after is None:
+                    del self._network_revisions[value.id]
             deltas.append(Delta(write.kind, value.id, before, after))
         self.revision = max(self.revision, entry.revision)
         return deltas

@@ -55,6 +55,7 @@ class Detach:
         # What the last decision chose, and why not.
         self._chosen: dict[int, str] = {}
         self._sandbox_ids: set[str] = set()
+        self._is_sure = True
         self._results: dict[int, errors.NetweftError] = {}
 
     async def run(self) -> list[errors.NetweftError | None]:
@@ -67,7 +68,7 @@ class Detach:
             outcome = await self._replica.decide(self._decide)
             if isinstance(outcome, commits.Replayed):
                 self._recall(outcome.request)
-            elif self._results and not self._looked_up:
+            elif not self._looked_up and (self._results or not self._is_sure):
                 # What cannot be now may have been done by an earlier try, or may be by what is not known here yet.
                 self._recall(await self._replica.find_request(self._request.key))
             else:
@@ -85,6 +86,7 @@ class Detach:
 
     def _decide(self, state: State) -> commits.Commit | None:
         self._chosen, self._sandbox_ids, self._results = {}, set(), {}
+        self._is_sure = True
         for index, word in enumerate(self._words):
             done = self._done[index]
             if done is not None:
@@ -95,8 +97,12 @@ class Detach:
             except errors.NetweftError as error:
                 self._results[index] = error
             else:
+                # Another controller may have made it a moment ago, and told so.
+                self._is_sure = self._is_sure and (bool(endpoint_id) or self._looked_up)
                 # Remembered also where it is not there: a retry must not take away what gets its name meanwhile.
                 self._choose(state, index, endpoint_id, word)
+        if not self._is_sure:
+            return None
         items = tuple(
             Done(id=self._chosen[index], told=True) if index in self._chosen else None
             for index in range(len(self._words))

@@ -97,8 +97,14 @@ class HostEngine:
         await self._agents.retain(record.value for record in state.hosts.values())
         return state.hosts[host.id]
 
-    def report(self, host_id: str, statuses: Sequence[Status], *, full: bool) -> bool:
+    def report(self, host_id: str, statuses: Sequence[Status], *, full: bool, revision: int = 0) -> bool:
         """Take note of a heartbeat; returns whether the next one should say everything.
+
+        Args:
+            host_id: The host.
+            statuses: Objects whose state has changed.
+            full: They are all.
+            revision: Up to which the host's kernel follows the intent.
 
         Raises:
             NotFound: The host is not registered.
@@ -106,7 +112,7 @@ class HostEngine:
         state = self._replica.state
         if host_id not in state.hosts:
             raise errors.NotFound("HOST_NOT_FOUND", f"host {host_id} is not registered; register it", host=host_id)
-        self._liveness.beat(host_id)
+        self._liveness.beat(host_id, revision)
         self._settler.confirm(confirmations(state, host_id, statuses))
         if full:
             self._heard_in_full[host_id] = state.store_id

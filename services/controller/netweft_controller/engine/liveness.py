@@ -33,16 +33,24 @@ class Liveness:
         self._grace_s = grace.total_seconds()
         self._monotonic = monotonic
         self._unwritten: set[str] = set()
+        # Revision that each host's kernel follows, as it said last, here or anywhere.
+        self._revisions: dict[str, int] = {}
         # When each host was heard of last: by our clock, which measures, and by the store's, which is shown.
         self._heard_s: dict[str, float] = {}
         self._shown_ms: dict[str, int] = {}
         # Since when heartbeats were exchanged without a gap; None: they are not.
         self._exchanging_since_s: float | None = None
 
-    def beat(self, host_id: str) -> None:
-        """Take note of a heartbeat."""
+    def beat(self, host_id: str, revision: int = 0) -> None:
+        """Take note of a heartbeat, and of the revision that the host's kernel follows; 0: it did not say."""
         self._heard_s[host_id] = self._monotonic()
         self._unwritten.add(host_id)
+        if revision:
+            self._revisions[host_id] = revision
+
+    def revision(self, host_id: str) -> int:
+        """Return the revision up to which a host's kernel follows the intent, as far as it is known."""
+        return self._revisions.get(host_id, 0)
 
     def state(self, host_id: str) -> HostState:
         """Return whether a host lives."""
@@ -73,7 +81,7 @@ class Liveness:
         """
         hosts = list(self._unwritten)
         try:
-            beats = await self._store.beat(hosts)
+            beats = await self._store.beat({host_id: self.revision(host_id) for host_id in hosts})
         except errors.NetweftError:
             self._exchanging_since_s = None
             raise
@@ -82,6 +90,10 @@ class Liveness:
         if self._exchanging_since_s is None:
             self._exchanging_since_s = now_s
         self._shown_ms = dict(beats.last_ms)
+        for host_id, revision in beats.revisions.items():
+            # A host that has another store's revisions says so here before it is read from there.
+            if host_id not in self._unwritten and host_id not in hosts:
+                self._revisions[host_id] = revision
         for host_id, last_ms in beats.last_ms.items():
             heard_s = now_s - (beats.now_ms - last_ms) / 1000
             self._heard_s[host_id] = max(heard_s, self._heard_s.get(host_id, heard_s))
@@ -94,6 +106,7 @@ class Liveness:
         """
         self._unwritten.discard(host_id)
         self._heard_s.pop(host_id, None)
+        self._revisions.pop(host_id, None)
         await self._store.forget_heartbeat(host_id)
 
     async def run(self) -> None:

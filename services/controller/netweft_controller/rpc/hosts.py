@@ -72,7 +72,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         del context
         self._require_self(request.host_id)
         statuses = [one for message in request.statuses if (one := wire.status_from(message)) is not None]
-        want_full = self._hosts.report(request.host_id, statuses, full=request.full)
+        want_full = self._hosts.report(request.host_id, statuses, full=request.full, revision=request.applied_revision)
         return host_pb2.ReportHostResponse(want_full=want_full)
 
     async def WatchHost(

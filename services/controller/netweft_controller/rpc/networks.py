@@ -10,6 +10,7 @@ from netweft.controller.v1 import network_pb2, network_pb2_grpc
 
 from netweft_controller.clients import wire
 from netweft_controller.domain import filters, names
+from netweft_controller.engine import progress
 from netweft_controller.engine.networks import NetworkEngine
 from netweft_controller.rpc import convert
 from netweft_controller.sync.replica import Replica
@@ -21,10 +22,12 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
     Args:
         replica: What is read.
         networks: What is done.
+        progress_: How far hosts are.
     """
 
-    def __init__(self, replica: Replica, networks: NetworkEngine) -> None:
+    def __init__(self, replica: Replica, networks: NetworkEngine, progress_: progress.Progress) -> None:
         self._replica = replica
+        self._progress = progress_
         self._networks = networks
 
     async def CreateNetwork(
@@ -49,7 +52,22 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
             network=wire.network(record),
             endpoint_count=state.endpoint_count(record.value.id),
             host_ids=sorted(state.hosts_with(record.value.id)),
+            hosts=[
+                network_pb2.HostProgress(host_id=one.host_id, applied_revision=one.revision, behind=one.is_behind)
+                for one in self._progress.of(record.value.id)
+            ],
+            revision=state.network_revision(record.value.id),
         )
+
+    async def WaitNetwork(
+        self, request: network_pb2.WaitNetworkRequest, context: Any
+    ) -> network_pb2.WaitNetworkResponse:
+        """Wait until hosts follow a revision of a network."""
+        del context
+        network_id = names.get_network(self._replica.state, request.network).value.id
+        timeout_s = request.timeout_ms / 1e3 if request.timeout_ms else progress.WAIT_S
+        revision, behind = await self._progress.wait(network_id, request.revision, timeout_s)
+        return network_pb2.WaitNetworkResponse(revision=revision, behind_host_ids=behind)
 
     async def ListNetworks(
         self, request: network_pb2.ListNetworksRequest, context: Any

@@ -33,7 +33,7 @@ class MemoryStore:
         self._claims: dict[str, str] = {}
         self._requests: dict[str, bytes] = {}
         self._log: list[tuple[int, int, bytes]] = []
-        self._heartbeats: dict[str, int] = {}
+        self._heartbeats: dict[str, tuple[int, int]] = {}
         self._changed = asyncio.Event()
 
     async def open(self, *, store_id: str = "", seen_revision: int = 0) -> protocol.Identity:
@@ -103,11 +103,15 @@ class MemoryStore:
         """Return the claims whose name starts so, with their owners."""
         return {claim: owner for claim, owner in self._claims.items() if claim.startswith(prefix)}
 
-    async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
+    async def beat(self, revisions: Mapping[str, int]) -> protocol.Heartbeats:
         """Record heartbeats of hosts, and return those of all hosts."""
         now_ms = self._now_ms()
-        self._heartbeats.update(dict.fromkeys(host_ids, now_ms))
-        return protocol.Heartbeats(now_ms=now_ms, last_ms=dict(self._heartbeats))
+        self._heartbeats.update({host_id: (now_ms, revision) for host_id, revision in revisions.items()})
+        return protocol.Heartbeats(
+            now_ms=now_ms,
+            last_ms={host_id: last_ms for host_id, (last_ms, _) in self._heartbeats.items()},
+            revisions={host_id: revision for host_id, (_, revision) in self._heartbeats.items()},
+        )
 
     async def forget_heartbeat(self, host_id: str) -> None:
         """Drop a host's heartbeat."""

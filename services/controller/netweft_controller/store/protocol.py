@@ -58,10 +58,12 @@ class Heartbeats:
     Attributes:
         now_ms: The store's clock, in milliseconds since 1970.
         last_ms: Time of each host's last heartbeat, by host id, by the same clock.
+        revisions: Revision that each host's kernel followed then, by host id.
     """
 
     now_ms: int
     last_ms: Mapping[str, int]
+    revisions: Mapping[str, int]
 
 
 class Store(Protocol):
@@ -128,8 +130,12 @@ class Store(Protocol):
         """Return the claims whose name starts so, with their owners; reads all claims, so not for busy paths."""
         ...
 
-    async def beat(self, host_ids: Sequence[str]) -> Heartbeats:
-        """Record heartbeats of hosts at the store's present time, and return those of all hosts."""
+    async def beat(self, revisions: Mapping[str, int]) -> Heartbeats:
+        """Record heartbeats of hosts at the store's present time, and return those of all hosts.
+
+        Args:
+            revisions: Revision that each host's kernel follows, by host id.
+        """
         ...
 
     async def forget_heartbeat(self, host_id: str) -> None:

@@ -10,7 +10,7 @@ Keys, all under one hash tag so that a cluster keeps them on one shard:
     {prefix}:log          stream, id <revision>-0: t time in ms, w the writes as MessagePack
     {prefix}:log-marks    list of revisions at which the log may be cut
     {prefix}:request:<id> what is remembered of a request, with a time to live
-    {prefix}:heartbeats   hash, host id -> time in ms
+    {prefix}:heartbeats   hash, host id -> time in ms and revision
 
 Durability is the server's append-only file: `appendfsync always` loses nothing at a power cut, `everysec` nothing when
 the process dies. Reads that build state (`load`) are not atomic; the log makes them so, see `protocol.Loaded`.
@@ -207,11 +207,17 @@ class RedisStore:
             if cursor == b"0":
                 return found
 
-    async def beat(self, host_ids: Sequence[str]) -> protocol.Heartbeats:
+    async def beat(self, revisions: Mapping[str, int]) -> protocol.Heartbeats:
         """Record heartbeats of hosts, and return those of all hosts."""
-        now_ms, pairs = await self._run(_BEAT, (self._heartbeats,), tuple(host_ids))
-        last_ms = {pairs[i].decode(): int(pairs[i + 1]) for i in range(0, len(pairs), 2)}
-        return protocol.Heartbeats(now_ms=int(now_ms), last_ms=last_ms)
+        arguments = tuple(word for pair in revisions.items() for word in pair)
+        now_ms, pairs = await self._run(_BEAT, (self._heartbeats,), arguments)
+        found = {pairs[i].decode(): pairs[i + 1].partition(b" ") for i in range(0, len(pairs), 2)}
+        return protocol.Heartbeats(
+            now_ms=int(now_ms),
+            last_ms={host_id: int(time_ms) for host_id, (time_ms, _, _) in found.items()},
+            # Controllers before 0.2 wrote the time alone.
+            revisions={host_id: int(revision or 0) for host_id, (_, _, revision) in found.items()},
+        )
 
     async def forget_heartbeat(self, host_id: str) -> None:
         """Drop a host's heartbeat."""

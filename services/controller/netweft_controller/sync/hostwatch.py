@@ -22,6 +22,8 @@ NOTES_MAX = 262_144
 BOOKMARK_S = 15.0
 COALESCE_S = 0.01
 """How long changes gather before they are sent: what a call applies directly does not wait for this."""
+ACK_S = 1.0
+"""How soon after a change that concerns a host its stream says how far it has come, so that the host can say so."""
 HOLD_S = 0.05
 """How long a change of the host's own sandboxes waits for the call that applies it directly."""
 
@@ -50,6 +52,7 @@ class _Watch:
         self.wake = asyncio.Event()
         self.restart = False
         self._due_s = 0.0
+        self._ack_due_s: float | None = None
 
     @property
     def is_overrun(self) -> bool:
@@ -60,6 +63,8 @@ class _Watch:
         """Take note that objects have changed at a revision."""
         if not self.own:
             self._due_s = now_s + HOLD_S
+        if self._ack_due_s is None:
+            self._ack_due_s = now_s + ACK_S
         for key in keys:
             (self.peers if key[0] is changes.HostKind.PEER else self.own)[key] = revision
             if key[0] is changes.HostKind.NETWORK:
@@ -84,10 +89,20 @@ class _Watch:
 
     def wait_s(self, now_s: float) -> float:
         """Return how long to wait for news, in seconds: until what is held back is due, if anything is."""
-        return max(0.0, self._due_s - now_s) if self.own else BOOKMARK_S
+        ack_s = BOOKMARK_S if self._ack_due_s is None else max(0.0, self._ack_due_s - now_s)
+        return max(0.0, self._due_s - now_s) if self.own else ack_s
+
+    def owes_position(self, now_s: float) -> bool:
+        """Return whether the host is to be told how far it has come, though there is nothing else to tell."""
+        return self._ack_due_s is not None and now_s >= self._ack_due_s and not self.own and not self.peers
+
+    def positioned(self) -> None:
+        """Take note that the host was told how far it has come."""
+        self._ack_due_s = None
 
     def clear(self) -> None:
         """Forget all notes: everything is being told."""
+        self._ack_due_s = None
         self.own.clear()
         self.peers.clear()
 
@@ -182,9 +197,15 @@ class HostWatches:
                 return self._snapshot(host_id, watch)
             state = self._replica.state
             if keys := watch.take(now_s()):
+                if not watch.own:
+                    watch.positioned()
                 # What is held back has not been sent: the host is not past it.
                 reached = min(watch.own.values(), default=state.revision + 1) - 1
                 return self._batches(changes.resolve(state, host_id, keys), state.store_id, sent, max(sent, reached))
+            if watch.owes_position(now_s()):
+                watch.positioned()
+                if state.revision > sent:
+                    return [Batch(changes=(), revision=state.revision, store_id=state.store_id)]
             if now_s() >= silent_until_s:
                 # So that a resume after a long silence is not older than the log.
                 moved = state.revision > sent and not watch.own

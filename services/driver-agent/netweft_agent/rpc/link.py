@@ -26,6 +26,8 @@ from netweft_agent.rpc.leases import LeaseKeeper
 
 log = structlog.get_logger(__name__)
 
+ACK_PART = 5
+"""A host that has come further says so after this part of the report interval, at the soonest."""
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 
@@ -49,6 +51,7 @@ class Link:
         self._engine = engine
         self._host = host
         self._full_report = True
+        self._further = asyncio.Event()
         self._delay_s = FIRST_RETRY_S
         self._tried = asyncio.Event()
 
@@ -92,7 +95,8 @@ class Link:
         snapshot: list[Change] = []
         whole = True
         async for message in self._connection.stream(self._stub.WatchHost, request):
-            same_store = message.store_id == self._engine.position.store_id
+            before = self._engine.position
+            same_store = message.store_id == before.store_id
             held = self._engine.store.objects.get if same_store else convert.nothing_held
             changes = _readable(message.changes, held)
             reached = Position(store_id=message.store_id, revision=message.revision)
@@ -106,6 +110,8 @@ class Link:
                 elif message.snapshot_end:
                     # Without knowing all that there shall be, nothing may be taken for gone.
                     await self._engine.apply(snapshot, reached)
+            if self._engine.position != before:
+                self._further.set()
             self._delay_s = FIRST_RETRY_S
         raise errors.Unavailable("STREAM_ENDED", "the controller ended the host's stream; it is opened again")
 
@@ -114,6 +120,7 @@ class Link:
         while True:
             full = self._full_report
             self._full_report = False
+            self._further.clear()
             statuses = self._statuses(full=full)
             try:
                 answer = await self._connection.call(
@@ -130,7 +137,12 @@ class Link:
                 self._full_report = True
                 raise
             self._full_report = answer.want_full
-            await asyncio.sleep(0 if answer.want_full and not full else interval_s)
+            if answer.want_full and not full:
+                continue
+            await asyncio.sleep(interval_s / ACK_PART)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s * (1 - 1 / ACK_PART)):
+                    await self._further.wait()
 
     def _statuses(self, *, full: bool) -> list[Status]:
         """Return what is to be reported; a lost lease is told with each report, until it is none."""

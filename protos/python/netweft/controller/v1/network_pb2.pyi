@@ -194,8 +194,12 @@ class GetNetworkResponse(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     ENDPOINT_COUNT_FIELD_NUMBER: _builtins.int
     HOST_IDS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     endpoint_count: _builtins.int
     """Number of its endpoints. Since 0.1."""
+    revision: _builtins.int
+    """Revision that a host must have followed to have all of the network. Since 0.2."""
     @_builtins.property
     def network(self) -> _network_pb2.Network:
         """The network. Since 0.1."""
@@ -204,20 +208,114 @@ class GetNetworkResponse(_message.Message):
     def host_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Hosts that have endpoints of it, by id. Since 0.1."""
 
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostProgress]:
+        """How far each of these hosts has come, in the order of host_ids. Since 0.2."""
+
     def __init__(
         self,
         *,
         network: _network_pb2.Network | None = ...,
         endpoint_count: _builtins.int = ...,
         host_ids: _abc.Iterable[_builtins.str] | None = ...,
+        hosts: _abc.Iterable[Global___HostProgress] | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "host_ids", b"host_ids", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "host_ids", b"host_ids", "hosts", b"hosts", "network", b"network", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetNetworkResponse: _TypeAlias = GetNetworkResponse  # noqa: Y015
+
+@_typing.final
+class HostProgress(_message.Message):
+    """HostProgress is how far a host's kernel follows the intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    APPLIED_REVISION_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """Host id. Since 0.2."""
+    applied_revision: _builtins.int
+    """Revision up to which its kernel follows, as it said last. Since 0.2."""
+    behind: _builtins.bool
+    """True: something of the network is not in its kernel yet, as far as is known. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        applied_revision: _builtins.int = ...,
+        behind: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "behind", b"behind", "host_id", b"host_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostProgress: _TypeAlias = HostProgress  # noqa: Y015
+
+@_typing.final
+class WaitNetworkRequest(_message.Message):
+    """WaitNetworkRequest says what is waited for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """Id, name or unique id prefix. Since 0.2."""
+    revision: _builtins.int
+    """Revision that all hosts of the network are to have followed; 0: that of the network's last change. Since 0.2."""
+    timeout_ms: _builtins.int
+    """Longest wait, in milliseconds; 0: until the call's deadline, 30 s at most. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "revision", b"revision", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitNetworkRequest: _TypeAlias = WaitNetworkRequest  # noqa: Y015
+
+@_typing.final
+class WaitNetworkResponse(_message.Message):
+    """WaitNetworkResponse says how far the hosts are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    BEHIND_HOST_IDS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision that was waited for. Since 0.2."""
+    @_builtins.property
+    def behind_host_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hosts that are behind still, by id; empty: all have it. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        behind_host_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_host_ids", b"behind_host_ids", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitNetworkResponse: _TypeAlias = WaitNetworkResponse  # noqa: Y015
 
 @_typing.final
 class ListNetworksRequest(_message.Message):

@@ -55,6 +55,11 @@ class NetworkServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkResponse.FromString,
                 _registered_method=True)
+        self.WaitNetwork = channel.unary_unary(
+                '/netweft.controller.v1.NetworkService/WaitNetwork',
+                request_serializer=netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer:
@@ -90,6 +95,14 @@ class NetworkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WaitNetwork(self, request, context):
+        """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
+        over. A host that is lost is behind.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NetworkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +125,11 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     servicer.DeleteNetwork,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkResponse.SerializeToString,
+            ),
+            'WaitNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitNetwork,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +241,33 @@ class NetworkService:
             '/netweft.controller.v1.NetworkService/DeleteNetwork',
             netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_network__pb2.DeleteNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.controller.v1.NetworkService/WaitNetwork',
+            netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_network__pb2.WaitNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

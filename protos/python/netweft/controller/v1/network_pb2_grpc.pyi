@@ -43,6 +43,10 @@ class NetworkServiceStub:
     """List networks by name, paged."""
     DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]
     """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+    WaitNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.WaitNetworkRequest, _network_pb2.WaitNetworkResponse]
+    """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
+    over. A host that is lost is behind.
+    """
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
@@ -59,6 +63,10 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     """List networks by name, paged."""
     DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
     """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+    WaitNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.WaitNetworkRequest, _network_pb2.WaitNetworkResponse]  # type: ignore[assignment]
+    """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
+    over. A host that is lost is behind.
+    """
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
     """NetworkService owns networks: the controller is the only writer of intent."""
@@ -96,5 +104,15 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.DeleteNetworkResponse, _abc.Awaitable[_network_pb2.DeleteNetworkResponse]]:
         """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+
+    @_abc_1.abstractmethod
+    def WaitNetwork(
+        self,
+        request: _network_pb2.WaitNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.WaitNetworkResponse, _abc.Awaitable[_network_pb2.WaitNetworkResponse]]:
+        """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
+        over. A host that is lost is behind.
+        """
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

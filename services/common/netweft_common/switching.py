@@ -1,17 +1,15 @@
-"""A channel over TLS that follows its certificate files: replaced files are used from the next look on.
+"""A channel that can be exchanged under its stubs: for another target, or for other certificates.
 
-gRPC's own channels keep the certificate that they were made with. This one makes another one when the files have
-changed, and gives calls in flight on the old one some time to end. A call costs one comparison more.
+gRPC's own channels keep the target and the certificate that they were made with. This one is made anew when its target
+does not answer and there are others, and when the certificate files have been replaced. Calls in flight on the old one
+get some time to end. A call costs one comparison more.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from grpc import aio
 
 from netweft_common import errors, logs, tls
 
@@ -21,30 +19,46 @@ GRACE_S = 30.0
 """How long calls in flight on the old channel may go on."""
 
 
-class RenewingChannel:
-    """Stands in for a grpc.aio channel where stubs are made.
+class SwitchingChannel:
+    """Stands in for a grpc channel where stubs are made.
 
     Args:
-        files: What is followed.
-        make: Opens a channel with what the files hold now.
+        targets: One is used at a time, the first one first.
+        files: Certificates; None: there are none to follow.
+        make: Opens a channel to a target, with what the files hold now.
+        discard: Closes a channel that is used no more.
         monotonic: Clock in seconds.
     """
 
     def __init__(
         self,
-        files: tls.TlsFiles,
-        make: Callable[[], aio.Channel],
+        targets: Sequence[str],
+        files: tls.TlsFiles | None,
         *,
+        make: Callable[[str], Any],
+        discard: Callable[[Any], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._targets = tuple(targets)
         self._files = files
         self._make = make
+        self._discard = discard
         self._monotonic = monotonic
-        self._seen = tls.stamp(files)
+        self._seen = tls.stamp(files) if files is not None else None
         self._looked_s = monotonic()
-        self._closing: set[asyncio.Task[None]] = set()
-        self.current = make()
+        self._place = 0
+        self.current = make(self._targets[0])
         self.generation = 0
+
+    @property
+    def target(self) -> str:
+        """The target of the moment."""
+        return self._targets[self._place]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are several targets."""
+        return len(self._targets) > 1
 
     def unary_unary(self, *arguments: Any, **options: Any) -> _Method:
         """Return a method that is called on the channel of the moment; likewise the other three."""
@@ -62,14 +76,17 @@ class RenewingChannel:
         """Return a method with both."""
         return _Method(self, "stream_stream", arguments, options)
 
-    async def close(self, grace: float | None = None) -> None:
-        """Close the channel of the moment and those that are on their way out."""
-        for task in self._closing:
-            task.cancel()
-        await self.current.close(grace)
+    def turn(self, generation: int) -> None:
+        """Go to the next target, unless somebody has since the generation that did not answer."""
+        if self.has_others and generation == self.generation:
+            place = (self._place + 1) % len(self._targets)
+            self._exchange(self._make(self._targets[place]))
+            self._place = place
 
     def look(self) -> None:
-        """Change the channel if the files have been replaced since the last look."""
+        """Make the channel anew if the files have been replaced since the last look."""
+        if self._files is None:
+            return
         now_s = self._monotonic()
         if now_s - self._looked_s < LOOK_S:
             return
@@ -78,15 +95,17 @@ class RenewingChannel:
         if found == self._seen:
             return
         try:
-            fresh = self._make()
+            fresh = self._make(self.target)
         except errors.NetweftError as error:  # replaced by halves: the old one does until it is whole
             logs.get().warning("certificate not taken", error=error.message)
             return
-        old, self.current, self._seen = self.current, fresh, found
+        self._seen = found
+        self._exchange(fresh)
+
+    def _exchange(self, fresh: Any) -> None:
+        old, self.current = self.current, fresh
         self.generation += 1
-        task = asyncio.get_running_loop().create_task(old.close(GRACE_S), name="close old channel")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._discard(old)
 
 
 class _Method:
@@ -94,7 +113,7 @@ class _Method:
 
     __slots__ = ("_arguments", "_channel", "_generation", "_kind", "_method", "_options", "_target")
 
-    def __init__(self, channel: RenewingChannel, kind: str, arguments: Any, options: Any) -> None:
+    def __init__(self, channel: SwitchingChannel, kind: str, arguments: Any, options: Any) -> None:
         self._channel = channel
         self._kind = kind
         self._arguments = arguments

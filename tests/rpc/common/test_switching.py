@@ -7,7 +7,7 @@ import datetime as dt
 
 import pytest
 from netweft.controller.v1 import host_pb2, host_pb2_grpc
-from netweft_common import client, credentials, errors, identity, pki, renewing, server
+from netweft_common import client, credentials, errors, identity, pki, server, switching
 from netweft_common.identity import Identity, Role
 
 pytestmark = pytest.mark.anyio
@@ -59,7 +59,7 @@ def serve(files, **options):
 
 
 async def test_a_channel_shows_the_certificate_that_came_meanwhile(authority, tmp_path, monkeypatch):
-    monkeypatch.setattr(renewing, "LOOK_S", 0.0)
+    monkeypatch.setattr(switching, "LOOK_S", 0.0)
     mine = put(authority, tmp_path / "c", Role.CLIENT, "one")
     async with (
         serve(put(authority, tmp_path / "s", Role.CONTROLLER, "s")) as running,
@@ -73,7 +73,7 @@ async def test_a_channel_shows_the_certificate_that_came_meanwhile(authority, tm
 
 
 async def test_a_half_replaced_set_is_not_taken(authority, tmp_path, monkeypatch):
-    monkeypatch.setattr(renewing, "LOOK_S", 0.0)
+    monkeypatch.setattr(switching, "LOOK_S", 0.0)
     mine = put(authority, tmp_path / "c", Role.CLIENT, "one")
     async with (
         serve(put(authority, tmp_path / "s", Role.CONTROLLER, "s")) as running,
@@ -134,8 +134,8 @@ async def test_who_is_not_admitted_is_told_so_and_a_local_caller_is_not_asked(au
 
 
 async def test_the_old_channel_ends_when_its_calls_had_time(authority, tmp_path, monkeypatch):
-    monkeypatch.setattr(renewing, "LOOK_S", 0.0)
-    monkeypatch.setattr(renewing, "GRACE_S", 0.0)
+    monkeypatch.setattr(switching, "LOOK_S", 0.0)
+    monkeypatch.setattr(switching, "GRACE_S", 0.0)
     mine = put(authority, tmp_path / "c", Role.CLIENT, "one")
     async with (
         serve(put(authority, tmp_path / "s", Role.CONTROLLER, "s")) as running,
@@ -145,7 +145,51 @@ async def test_the_old_channel_ends_when_its_calls_had_time(authority, tmp_path,
         put(authority, tmp_path / "c", Role.CLIENT, "two")
         await ask(connection)
         async with asyncio.timeout(5):
-            while connection.channel._closing:
+            while connection._closing:
                 await asyncio.sleep(0.01)
 
         assert "client/two" == await ask(connection)
+
+
+async def test_a_server_that_goes_is_followed_by_the_next_one_and_the_first_is_not_asked_again(tmp_path):
+    def make(name):
+        made = server.Server(listen_at=[f"unix:{tmp_path}/{name}"], grace=dt.timedelta(0))
+        return made.add(host_pb2_grpc.add_HostServiceServicer_to_server, Hosts())
+
+    async with make("b"):
+        first = make("a")
+        async with first, client.Connection(f"unix:{tmp_path}/a, unix:{tmp_path}/b") as connection:
+            await ask(connection)
+            before = connection.channel.target
+            await first.drain()
+            with pytest.raises(errors.Unavailable):
+                await ask(connection)
+            await ask(connection)
+            after = connection.channel.target
+
+    assert (f"unix:{tmp_path}/a", f"unix:{tmp_path}/b") == (before, after)
+
+
+async def test_many_calls_that_fail_together_go_one_target_on(tmp_path):
+    targets = ",".join(f"unix:{tmp_path}/{name}" for name in "abc")
+    async with client.Connection(targets) as connection:
+        failed = await asyncio.gather(*(ask(connection) for _ in range(10)), return_exceptions=True)
+
+        assert 10 == sum(isinstance(one, errors.Unavailable) for one in failed)
+        assert f"unix:{tmp_path}/b" == connection.channel.target
+
+
+async def test_what_a_server_says_itself_is_no_reason_to_leave_it(tmp_path):
+    class Silent(Hosts):
+        async def CordonHost(self, request, context):
+            raise errors.Unavailable("HOST_UNREACHABLE", "the host does not answer")
+
+    made = server.Server(listen_at=[f"unix:{tmp_path}/a"], grace=dt.timedelta(0))
+    async with (
+        made.add(host_pb2_grpc.add_HostServiceServicer_to_server, Silent()),
+        client.Connection(f"unix:{tmp_path}/a,unix:{tmp_path}/b") as connection,
+    ):
+        with pytest.raises(errors.Unavailable, match="the host"):
+            await ask(connection)
+
+        assert f"unix:{tmp_path}/a" == connection.channel.target

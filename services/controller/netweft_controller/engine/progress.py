@@ -1,0 +1,74 @@
+"""How far the hosts of a network follow what was changed of it, and waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from netweft_common import deadline
+
+from netweft_controller.domain.objects import HostState
+from netweft_controller.engine.liveness import Liveness
+from netweft_controller.sync.replica import Replica
+
+WAIT_S = 30.0
+LOOK_S = 0.05
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostProgress:
+    """How far one host is; one that is lost is behind, whatever it said last."""
+
+    host_id: str
+    revision: int
+    is_behind: bool
+
+
+class Progress:
+    """What hosts have said of how far they are.
+
+    Args:
+        replica: Intent.
+        liveness: What hosts report, to whichever controller.
+    """
+
+    def __init__(self, replica: Replica, liveness: Liveness) -> None:
+        self._replica = replica
+        self._liveness = liveness
+
+    def of(self, network_id: str, revision: int = 0) -> list[HostProgress]:
+        """Return how far the hosts of a network are, by id.
+
+        Args:
+            network_id: The network.
+            revision: What they are to have followed; 0: the network's last change.
+        """
+        state = self._replica.state
+        wanted = revision or state.network_revision(network_id)
+        return [
+            HostProgress(
+                host_id,
+                reached := self._liveness.revision(host_id),
+                is_behind=reached < wanted or self._liveness.state(host_id) is HostState.LOST,
+            )
+            for host_id in sorted(state.hosts_with(network_id))
+        ]
+
+    async def wait(self, network_id: str, revision: int, timeout_s: float) -> tuple[int, list[str]]:
+        """Wait until no host of a network is behind; returns the revision, and the hosts that are, by id.
+
+        Args:
+            network_id: The network.
+            revision: What the hosts are to have followed; 0: the network's last change.
+            timeout_s: Longest wait; it ends a little before the caller's own time does.
+        """
+        if revision:
+            await self._replica.reached(revision)
+        wanted = revision or self._replica.state.network_revision(network_id)
+        now = asyncio.get_running_loop().time
+        ends_s = now() + min(timeout_s, WAIT_S, max(0.0, deadline.remaining_s(WAIT_S) - 2 * LOOK_S))
+        while True:
+            behind = [one.host_id for one in self.of(network_id, wanted) if one.is_behind]
+            if not behind or now() >= ends_s:
+                return wanted, behind
+            await asyncio.sleep(LOOK_S)
