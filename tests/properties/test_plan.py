@@ -117,6 +117,7 @@ def inside_of_sandbox(draw, ns: str) -> list[Resource]:
         Link(ns=ns, name="lo", kind="loopback"),
         Route(ns=ns, destination="0.0.0.0/0", link=link, via=via),
         Sysctl(ns=ns, path="net/ipv4/ip_forward", value=draw(st.sampled_from(["0", "1"]))),
+        Sysctl(ns=ns, path=f"net/ipv4/conf/{link}/x", value=draw(st.sampled_from(["0", "1"])), link=link),
         File(ns=ns, path=f"/run/{ns}/hosts", content=draw(st.sampled_from(["a", "b"]))),
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netweft_agent.domain import sandbox as sandbox_domain
-from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox
+from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox, StaticRoute
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers.base import Attachment
@@ -48,12 +48,30 @@ def bridge(**options):
     return network(options={key.replace("__", "."): value for key, value in options.items()})
 
 
+SETTINGS = endpoint(
+    addresses=DUAL_ADDRESSES,
+    link_local=(ip_interface("169.254.7.7/16"), ip_interface("fe80::7/64")),
+    routes=(
+        StaticRoute(destination=ip_network("198.51.100.0/24"), next_hop=ip_address("10.1.0.9")),
+        StaticRoute(destination=ip_network("203.0.113.0/24")),
+        StaticRoute(destination=ip_network("2001:db8:7::/48"), next_hop=ip_address("fd00:1::9")),
+    ),
+    sysctls={"net.ipv4.conf.IFNAME.log_martians": "1", "net.ipv6.neigh.IFNAME.retrans_time_ms": "500"},
+)
+
+
 def overlay(**fields):
     return network(driver="overlay", **fields)
 
 
 CASES = {
     "bridge": Case(bridge()),
+    "bridge-endpoint-settings": Case(network(**DUAL), (SETTINGS,)),
+    "bridge-endpoint-without-ipv6": Case(
+        network(**DUAL),
+        (replace(SETTINGS, sysctls={"net.ipv6.conf.IFNAME.disable_ipv6": "1"}),),
+    ),
+    "overlay-endpoint-settings": Case(network(driver="overlay", **DUAL), (SETTINGS,)),
     "bridge-internal": Case(network(internal=True)),
     "bridge-icc-off": Case(bridge(com__docker__network__bridge__enable_icc="false")),
     "bridge-masquerade-off": Case(bridge(masquerade="false")),

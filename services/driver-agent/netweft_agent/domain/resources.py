@@ -84,6 +84,7 @@ class Rank:
     ROUTE = 50
     FDB = 60
     NEIGHBOUR = 61
+    LINK_SYSCTL = 65  # after all that one netlink message carries
 
 
 class Plain:
@@ -440,11 +441,13 @@ class Sysctl(Plain):
 
     Attributes:
         path: Below /proc/sys, with slashes, for example net/ipv4/ip_forward.
+        link: Of a setting of one link: its name; the setting comes and goes with it. Empty: it is the namespace's.
     """
 
     ns: Ns
     path: str
     value: str
+    link: str = ""
 
     @property
     def key(self) -> Key:
@@ -452,10 +455,10 @@ class Sysctl(Plain):
 
     @property
     def rank(self) -> int:
-        return Rank.SYSCTL
+        return Rank.LINK_SYSCTL if self.link else Rank.SYSCTL
 
     def needs(self) -> Iterable[Key]:
-        return (("netns", self.ns),)
+        return (("link", self.ns, self.link),) if self.link else (("netns", self.ns),)
 
     def add_command(self) -> str:
         return f"sysctl -w {self.path.replace('/', '.')}={self.value}"

@@ -18,7 +18,7 @@ from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
-from netweft_agent.domain.resources import Key, Resource
+from netweft_agent.domain.resources import Address, Key, Resource, Route, Sysctl
 from netweft_agent.domain.state import HostState
 
 GROUP = "netweft.drivers"
@@ -240,7 +240,7 @@ def _value(one: Field[Any], key: str, text: str, driver: str) -> object:
 
 def subnet_gateway(network: Network, endpoint: Endpoint, version: int) -> Interface | None:
     """Return the gateway of the subnet that holds the endpoint's address of that IP version."""
-    if network.internal:
+    if network.internal or (version == 6 and not has_ipv6(endpoint, network_has=network.enable_ipv6)):
         return None
     for address in endpoint.addresses:
         if address.version == version:
@@ -249,6 +249,38 @@ def subnet_gateway(network: Network, endpoint: Endpoint, version: int) -> Interf
                 if offered is not None and address.ip in one.subnet:
                     return offered
     return None
+
+
+_NO_IPV6 = "net.ipv6.conf.IFNAME.disable_ipv6"
+
+
+def has_ipv6(endpoint: Endpoint, *, network_has: bool) -> bool:
+    """Return whether an endpoint's interface has IPv6: its network may have it, and its own settings may not."""
+    return network_has and endpoint.sysctls.get(_NO_IPV6, "0") == "0"
+
+
+def inside(attachment: Attachment, *, ipv6: bool) -> list[Resource]:
+    """Render what an endpoint sets on its interface in the sandbox: addresses, static routes, kernel settings.
+
+    Without IPv6 on the interface, what needs it is left out.
+    """
+    endpoint, ns = attachment.endpoint, attachment.sandbox.ns
+    link = endpoint.interface_name
+    wanted: list[Resource] = [
+        Address(ns=ns, link=link, address=str(one))
+        for one in (*endpoint.addresses, *endpoint.link_local)
+        if ipv6 or one.version == 4
+    ]
+    for route in endpoint.routes:
+        if ipv6 or route.destination.version == 4:
+            via = None if route.next_hop is None else str(route.next_hop)
+            wanted.append(Route(ns=ns, destination=str(route.destination), link=link, via=via))
+    for key, value in endpoint.sysctls.items():
+        if key != _NO_IPV6:  # the link's own business
+            # A link's name may have dots, which are no separators.
+            path = "/".join(link if word == "IFNAME" else word for word in key.split("."))
+            wanted.append(Sysctl(ns=ns, path=path, value=value, link=link))
+    return wanted
 
 
 def refuse_host_sandbox(driver: str, attachment: Attachment) -> None:

@@ -69,7 +69,8 @@ class BridgeDriver:
                 ipv6=network.enable_ipv6,
                 guarded=options.anti_spoof,
             )
-            may_send = guard.endpoint(attachment.endpoint, ipv6=network.enable_ipv6) if options.anti_spoof else []
+            ipv6 = base.has_ipv6(attachment.endpoint, network_has=network.enable_ipv6)
+            may_send = guard.endpoint(attachment.endpoint, ipv6=ipv6) if options.anti_spoof else []
             state.add(attachment.owner, *link, *may_send, *published)
         return state
 
@@ -225,6 +226,7 @@ def veth(
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
     host_end = names.veth(endpoint.id, guarded=guarded)
     mac = endpoint.mac or names.mac(endpoint.id)
+    ipv6 = base.has_ipv6(endpoint, network_has=ipv6)
     return [
         Link(
             ns=ns,
@@ -245,5 +247,5 @@ def veth(
             ipv6=ipv6,
             peer=PeerEnd(ns=ns, name=host_end),
         ),
-        *(Address(ns=inside, link=endpoint.interface_name, address=str(one)) for one in endpoint.addresses),
+        *base.inside(attachment, ipv6=ipv6),
     ]

@@ -78,10 +78,14 @@ BASE: tuple[Resource, ...] = (
 def endpoint(one: Endpoint, *, ipv6: bool) -> list[nft.NftElement]:
     """Render what an endpoint may send as: its addresses and, with IPv6, the link-local one that its MAC makes."""
     port, mac = names.veth(one.id), one.mac or names.mac(one.id)
-    own = [(OWN6 if address.version == 6 else OWN4, str(address.ip)) for address in one.addresses]
+    addresses = [*one.addresses, *one.link_local]
+    own = [(OWN6 if one.version == 6 else OWN4, str(one.ip)) for one in addresses if ipv6 or one.version == 4]
     if ipv6:
         own.append((OWN6, str(link_local(mac))))
-    return [nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=(port, mac, address)) for spec, address in own]
+    return [
+        nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=(port, mac, address))
+        for spec, address in dict.fromkeys(own)
+    ]
 
 
 def link_local(mac: str) -> IPv6Address:
