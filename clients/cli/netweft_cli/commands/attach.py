@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from netweft_common import errors
 
-from netweft_cli import failures, options, output, plans
+from netweft_cli import endpointflags, failures, options, output, plans
 
 if TYPE_CHECKING:
     import netweft_client
@@ -25,6 +25,7 @@ COLUMNS = [
     output.Column(title="ADDRESSES", value=lambda one: output.joined(one.endpoint.addresses)),
     output.Column(title="MAC", value=lambda one: one.endpoint.mac_address or "-"),
     output.Column(title="GATEWAYS", value=lambda one: output.joined(one.gateways)),
+    output.Column(title="PORTS", value=lambda one: output.joined(map(endpointflags.text_of, one.endpoint.ports))),
     output.Column(title="NAMESPACE", value=lambda one: one.sandbox.netns_path or "-"),
 ]
 
@@ -40,6 +41,10 @@ def attach(
     alias: options.Alias = None,
     interface: options.Interface = "",
     gw_priority: options.GatewayPriority = 0,
+    publish: endpointflags.Publish = None,
+    route: endpointflags.Route = None,
+    sysctl: endpointflags.Sysctl = None,
+    link_local_ip: endpointflags.LinkLocalIp = None,
     opt: options.DriverOptions = None,
     label: options.Labels = None,
     host: options.Host = "",
@@ -78,6 +83,10 @@ def plan(
     alias: options.Alias = None,
     interface: options.Interface = "",
     gw_priority: options.GatewayPriority = 0,
+    publish: endpointflags.Publish = None,
+    route: endpointflags.Route = None,
+    sysctl: endpointflags.Sysctl = None,
+    link_local_ip: endpointflags.LinkLocalIp = None,
     opt: options.DriverOptions = None,
     label: options.Labels = None,
     host: options.Host = "",
@@ -166,6 +175,10 @@ def _items(
     alias: list[str] | None,
     interface: str,
     gw_priority: int,
+    publish: list[str] | None,
+    route: list[str] | None,
+    sysctl: list[str] | None,
+    link_local_ip: list[str] | None,
     opt: list[str] | None,
     label: list[str] | None,
     **sandbox: Any,
@@ -185,6 +198,10 @@ def _items(
         dns_names=tuple(alias or ()),
         interface_name=interface,
         gateway_priority=gw_priority,
+        ports=endpointflags.ports(publish),
+        routes=endpointflags.routes(route),
+        sysctls=endpointflags.sysctls(sysctl),
+        link_local_addresses=tuple(link_local_ip or ()),
         options=options.mapping(opt, "--opt"),
         labels=options.mapping(label, "--label", bare=True),
     )

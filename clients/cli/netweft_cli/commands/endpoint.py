@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from netweft_cli import options, output
+from netweft_cli import endpointflags, options, output
 from netweft_cli.commands import common
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def create(
     alias: options.Alias = None,
     interface: options.Interface = "",
     gw_priority: options.GatewayPriority = 0,
+    publish: endpointflags.Publish = None,
+    route: endpointflags.Route = None,
+    sysctl: endpointflags.Sysctl = None,
+    link_local_ip: endpointflags.LinkLocalIp = None,
     opt: options.DriverOptions = None,
     label: options.Labels = None,
     request_id: options.RequestId = "",
@@ -47,6 +51,10 @@ def create(
         dns_names=tuple(alias or ()),
         interface_name=interface,
         gateway_priority=gw_priority,
+        ports=endpointflags.ports(publish),
+        routes=endpointflags.routes(route),
+        sysctls=endpointflags.sysctls(sysctl),
+        link_local_addresses=tuple(link_local_ip or ()),
         options=options.mapping(opt, "--opt"),
         labels=options.mapping(label, "--label", bare=True),
     )
@@ -84,6 +92,56 @@ def inspect(
         found = [client.get_endpoint(name, network=network) for name in names]
         known = _Names(client) if form.is_table else _Names(None)
     output.show(found, _columns(known), form=form, name=lambda endpoint: endpoint.name)
+
+
+@app.command("update")
+def update(
+    endpoint: Endpoint,
+    *,
+    network: Network = "",
+    publish: endpointflags.Publish = None,
+    publish_add: Annotated[
+        list[str] | None, typer.Option("--publish-add", metavar="AS --publish", help="Publish this one too.")
+    ] = None,
+    publish_rm: Annotated[
+        list[str] | None, typer.Option("--publish-rm", metavar="PORT[/PROTOCOL]", help="Publish this one no more.")
+    ] = None,
+    route: endpointflags.Route = None,
+    sysctl: endpointflags.Sysctl = None,
+    alias: options.Alias = None,
+    gw_priority: Annotated[
+        int | None, typer.Option("--gw-priority", help="The highest one gives the default route.")
+    ] = None,
+    label: options.Labels = None,
+    clear: Annotated[
+        list[endpointflags.Clear] | None, typer.Option("--clear", help="Take all of these away; may be repeated.")
+    ] = None,
+    request_id: options.RequestId = "",
+    form: options.Output = output.Format.TABLE,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Change an endpoint, also while it is joined; what a flag names is replaced as a whole, all else stays."""
+    given: dict[str, Any] = {one.field: one.nothing for one in clear or ()}
+    if publish is not None:
+        given["ports"] = endpointflags.ports(publish)
+    if route is not None:
+        given["routes"] = endpointflags.routes(route)
+    if sysctl is not None:
+        given["sysctls"] = endpointflags.sysctls(sysctl)
+    if alias is not None:
+        given["dns_names"] = tuple(alias)
+    if gw_priority is not None:
+        given["gateway_priority"] = gw_priority
+    if label is not None:
+        given["labels"] = options.mapping(label, "--label", bare=True)
+    with options.connect(target, timeout) as client:
+        if publish_add or publish_rm:
+            known = client.get_endpoint(endpoint, network=network).ports
+            given["ports"] = endpointflags.changed(given.get("ports", known), publish_add, publish_rm)
+        made = client.update_endpoint(endpoint, network=network, request_id=request_id, **given)
+        names = _Names(client) if form.is_table else _Names(None)
+    output.show([made], _columns(names), form=form, name=lambda one: one.name)
 
 
 @app.command("rm")
@@ -164,6 +222,7 @@ def _columns(names: _Names) -> list[output.Column]:
         output.Column(title="ADDRESSES", value=lambda endpoint: output.joined(endpoint.addresses)),
         output.Column(title="MAC", value=lambda endpoint: endpoint.mac_address or "-"),
         output.Column(title="STATE", value=lambda endpoint: endpoint.state),
+        output.Column(title="PORTS", value=lambda endpoint: output.joined(map(endpointflags.text_of, endpoint.ports))),
         output.Column(title="INTERFACE", value=lambda endpoint: endpoint.interface_name or "-", wide=True),
         output.Column(title="NAMES", value=lambda endpoint: output.joined(endpoint.dns_names), wide=True),
         output.Column(title="LABELS", value=lambda endpoint: output.pairs(endpoint.labels) or "-", wide=True),

@@ -22,11 +22,12 @@ def endpoint(state: State, record: Record[Endpoint], spec: EndpointSpec, mask: S
     Raises:
         InvalidArgument: The mask names a field that cannot change, or none, or a new value is wrong.
         FailedPrecondition: A new value contradicts the network.
-        Conflict: The endpoint is on its way into its sandbox or out of it.
+        Conflict: The endpoint is on its way out of its sandbox.
     """
     _check_mask(mask, ENDPOINT_FIELDS)
     value = record.value
-    if value.state in (EndpointState.JOINING, EndpointState.LEAVING):
+    # One that joins may have been acknowledged: its host's confirmation is recorded a moment later.
+    if value.state is EndpointState.LEAVING:
         raise errors.Conflict(
             "ENDPOINT_BUSY", f"endpoint {value.name} is {value.state}; ask again when that is over", endpoint=value.id
         )

@@ -114,7 +114,10 @@ class Updater:
             return builder.build()
 
         await self._put_back(decision)
-        await self._joiner.ask_hosts([refused.value.id], [])
+        statuses = await self._joiner.ask_hosts([refused.value.id], [])
+        restored = joined(self._replica.state, refused.value.id, statuses)
+        if not isinstance(restored, errors.NetweftError):
+            self._joiner.confirm([restored])
 
     # Sandboxes
 
