@@ -126,8 +126,8 @@ class Desk:
             page = await self.store.list_leases(
                 pool_id(pool), wanted=LeaseFilter(owner_key=key, host_id=host), after=after, limit=limit
             )
-            assert len(page.leases) <= limit
-            found += page.leases
+            assert len(page.leases.addresses) <= limit
+            found += page.leases.leases(pool_id(pool))
             if page.next is None:
                 return found
             after = page.next

@@ -366,3 +366,24 @@ async def test_a_pools_label_limits_its_leases(desk):
 
     assert ["10.1.0.1", "10.1.0.2", "10.1.0.3", "LEASE_QUOTA", "LEASE_QUOTA", "10.1.0.1"] == given
     assert ["10.1.0.9", "LEASE_QUOTA"] == again
+
+
+async def test_leases_of_many_hosts_and_kinds_are_listed_by_pages_of_any_size(desk):
+    await desk.pool("g/10.1.0.0/22")
+    await desk.pool("g/10.1.0.0/22/10.1.2.0/24")
+    wishes = [ask(f"key-{number}", host=f"host-{number % 90}", ttl_s=number % 3) for number in range(700)]
+    await desk.lease("g/10.1.0.0/22", *wishes[:350])
+    for number in range(40):  # one by one, among what the batches take
+        await desk.lease("g/10.1.0.0/22/10.1.2.0/24", ask(f"single-{number}", host="host-1"))
+    await desk.lease("g/10.1.0.0/22", ask("gateway", "10.1.3.254", kind=OwnerKind.GATEWAY), *wishes[350:])
+    await desk.give_back("g/10.1.0.0/22", *[(f"10.1.0.{number}", "") for number in range(5, 200, 3)])
+    expected = await desk.listed("g/10.1.0.0/22", limit=4096)
+    assert 701 - 65 == len(expected)
+    for limit in (1, 7, 64, 181, 1000):
+        assert expected == await desk.listed("g/10.1.0.0/22", limit=limit)
+    assert [f"single-{number}" for number in range(40)] == [
+        lease.owner.key for lease in await desk.listed("g/10.1.0.0/22/10.1.2.0/24", limit=3)
+    ]
+    assert [lease for lease in expected if lease.owner.host_id == "host-3"] == await desk.listed(
+        "g/10.1.0.0/22", limit=2, host="host-3"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from netweft_ipam.domain.pools import PoolId
@@ -66,6 +67,50 @@ class Lease(NamedTuple):
     epoch: int
     created_ms: int
     expires_ms: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class LeaseHolder:
+    """What leases of a listing share; told apart by identity, so that it is a quick key.
+
+    Attributes:
+        host_id: Host that uses the address; empty: none.
+        kind: What it is for.
+    """
+
+    host_id: str
+    kind: OwnerKind
+
+
+class LeaseColumns(NamedTuple):
+    """Leases of one pool, one property beside the other: a full subnet has 65,000, and objects of them take seconds.
+
+    Attributes:
+        addresses: The addresses, growing.
+        keys: Owners' keys, in UTF-8.
+        epochs: Fencing epochs.
+        created_ms: Times of the grants.
+        expires_ms: When they run out unless renewed; 0: never.
+        holders: What their owners share with others.
+    """
+
+    addresses: Sequence[int] = ()
+    keys: Sequence[bytes] = ()
+    epochs: Sequence[int] = ()
+    created_ms: Sequence[int] = ()
+    expires_ms: Sequence[int] = ()
+    holders: Sequence[LeaseHolder] = ()
+
+    def part(self, start: int, stop: int) -> LeaseColumns:
+        """Return the leases from one position to another."""
+        return LeaseColumns(*(column[start:stop] for column in self))  # type: ignore[arg-type]  # each stays what it is
+
+    def leases(self, pool: PoolId) -> list[Lease]:
+        """Return them as leases of their pool."""
+        return [
+            Lease(pool, address, Owner(key.decode(), holder.host_id, holder.kind), epoch, created_ms, expires_ms)
+            for address, key, epoch, created_ms, expires_ms, holder in zip(*self, strict=True)
+        ]
 
 
 class AddressAsk(NamedTuple):

@@ -363,6 +363,11 @@ def to_pool(pool: Pool) -> ipam_pb2.Pool:
     )
 
 
+def wire_of_kind(kind: OwnerKind) -> int:
+    """Return an owner kind's number in the contract."""
+    return _WIRES_OF_KINDS[kind]
+
+
 class LeaseWriter:
     """Writes leases of one answer of one pool or several; what they share is written once and copied from then on."""
 

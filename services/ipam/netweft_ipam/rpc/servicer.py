@@ -19,7 +19,7 @@ from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
-from netweft_ipam.rpc import convert, limits
+from netweft_ipam.rpc import convert, limits, listing
 from netweft_ipam.store.protocol import Store
 
 Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
@@ -204,12 +204,9 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             after=convert.lease_after(request.page_token, pool),
             limit=convert.page_limit(request.page_size, of_leases=True),
         )
-        response = ipam_pb2.ListLeasesResponse(
-            next_page_token=convert.to_token(f"{page.next:x}") if page.next is not None else ""
-        )
-        writer = convert.LeaseWriter()
-        for lease in page.leases:
-            writer.write(lease, response.leases.add())
+        response = listing.write(pool, page.leases)
+        if page.next is not None:
+            response.next_page_token = convert.to_token(f"{page.next:x}")
         return response
 
     async def _own_host(self, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import struct
 import time
@@ -393,9 +394,12 @@ class Families:
         )
         if code == b"NOPOOL":
             return None
-        packed, names, following = answer
-        leases = records.read_leases(pool, layout, packed, records.read_hosts(names))
-        return LeasePage(leases, layout.base + int(following, 16) if following else None)
+        index, names, texts, hosts, following = answer
+        leases = records.read_leases(layout, index, zip(names, texts, strict=True), records.read_host_fields(hosts))
+        start = 0 if after is None else bisect.bisect_right(leases.addresses, after)
+        if len(leases.addresses) - start > limit:
+            return LeasePage(leases.part(start, start + limit), leases.addresses[start + limit - 1])
+        return LeasePage(leases.part(start, start + limit), layout.base + int(following, 16) if following else None)
 
     def _layout(self, pool: PoolId) -> keys.Layout:
         return keys.layout(self._prefix, pool)

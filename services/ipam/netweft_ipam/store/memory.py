@@ -20,9 +20,11 @@ from netweft_ipam.domain.leases import (
     AddressReturn,
     Claim,
     Lease,
+    LeaseColumns,
     LeaseEvent,
     LeaseEventType,
     LeaseFilter,
+    LeaseHolder,
     Owner,
     Renewal,
     RequestTag,
@@ -251,7 +253,16 @@ class MemoryStore:
             and wanted.owner_key in ("", cell.lease.owner.key)
             and wanted.host_id in ("", cell.lease.owner.host_id)
         ]
-        return LeasePage(tuple(found[:limit]), found[limit - 1].address if len(found) > limit else None)
+        part = found[:limit]
+        columns = LeaseColumns(
+            addresses=[lease.address for lease in part],
+            keys=[lease.owner.key.encode() for lease in part],
+            epochs=[lease.epoch for lease in part],
+            created_ms=[lease.created_ms for lease in part],
+            expires_ms=[lease.expires_ms for lease in part],
+            holders=[LeaseHolder(lease.owner.host_id, lease.owner.kind) for lease in part],
+        )
+        return LeasePage(columns, part[-1].address if len(found) > limit else None)
 
     async def sweep(self) -> int:
         """See Store."""

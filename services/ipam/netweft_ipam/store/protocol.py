@@ -14,6 +14,7 @@ from netweft_ipam.domain.leases import (
     AddressReturn,
     Claim,
     Lease,
+    LeaseColumns,
     LeaseEvent,
     LeaseFilter,
     Renewal,
@@ -46,7 +47,7 @@ class LeasePage:
         next: Address that the next page continues after; None: this was the last.
     """
 
-    leases: tuple[Lease, ...]
+    leases: LeaseColumns
     next: int | None
 
 

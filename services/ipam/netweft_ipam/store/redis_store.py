@@ -21,6 +21,7 @@ from netweft_ipam.domain.leases import (
     AddressReturn,
     Claim,
     Lease,
+    LeaseColumns,
     LeaseEvent,
     LeaseFilter,
     Renewal,
@@ -265,7 +266,7 @@ class RedisStore:
         page = await self._families.page(pool, wanted=wanted, after=after, limit=limit)
         if page is None:
             await self._finish_open(pool)
-            return LeasePage((), None)
+            return LeasePage(LeaseColumns(), None)
         return page
 
     async def sweep(self) -> int:

@@ -1,50 +1,108 @@
 -- Lists leases of one pool in the order of addresses.
 -- ARGV[5] range of the pool, [6] ref to continue after ('' from the start), [7] leases at most, [8] owner's key ('' all),
 -- [9] its digest, [10] host ('' all).
--- Returns code, leases (ref and record, packed), hosts (index, renewed, name of each), ref to continue after or ''.
+-- Returns code, the pool's index, names of blocks, their records, hosts (index, packed as in <tag>:h), ref to continue after
+-- or ''. Blocks may hold records that are not wanted, of other pools or no longer held, and more of them than asked for:
+-- whoever asks leaves those out, since to look at each record here would hold up the server for all others.
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[5])
 local pool = meta[1] and pool_entry(meta[2])
 if not pool then return { 'NOPOOL' } end
 local after, limit, key, wanted_host = ARGV[6], tonumber(ARGV[7]), ARGV[8], nil
 if ARGV[10] ~= '' then
   local host = host_named(ARGV[10])
-  if not host then return { 'OK', '', {}, '' } end
+  if not host then return { 'OK', pool, {}, {}, {}, '' } end
   wanted_host = host.index
 end
 
-local out, count, names, hosts_named = {}, 0, {}, {}
-local function emit(ref, record)
-  local first, _, its_pool, host = sunpack('>BBI2I4', record)
-  if floor(first / 64) % 2 == 0 or its_pool ~= pool or (wanted_host and host ~= wanted_host) then return end
-  count = count + 1
-  out[#out + 1] = ref
-  out[#out + 1] = record
-  if host > 0 and not hosts_named[host] then
-    hosts_named[host] = true
-    local known = host_at(host)
-    if known then
-      names[#names + 1] = known.index
-      names[#names + 1] = known.renewed
-      names[#names + 1] = known.name
+local names, texts, found_hosts, hosts_seen = {}, {}, {}, {}
+local function add_host(index)
+  if index > 0 and not hosts_seen[index] then
+    hosts_seen[index] = true
+    local text = call('HGET', H, index)
+    if text then
+      found_hosts[#found_hosts + 1] = tostring(index)
+      found_hosts[#found_hosts + 1] = text
     end
   end
 end
 
 if key ~= '' then
+  local following = ''
   for _, ref in ipairs(refs_of(sub(ARGV[9], 1, NB), sub(ARGV[9], NB + 1, NB + 8), key)) do
     if ref > after then
-      if count == limit then return { 'OK', concat(out), names, after } end
-      emit(ref, find_record(ref))
+      if #names == limit then
+        following = after
+        break
+      end
+      local record = find_record(ref)
+      local host = sunpack('>I4', record, 5)
+      if not wanted_host or host == wanted_host then
+        names[#names + 1], texts[#texts + 1] = sub(ref, 1, -2), record
+        add_host(host)
+      end
       after = ref
     end
   end
-  return { 'OK', concat(out), names, '' }
+  return { 'OK', pool, names, texts, found_hosts, following }
+end
+
+local bits_of = {}
+local function count_bits(number)
+  local bits = bits_of[number]
+  if not bits then
+    bits = 0
+    local left = number
+    while left > 0 do
+      bits = bits + left % 2
+      left = floor(left / 2)
+    end
+    bits_of[number] = bits
+  end
+  return bits
+end
+
+-- With few hosts it is cheaper to tell all of them than to look who is in the records.
+local tells_all_hosts = not wanted_host and call('HLEN', H) <= limit
+if tells_all_hosts then
+  local flat = call('HGETALL', H)
+  for at = 1, #flat, 2 do
+    if sub(flat[at], 1, 2) ~= 'n:' then
+      found_hosts[#found_hosts + 1], found_hosts[#found_hosts + 2] = flat[at], flat[at + 1]
+    end
+  end
+end
+
+local seen = 0
+-- Reads blocks that were found in the bitmap.
+local function read_blocks(fresh)
+  if #fresh == 0 then return end
+  for number, text in ipairs(call('HMGET', R, unpack(fresh))) do
+    if text and not tells_all_hosts then
+      local parts, at, size = {}, 1, #text
+      while at <= size do
+        local first, key_len, its_pool, host = sunpack('>BBI2I4', text, at)
+        local stop = at + HEAD_BYTES + key_len + (first >= 128 and TTL_BYTES or 0)
+        if not wanted_host then
+          add_host(host)
+        elseif host == wanted_host and its_pool == pool and floor(first / 64) % 2 == 1 then
+          parts[#parts + 1] = sub(text, at, stop)
+        end
+        at = stop + 1
+      end
+      if wanted_host then
+        add_host(wanted_host)
+        seen, text = seen + #parts, #parts > 0 and concat(parts)
+      end
+    end
+    if text then names[#names + 1], texts[#texts + 1] = fresh[number], text end
+  end
 end
 
 -- A page reads at most so many blocks, so that a filter that finds little does not hold up the server.
 local budget = max(512, floor(limit / 4))
 local at = after == '' and '-' or '[' .. sub(after, 1, W - 4)
 local last_chunk = after ~= '' and sub(after, 1, W - 4) or nil
+local fresh = {}
 while true do
   local chunks = call('ZRANGEBYLEX', C, at, '+', 'LIMIT', 0, 16)
   for _, chunk in ipairs(chunks) do
@@ -56,23 +114,27 @@ while true do
       if not p then break end
       local number = floor((p - 1) / 2)
       local name = chunk .. fmt('%03x', number)
-      local block = load_block(name)
-      blocks[name] = nil
+      fresh[#fresh + 1] = name
       budget = budget - 1
-      for slot = 0, 15 do
-        if block[slot] then
-          local ref = name .. fmt('%x', slot)
-          if ref > after then
-            if count == limit then return { 'OK', concat(out), names, after } end
-            emit(ref, block[slot])
-            after = ref
-          end
-        end
-      end
-      if budget <= 0 then return { 'OK', concat(out), names, name .. 'f' } end
       p = number * 2 + 3
+      if wanted_host then
+        -- How many of a block are the host's is known when it is read.
+        if #fresh == 32 then
+          read_blocks(fresh)
+          fresh = {}
+        end
+      else
+        local high, low = byte(map, p - 2, p - 1)
+        seen = seen + count_bits(high) + count_bits(low or 0)
+      end
+      if budget <= 0 or seen > limit + 16 then
+        read_blocks(fresh)
+        return { 'OK', pool, names, texts, found_hosts, name .. 'f' }
+      end
     end
     at = '(' .. chunk
   end
-  if #chunks < 16 then return { 'OK', concat(out), names, '' } end
+  if #chunks < 16 then break end
 end
+read_blocks(fresh)
+return { 'OK', pool, names, texts, found_hosts, '' }

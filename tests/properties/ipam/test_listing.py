@@ -1,0 +1,93 @@
+"""Listings are written past protobuf's objects, and read past Redis's: both against the plain way."""
+
+from __future__ import annotations
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+from netweft.ipam.v1 import ipam_pb2
+from netweft_ipam.domain.leases import LeaseColumns, LeaseHolder, OwnerKind
+from netweft_ipam.rpc import convert, listing
+from netweft_ipam.store import keys, records
+
+from tests.support.ipam import pool_id
+
+POOLS = ["g/10.0.0.0/8", "g/10.1.0.0/16", "g/192.168.100.0/24/192.168.100.128/25", "g/fd00::/64", "g/2001:db8::/120"]
+TIMES = [1, 999, 1_000, 1_800_000_000_000, 1_800_000_000_001, (1 << 48) - 1]
+owner_keys = st.text(min_size=1, max_size=64) | st.sampled_from(["e" * 64, "f" * 250])
+host_ids = st.sampled_from(["", "h", "host-1", "a" * 64])
+
+
+@st.composite
+def columns(draw, pool):
+    subnet = pool_id(pool).subnet
+    addresses = sorted(draw(st.sets(st.integers(subnet.base, subnet.last), max_size=20)))
+    if draw(st.booleans()):
+        addresses = sorted({*addresses, *range(*(min(subnet.last, subnet.base + at) for at in (190, 270)))})
+    holders = draw(st.lists(st.builds(LeaseHolder, host_ids, st.sampled_from(OwnerKind)), min_size=1, max_size=4))
+    names = draw(st.lists(owner_keys, min_size=1, max_size=3))
+    times = draw(st.lists(st.sampled_from(TIMES), min_size=1, max_size=3))
+    ends = draw(st.lists(st.sampled_from([0, 0, *TIMES]), min_size=1, max_size=3))
+    first = draw(st.sampled_from([1, 127, 128, 16_383, 16_384, 117_670_000_000_000, (1 << 48) - 1000]))
+    count = range(len(addresses))
+    return LeaseColumns(
+        addresses=addresses,
+        keys=[names[at % len(names)].encode() for at in count],
+        epochs=[first + at for at in count],
+        created_ms=[times[at % len(times)] for at in count],
+        expires_ms=[ends[at % len(ends)] for at in count],
+        holders=[holders[at % len(holders)] for at in count],
+    )
+
+
+@given(pool=st.sampled_from(POOLS), data=st.data())
+def test_a_page_is_what_the_librarys_own_objects_make_of_it(pool, data):
+    leases = data.draw(columns(pool))
+    pool = pool_id(pool)
+    expected = ipam_pb2.ListLeasesResponse()
+    writer = convert.LeaseWriter()
+    for lease in leases.leases(pool):
+        writer.write(lease, expected.leases.add())
+    assert expected == listing.write(pool, leases)
+
+
+record = st.fixed_dictionaries(
+    {
+        "slot": st.integers(0, 15),
+        "kind": st.integers(0, 3),
+        "held": st.sampled_from([True, True, True, False]),
+        "pool": st.sampled_from([1, 1, 1, 2]),
+        "host": st.integers(0, 3),
+        "epoch": st.integers(1, (1 << 48) - 1),
+        "time": st.integers(0, (1 << 48) - 1),
+        "ttl": st.sampled_from([0, 0, 0, 30]),
+        "renewed": st.integers(0, 1 << 41),
+        "key": st.sampled_from(["k", "key", "key2", "ü" * 128]),
+    }
+)
+
+
+def pack(fields):
+    key = fields["key"].encode()
+    first = fields["slot"] + fields["kind"] * 16 + fields["held"] * 64 + (fields["ttl"] > 0) * 128
+    head = struct.pack(">BBHI", first, len(key) - 1, fields["pool"], fields["host"])
+    own = struct.pack(">I", fields["ttl"]) + fields["renewed"].to_bytes(6, "big") if fields["ttl"] else b""
+    return head + fields["epoch"].to_bytes(6, "big") + fields["time"].to_bytes(6, "big") + own + key
+
+
+@given(st.lists(st.lists(record, min_size=1, max_size=16, unique_by=lambda fields: fields["slot"]), max_size=6))
+def test_blocks_of_records_are_read_as_one_record_after_the_other(blocks):
+    pool = pool_id("g/10.1.0.0/16")
+    layout = keys.layout("p", pool)
+    hosts = {1: (1 << 40, "h1"), 2: (0, "h2")}
+    packed = [(b"%04x" % (number * 3))[-3:] for number in range(len(blocks))]
+    packed = [(name, b"".join(map(pack, block))) for name, block in zip(packed, blocks, strict=True)]
+    expected = []
+    for name, text in packed:
+        at, found = 0, {}
+        while at < len(text):
+            address = pool.subnet.base + int(name, 16) * 16 + (text[at] & 15)
+            found[address], at = records.read(text, at, address)
+        expected += [read.lease(pool, hosts) for _, read in sorted(found.items()) if read.held and read.pool == 1]
+    assert expected == records.read_leases(layout, 1, packed, hosts).leases(pool)
