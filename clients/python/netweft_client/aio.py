@@ -811,6 +811,62 @@ class AsyncClient:
         response = await self._call(self._ipam.LookupAddress, request, timeout_s)
         return convert.answer(convert.lease, response.lease)
 
+    async def reserve_address(
+        self,
+        pool_id: str,
+        name: str,
+        *,
+        address: model.AddressLike = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> model.Lease:
+        """Keep an address by name, without an endpoint, until it is released; idempotent by name.
+
+        Args:
+            pool_id: Pool.
+            name: Owner's key; one name may keep several addresses if each is asked for.
+            address: Address wanted; empty: the name's own, else the lowest free one.
+            request_id: Idempotency key; made when empty.
+            timeout_s: Retries included; the client's own when None.
+
+        Raises:
+            FailedPrecondition: Somebody else has the address, or it rests.
+            Exhausted: No address is left.
+        """
+        owner = ipam_pb2.Owner(key=name, kind=ipam_pb2.OWNER_KIND_RESERVATION)
+        item = ipam_pb2.AddressRequest(pool_id=pool_id, address=str(address), owner=owner)
+        request = ipam_pb2.RequestAddressesRequest(request_id=request_id or new_request_id(), items=[item])
+        response = await self._call(self._ipam.RequestAddresses, request, timeout_s)
+        [result] = response.results
+        error = status.from_item_status(result.status)
+        if error is not None:
+            raise error
+        return convert.answer(convert.lease, result.lease)
+
+    async def release_address(
+        self,
+        lease: model.Lease,
+        *,
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> None:
+        """Give an address back, if the lease still stands; one that nobody holds is fine.
+
+        What an endpoint holds is released by detaching it: without that, its container goes on using the address.
+
+        Raises:
+            FailedPrecondition: Somebody else has the address now.
+        """
+        item = ipam_pb2.AddressRelease(
+            pool_id=lease.pool_id, address=str(lease.address.ip), owner_key=lease.owner.key, epoch=lease.epoch
+        )
+        request = ipam_pb2.ReleaseAddressesRequest(request_id=request_id or new_request_id(), items=[item])
+        response = await self._call(self._ipam.ReleaseAddresses, request, timeout_s)
+        [result] = response.results
+        error = status.from_item_status(result)
+        if error is not None:
+            raise error
+
     async def list_lease_events(
         self,
         pool_id: str,

@@ -149,6 +149,8 @@ class Client:
     list_pools = _iterate(AsyncClient.list_pools)
     list_leases = _iterate(AsyncClient.list_leases)
     lookup_address = _call(AsyncClient.lookup_address)
+    reserve_address = _call(AsyncClient.reserve_address)
+    release_address = _call(AsyncClient.release_address)
     list_lease_events = _iterate(AsyncClient.list_lease_events)
     watch_leases = _iterate(AsyncClient.watch_leases)
     observe = _call(AsyncClient.observe)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
 
 import grpc
@@ -16,6 +13,7 @@ from netweft.ipam.v1 import ipam_pb2 as pb
 from netweft.ipam.v1 import ipam_pb2_grpc
 from netweft_common import client
 
+from tests.support.ipam_process import IpamProcess
 from tests.support.store import StoreServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
@@ -27,42 +25,12 @@ def store_server():
         yield started
 
 
-class Process:
-    """A netweft-ipam process that a test may kill and start again."""
-
-    def __init__(self, store_url: str, directory: str) -> None:
-        self.target = f"unix:{directory}/ipam.sock"
-        self._store_url = store_url
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        ready, write = os.pipe()
-        command = [sys.executable, "-m", "netweft_ipam.app", "--store-url", self._store_url, "--listen", self.target]
-        self._process = subprocess.Popen(
-            [*command, "--ready-fd", str(write)], pass_fds=[write], stderr=subprocess.DEVNULL
-        )
-        os.close(write)
-        assert select.select([ready], [], [], 30)[0], "netweft-ipam did not become ready"
-        assert os.read(ready, 4096), "netweft-ipam ended before it was ready"
-        os.close(ready)
-
-    def kill9(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(timeout=15)
-
-    def stop(self) -> int:
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(timeout=15)
-
-
 @pytest.fixture
 def process(store_server, tmp_path):
-    made = Process(store_server.url, str(tmp_path))
+    made = IpamProcess(store_server.url, tmp_path)
     made.start()
     yield made
-    if made._process.poll() is None:
+    if made.runs:
         assert 0 == made.stop()
 
 

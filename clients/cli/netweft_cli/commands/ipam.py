@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from netweft_common import errors
 
 from netweft_cli import options, output
 
@@ -21,7 +25,10 @@ POOL_COLUMNS = [
     output.Column(title="RANGE", value=lambda pool: str(pool.ip_range or "-")),
     output.Column(title="LEASED", value=lambda pool: str(pool.use.leased)),
     output.Column(title="RESTING", value=lambda pool: str(pool.use.quarantined)),
+    output.Column(title="FREE", value=lambda pool: str(_free(pool))),
     output.Column(title="CAPACITY", value=lambda pool: str(pool.use.capacity)),
+    output.Column(title="RESERVED", value=lambda pool: str(pool.use.reserved), wide=True),
+    output.Column(title="NEXT FREE", value=lambda pool: str(pool.use.next_free_time or "-"), wide=True),
     output.Column(title="LABELS", value=lambda pool: output.pairs(pool.labels) or "-", wide=True),
 ]
 LEASE_COLUMNS = [
@@ -36,9 +43,17 @@ LEASE_COLUMNS = [
 ]
 
 
+Space = Annotated[
+    str,
+    typer.Option("--address-space", metavar="SPACE", help="Where to look; by default where somebody has the address."),
+]
+
+
 @pools.command("ls")
 def ls_pools(
+    *,
     address_space: Annotated[str, typer.Option("--address-space", metavar="SPACE", help="Only of this space.")] = "",
+    network: Annotated[str, typer.Option("--network", metavar="NETWORK", help="Only of this network.")] = "",
     quiet: options.Quiet = False,
     form: options.Output = output.Format.TABLE,
     target: options.Target = "",
@@ -46,7 +61,11 @@ def ls_pools(
 ) -> None:
     """List pools by address space and subnet."""
     with options.connect(target, timeout) as client:
-        found = list(client.list_pools(address_space=address_space))
+        if network:
+            found = [client.get_pool(pool) for pool in _pools(client, network)]
+            found = [pool for pool in found if address_space in ("", pool.address_space)]
+        else:
+            found = list(client.list_pools(address_space=address_space))
     output.show(found, POOL_COLUMNS, form=form, name=lambda pool: pool.id, quiet=quiet)
 
 
@@ -83,6 +102,137 @@ def ls_leases(
             for lease in client.list_leases(pool, owner_key=owner, host_id=host_id)
         ]
     output.show(found, LEASE_COLUMNS, form=form, name=lambda lease: str(lease.address))
+
+
+@leases.command("inspect")
+def inspect_leases(
+    addresses: Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="Addresses without prefix length.")],
+    *,
+    space: Space = "",
+    events: Annotated[int, typer.Option("--events", metavar="N", min=0, help="Of its history, at most so much.")] = 20,
+    form: options.Output = output.Format.JSON,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Show who has an address since when, and what happened to it before, the newest first."""
+    with options.connect(target, timeout) as client:
+        found = [
+            {
+                "lease": lease,
+                "events": list(
+                    itertools.islice(client.list_lease_events(lease.pool_id, address=str(lease.address.ip)), events)
+                ),
+            }
+            for lease in (_lease(client, address, space) for address in addresses)
+        ]
+    if form.is_data:
+        output.write_data(found, form)
+    else:
+        output.show(
+            [entry["lease"] for entry in found], LEASE_COLUMNS, form=form, name=lambda lease: str(lease.address)
+        )
+
+
+@leases.command("reserve")
+def reserve(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="Pool id, as `pool ls` shows it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who keeps it; the same name gets the same address.")],
+    *,
+    address: Annotated[str, typer.Option("--ip", metavar="ADDRESS", help="By default the next free one.")] = "",
+    request_id: options.RequestId = "",
+    form: options.Output = output.Format.TABLE,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Keep an address by name, without an endpoint, until it is released."""
+    with options.connect(target, timeout) as client:
+        lease = client.reserve_address(pool, name, address=address, request_id=request_id)
+    output.show([lease], LEASE_COLUMNS, form=form, name=lambda lease: str(lease.address))
+
+
+@leases.command("release")
+def release(
+    addresses: Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="Addresses without prefix length.")],
+    *,
+    space: Space = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also what an endpoint or a network holds, though it may go on using it."),
+    ] = False,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Give reserved addresses back."""
+    with options.connect(target, timeout) as client:
+        for address in addresses:
+            lease = _lease(client, address, space)
+            if lease.owner.kind != "reservation" and not force:
+                raise errors.FailedPrecondition(
+                    "NOT_A_RESERVATION",
+                    f"address {address} is held by {lease.owner.kind} {lease.owner.key}, which may be using it; "
+                    "detach the endpoint or delete the network, or use --force",
+                    address=address,
+                )
+            client.release_address(lease)
+            output.write_lines([str(lease.address)])
+
+
+@leases.command("watch")
+def watch(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="Pool id; what is shown is of the pool's whole subnet.")],
+    *,
+    since: Annotated[str, typer.Option("--since", metavar="EVENT", help="Begin behind this event id.")] = "",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="End after this many; by default never.")
+    ] = None,
+    form: options.Output = output.Format.TABLE,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print what happens to addresses as it happens, until interrupted; with -o json one line an event."""
+    with options.connect(target, timeout) as client:
+        for event in itertools.islice(client.watch_leases(pool, after_id=since), limit):
+            if form is output.Format.JSON:
+                output.write_line(event)
+            elif form is output.Format.YAML:
+                sys.stdout.write("---\n")
+                output.write_data(event, form)
+            else:
+                sys.stdout.write(_line(event, wide=form is output.Format.WIDE) + "\n")
+            sys.stdout.flush()
+
+
+def _line(event: netweft_client.LeaseEvent, *, wide: bool) -> str:
+    time = event.time.isoformat(timespec="milliseconds") if event.time else "-"
+    parts = [time, event.type.value, str(event.address), event.owner_key]
+    parts.append(event.host_id if wide else output.short(event.host_id) or "-")
+    if wide:
+        parts += [f"epoch={event.epoch}", f"id={event.id}"]
+    return "  ".join(parts)
+
+
+def _free(pool: netweft_client.Pool) -> int:
+    return max(0, pool.use.capacity - pool.use.leased - pool.use.quarantined)
+
+
+def _lease(client: netweft_client.Client, address: str, space: str) -> netweft_client.Lease:
+    """Return an address's lease, wherever it is if no space is named."""
+    if space:
+        return client.lookup_address(address, address_space=space)
+    found = []
+    for each in dict.fromkeys(pool.address_space for pool in client.list_pools()):
+        with contextlib.suppress(errors.NotFound):
+            found.append(client.lookup_address(address, address_space=each))
+    if not found:
+        raise errors.NotFound("LEASE_UNKNOWN", f"nobody has the address {address}", address=address)
+    if len(found) > 1:
+        spaces = ", ".join(lease.pool_id.partition("/")[0] for lease in found)
+        raise errors.InvalidArgument(
+            "SPACE_NEEDED",
+            f"address {address} is leased in several address spaces ({spaces}); name one with --address-space",
+            field="--address-space",
+        )
+    return found[0]
 
 
 def _pools(client: netweft_client.Client, network: str) -> list[str]:
