@@ -317,10 +317,10 @@ async def test_in_an_old_kernel_what_others_flush_is_put_back_when_the_kernel_te
         for item in (DUAL, network(2), sandbox(), sandbox(102), ITEM, STRANGER):
             lab.store.put(item)
         before = listed(lab, "inet netweft", "bridge netweft")
-        repaired = engine.drift_repaired
+        repaired = engine.drift.operations
 
         lab.host.exec(["nft", *command.split()])
-        while engine.drift_repaired == repaired:  # the repair has no event
+        while engine.drift.operations == repaired:  # the repair has no event
             await asyncio.sleep(0.01)
         await engine.reconcile()
 

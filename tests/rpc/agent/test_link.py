@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 from netweft.agent.v1 import agent_pb2
@@ -251,3 +252,19 @@ async def test_a_controller_that_goes_away_and_comes_back_is_met_again_and_the_d
     assert (5, "s") == (second.watches[0].resume_revision, second.watches[0].store_id)
     assert second.reports[0].full
     assert {oid(101)} == {one.object.id for one in second.reports[0].statuses}
+
+
+async def test_what_was_repaired_is_told_once(rig, linked):
+    linked.script.put_nowait(message(1, box(101), snapshot=True, snapshot_end=True))
+    lo = "link", f"sandbox/{oid(101)}", "lo"
+    await until(lambda: lo in rig.kernel.state and rig.engine.position.revision == 1)
+    rig.kernel.state[lo] = dataclasses.replace(rig.kernel.state[lo], up=False)
+    await rig.engine.reconcile()
+    await until(lambda: any(one.HasField("drift") for one in linked.reports))
+    count = len(linked.reports)
+    await until(lambda: len(linked.reports) > count + 1)
+
+    (told,) = [one.drift for one in linked.reports if one.HasField("drift")]
+
+    assert 1 == told.operations
+    assert [("ip link set lo up", f"sandbox/{oid(101)}")] == [(one.command, one.namespace) for one in told.repairs]

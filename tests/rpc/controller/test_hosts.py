@@ -237,3 +237,32 @@ async def test_a_pending_host_is_shown_as_one(face, authority, world):
     assert answer.host.token_expire_time == found.token_expire_time
     assert pki.read_token(answer.token).host_id == found.id
     assert identity.current().role is Role.LOCAL
+
+
+# Drift
+
+
+async def test_what_a_host_repaired_is_shown_and_told_as_an_event(face):
+    repair = common_host_pb2.Repair(object="endpoint/e", namespace="sandbox/s", command="ip link set lo up")
+    drift = common_host_pb2.Drift(operations=3, repairs=[repair])
+    request = host_pb2.ReportHostRequest(host_id=f"{1:032x}", drift=drift)
+    revision = face.state.revision
+
+    await face.hosts.ReportHost(request)
+    await face.hosts.ReportHost(request)
+    await face.hosts.ReportHost(host_pb2.ReportHostRequest(host_id=f"{1:032x}"))
+
+    shown = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host
+    assert drift.operations == shown.drift.operations
+    assert [repair.command] == [one.command for one in shown.drift.repairs]
+    assert revision + 1 == face.state.revision
+
+
+async def test_an_agent_that_starts_again_has_repaired_nothing_yet(face):
+    drift = common_host_pb2.Drift(operations=3)
+    await face.hosts.ReportHost(host_pb2.ReportHostRequest(host_id=f"{1:032x}", drift=drift))
+    host = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host
+
+    await face.hosts.RegisterHost(host_pb2.RegisterHostRequest(host=host))
+
+    assert not (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.HasField("drift")

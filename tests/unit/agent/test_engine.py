@@ -1065,3 +1065,28 @@ async def test_a_removal_that_the_kernel_refuses_keeps_no_other_from_being_done_
     await rig.restart()
 
     assert {extra[0]} == set(extra) & rig.kernel.state.keys()
+
+
+async def test_what_is_repaired_is_counted_and_the_last_of_it_is_kept(rig):
+    await rig.put(1, *BRIDGE)
+    before = rig.engine.drift
+    route = "route", f"sandbox/{oid(101)}", "0.0.0.0/0"
+
+    for _ in range(40):
+        del rig.kernel.state[route]
+        await rig.engine.reconcile({f"sandbox/{oid(101)}"})
+
+    found = rig.engine.drift
+    assert (0, ()) == (before.operations, before.repairs)
+    assert (40, 32) == (found.operations, len(found.repairs))
+    last = found.repairs[-1]
+    assert (f"sandbox/{oid(101)}", f"sandbox/{oid(101)}") == (last.owner, last.ns)
+    assert last.command.startswith("ip route add 0.0.0.0/0 via ")
+    assert last.time_ms > 1_600_000_000_000
+
+
+async def test_what_callers_ask_for_is_no_drift(rig):
+    await rig.put(1, *BRIDGE)
+    await rig.engine.reconcile()
+
+    assert 0 == rig.engine.drift.operations

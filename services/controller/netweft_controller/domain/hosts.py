@@ -8,7 +8,7 @@ from collections.abc import Callable
 from netweft_common import errors
 
 from netweft_controller.domain import commits, fields
-from netweft_controller.domain.objects import Host, Record
+from netweft_controller.domain.objects import Drift, Host, Record
 from netweft_controller.domain.state import State
 
 _DRIVERS_MAX = 64
@@ -69,6 +69,16 @@ def register(state: State, host: Host) -> commits.Commit | None:
         if record.value.name != host.name:
             builder.drop(name_claim(record.value.name), host.id)
     builder.take(name_claim(host.name), host.id)
+    return builder.build()
+
+
+def drifted(state: State, host_id: str, drift: Drift) -> commits.Commit | None:
+    """Return the commit that records what a host had to repair; None when that is known."""
+    record = state.hosts.get(host_id)
+    if record is None or record.value.drift == drift:
+        return None
+    builder = commits.Builder()
+    builder.update(record, dataclasses.replace(record.value, drift=drift))
     return builder.build()
 
 

@@ -11,7 +11,7 @@ from netweft_common.identity import Role
 from netweft_controller.clients.agents import Agents
 from netweft_controller.domain import commits, fields, hosts, names
 from netweft_controller.domain.changes import HostKind, Status
-from netweft_controller.domain.objects import EndpointState, Host, HostState, Record
+from netweft_controller.domain.objects import Drift, EndpointState, Host, HostState, Record
 from netweft_controller.domain.state import State
 from netweft_controller.engine.liveness import Liveness
 from netweft_controller.engine.networks import NetworkEngine
@@ -117,6 +117,14 @@ class HostEngine:
         if full:
             self._heard_in_full[host_id] = state.store_id
         return self._heard_in_full.get(host_id) != state.store_id
+
+    async def note_drift(self, host_id: str, drift: Drift) -> None:
+        """Record what a host had to repair, so that it is told as an event and shown. Idempotent.
+
+        Raises:
+            NetweftError: The store did not take it; the host tells it again.
+        """
+        await self._replica.decide(lambda state: hosts.drifted(state, host_id, drift))
 
     async def cordon(self, word: str, *, cordoned: bool) -> Record[Host]:
         """Let a host take new endpoints, or no longer. Idempotent.

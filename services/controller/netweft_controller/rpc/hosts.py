@@ -73,6 +73,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         self._require_self(request.host_id)
         statuses = [one for message in request.statuses if (one := wire.status_from(message)) is not None]
         want_full = self._hosts.report(request.host_id, statuses, full=request.full, revision=request.applied_revision)
+        if request.HasField("drift"):
+            await self._hosts.note_drift(request.host_id, wire.drift_from(request.drift))
         return host_pb2.ReportHostResponse(want_full=want_full)
 
     async def WatchHost(

@@ -17,6 +17,7 @@ A reconcile compares the whole desired state, or that of some namespaces, with w
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 MERGE_CHANGES = 4096
 """Changes that one round takes at most."""
+
+REPAIRS_KEPT = 32
+"""Repairs that are told of by what they did; the others are counted."""
 
 REPAIR_ROUNDS = 3
 """A repair may uncover more (a link that comes back needs its routes again); what is left waits for the next pass."""
@@ -59,6 +63,28 @@ class Status:
     interface_name: str = ""
     ports: tuple[PublishedPort, ...] = ()
     applied: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """One operation by which the kernel was brought back to what is wanted.
+
+    Attributes:
+        time_ms: Milliseconds since 1970.
+    """
+
+    time_ms: int
+    owner: str
+    ns: Ns
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """What had to be repaired since the agent's start: how many operations, and the last of them."""
+
+    operations: int = 0
+    repairs: tuple[Repair, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,16 +116,20 @@ class Engine:
         kernel: The kernel; the engine is its only user.
         renderer: Drivers and facts.
         journal: Where objects are kept across restarts.
+        clock: Seconds since 1970.
     """
 
-    def __init__(self, *, kernel: Kernel, renderer: Renderer, journal: Journal) -> None:
+    def __init__(
+        self, *, kernel: Kernel, renderer: Renderer, journal: Journal, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
         self.store = ObjectStore()
         self.desired = Desired()
         self.known: dict[Key, Resource] = {}
         self.statuses: dict[Ref, Status] = {}
         self.unreported: set[Ref] = set()
         self.position = Position()
-        self.drift_repaired = 0
+        self.drift = Drift()
         self._kernel = kernel
         self._renderer = renderer
         self._journal = journal
@@ -731,13 +761,23 @@ class Engine:
             if errors:
                 break
         if done:
-            self.drift_repaired += len(done)
+            self._note_repairs(done)
             for step in done:
                 log.info("repaired", owner=step.owner, ns=step.resource.ns or "host", command=step.command())
         self._judge(errors)
         if self._behind:
             self._reach(None)
         return tuple(done)
+
+    def _note_repairs(self, done: Sequence[Operation]) -> None:
+        now_ms = int(self._clock() * 1000)
+        fresh = tuple(
+            Repair(time_ms=now_ms, owner=step.owner, ns=step.resource.ns, command=step.command())
+            for step in done[-REPAIRS_KEPT:]
+        )
+        self.drift = Drift(
+            operations=self.drift.operations + len(done), repairs=(*self.drift.repairs, *fresh)[-REPAIRS_KEPT:]
+        )
 
     async def _observe(self, wanted: Mapping[Key, Resource], spaces: Collection[Ns] | None) -> dict[Key, Resource]:
         """Return what is wanted or to be removed and is there."""

@@ -35,7 +35,7 @@ from netweft_agent.domain.objects import (
 )
 from netweft_agent.domain.plan import Operation
 from netweft_agent.drivers.base import Driver
-from netweft_agent.engine.engine import Status
+from netweft_agent.engine.engine import Drift, Status
 from netweft_agent.engine.store import Change
 from netweft_agent.kernel.api import Statistics
 
@@ -360,6 +360,14 @@ def status_message(status: Status) -> agent_pb2.ObjectStatus:
         was_applied=status.applied,
         ports=published_ports(status.ports),
     )
+
+
+def drift(found: Drift) -> host_pb2.Drift:
+    """Write what had to be repaired."""
+    message = host_pb2.Drift(operations=found.operations)
+    for one in found.repairs:
+        message.repairs.add(object=one.owner, namespace=one.ns, command=one.command).time.FromMilliseconds(one.time_ms)
+    return message
 
 
 def interface_statistics(name: str, endpoint_id: str, counters: Statistics) -> sandbox_pb2.InterfaceStatistics:

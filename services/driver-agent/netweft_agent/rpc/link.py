@@ -18,7 +18,7 @@ from netweft.controller.v1 import host_pb2 as controller_pb2
 from netweft.controller.v1 import host_pb2_grpc as controller_grpc
 from netweft_common import client, errors
 
-from netweft_agent.engine.engine import Engine, Status
+from netweft_agent.engine.engine import Drift, Engine, Status
 from netweft_agent.engine.journal import Position
 from netweft_agent.engine.store import Change
 from netweft_agent.rpc import convert
@@ -51,6 +51,7 @@ class Link:
         self._engine = engine
         self._host = host
         self._full_report = True
+        self._told_drift = Drift()
         self._further = asyncio.Event()
         self._delay_s = FIRST_RETRY_S
         self._tried = asyncio.Event()
@@ -77,6 +78,7 @@ class Link:
             self._stub.RegisterHost, controller_pb2.RegisterHostRequest(host=self._host), timeout_s=10
         )
         self._full_report = True
+        self._told_drift = Drift()
         self._tried.set()
         log.info("registered", host_id=self._host.id, host_name=self._host.name)
         return float(answer.report_interval_seconds or 5)
@@ -122,6 +124,7 @@ class Link:
             self._full_report = False
             self._further.clear()
             statuses = self._statuses(full=full)
+            drift = self._engine.drift
             try:
                 answer = await self._connection.call(
                     self._stub.ReportHost,
@@ -130,9 +133,11 @@ class Link:
                         applied_revision=self._engine.position.revision,
                         statuses=[convert.status_message(one) for one in statuses],
                         full=full,
+                        drift=convert.drift(drift) if drift != self._told_drift else None,
                     ),
                     timeout_s=10,
                 )
+                self._told_drift = drift
             except errors.NetweftError:
                 self._full_report = True
                 raise
