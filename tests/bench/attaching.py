@@ -41,7 +41,7 @@ def run(works: set[str]) -> Table:
     """Time the works asked for, with floor and peers in the same run."""
     containers = [Netns(f"c{number}") for number in range(2 * ONE_BY_ONE + 2 * BATCH * BATCHES)]
     try:
-        with _folders() as run_dir:
+        with folders() as run_dir:
             running = stack.Stack(layout.plan(run_dir))
             try:
                 running.up()
@@ -123,7 +123,7 @@ async def _make_sandboxes(client: AsyncClient, specs: list[model.SandboxSpec]) -
 
 
 @contextlib.contextmanager
-def _folders() -> Iterator[Path]:
+def folders() -> Iterator[Path]:
     """Make a run directory in memory, as /run is on a host, with the store's files on disk, where they are synced."""
     with (
         tempfile.TemporaryDirectory(prefix="netweft-bench-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder,

@@ -261,7 +261,7 @@ def _seen_by_hosts(endpoint: Endpoint) -> tuple[object, ...]:
         endpoint.dns_names,
         endpoint.gateway_priority,
         endpoint.options,
-        tuple(dataclasses.replace(port, assigned_port=0) for port in endpoint.ports),
+        tuple(port.binding for port in endpoint.ports),
         endpoint.link_local,
         endpoint.routes,
         endpoint.sysctls,

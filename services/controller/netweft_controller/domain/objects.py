@@ -148,6 +148,25 @@ class PublishedPort:
     host_port_end: int = 0
     assigned_port: int = 0
 
+    @property
+    def binding(self) -> tuple[str, int, str, int, int]:
+        """What was asked for, whatever was assigned: by it a binding is known again."""
+        return (self.protocol, self.container_port, self.host_address, self.host_port, self.host_port_end)
+
+    def with_assigned(self, port: int) -> PublishedPort:
+        """Return the binding with a port of the host; itself where it has that one."""
+        if port == self.assigned_port:
+            return self
+        # dataclasses.replace asks for each field by name, which for thousands of ports takes longer than the kernel.
+        return PublishedPort(
+            protocol=self.protocol,
+            container_port=self.container_port,
+            host_address=self.host_address,
+            host_port=self.host_port,
+            host_port_end=self.host_port_end,
+            assigned_port=port,
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StaticRoute:

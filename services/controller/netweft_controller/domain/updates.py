@@ -89,8 +89,8 @@ def record_sandbox(record: Record[Sandbox], value: Sandbox, once: commits.Reques
 def _ports(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
     wanted = endpoints.published_ports(spec.ports, network, path)
     # A binding that stays keeps its port until the host says another one.
-    before = {dataclasses.replace(one, assigned_port=0): one for one in value.ports}
-    return dataclasses.replace(value, ports=tuple(before.get(one, one) for one in wanted))
+    before = {one.binding: one for one in value.ports}
+    return dataclasses.replace(value, ports=tuple(before.get(one.binding, one) for one in wanted))
 
 
 def _bandwidth(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:

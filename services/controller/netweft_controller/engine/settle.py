@@ -154,11 +154,8 @@ def assigned(wanted: tuple[PublishedPort, ...], said: tuple[PublishedPort, ...])
     """Return the ports that are wanted with what a host has assigned to them; what it says of others is dropped."""
     if not said:
         return wanted
-    found = {dataclasses.replace(one, assigned_port=0): one.assigned_port for one in said}
-    return tuple(
-        dataclasses.replace(one, assigned_port=found.get(dataclasses.replace(one, assigned_port=0), one.assigned_port))
-        for one in wanted
-    )
+    found = {one.binding: one.assigned_port for one in said}
+    return tuple(one.with_assigned(found.get(one.binding, one.assigned_port)) for one in wanted)
 
 
 def settled_sandbox(sandbox: Sandbox, one: Confirmed) -> Sandbox:

@@ -73,7 +73,7 @@ def assign(
         FailedPrecondition: A range has no free port.
         Exhausted: The ephemeral range has no free port.
     """
-    before = {_bare(one): one.assigned_port for one in held}
+    before = {one.binding: one.assigned_port for one in held}
     found: dict[int, int] = {}
     groups: dict[_Group, list[int]] = {}
     for place, one in enumerate(ports):
@@ -81,8 +81,8 @@ def assign(
             found[place] = 0
         elif one.is_exact:
             found[place] = one.host_port
-        elif before.get(_bare(one)):
-            found[place] = before[_bare(one)]
+        elif already := before.get(one.binding):
+            found[place] = already
         else:
             groups.setdefault(_group(one), []).append(place)
     common = {_group(ports[place]): port for place, port in found.items() if port}
@@ -96,7 +96,7 @@ def assign(
         )
         preferred = common.get(group, 0) or ports[places[0]].assigned_port
         found.update(dict.fromkeys(places, _reserve(want, preferred, reserver)))
-    return tuple(replace(one, assigned_port=found[place]) for place, one in enumerate(ports))
+    return tuple(one.with_assigned(found[place]) for place, one in enumerate(ports))
 
 
 _Group = tuple[str, int, int, int]
@@ -112,7 +112,3 @@ def _reserve(want: PortWant, preferred: int, reserver: Reserver) -> int:
         with contextlib.suppress(FailedPrecondition):
             return reserver.reserve(replace(want, first=preferred, last=preferred))
     return reserver.reserve(want)
-
-
-def _bare(one: PublishedPort) -> PublishedPort:
-    return replace(one, assigned_port=0)

@@ -269,7 +269,7 @@ def _ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tupl
             "BAD_COUNT", f"{field} has {len(messages)} entries; at most {MAX_PORTS} are taken", field=field
         )
     found = [_published_port(one, f"{field}[{place}]") for place, one in enumerate(messages)]
-    if len({dataclasses.replace(one, assigned_port=0) for one in found}) != len(found):
+    if len({one.binding for one in found}) != len(found):
         raise InvalidArgument("PORT_TWICE", f"{field} has the same binding twice", field=field)
     return tuple(found)
 
