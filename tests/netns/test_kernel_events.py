@@ -9,12 +9,12 @@ import pytest
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.resources import HOST
 
-from tests.support.kernel import Host, bridge, endpoint, new_host, overlay, sandbox, state
+from tests.support.kernel import Host, bridge, endpoint, limits, new_host, overlay, sandbox, state
 from tests.support.netns import require_root
 
 pytestmark = [pytest.mark.netns, pytest.mark.anyio]
 
-EVERYTHING = [*bridge(), *overlay(), *(part for n in (1, 2) for part in (*sandbox(n), *endpoint(n)))]
+EVERYTHING = [*bridge(), *overlay(), *(part for n in (1, 2) for part in (*sandbox(n), *endpoint(n))), *limits(1)]
 PATIENCE_S = 5
 
 
@@ -95,6 +95,16 @@ TAMPERING = {
     "neighbour": ("network/n1", "ip neighbour del 10.9.0.9 dev vxlan0", {"network/n1"}),
     "forwarding entry": ("network/n1", "bridge fdb del 02:42:0a:09:00:09 dev vxlan0 self", {"network/n1"}),
     "tunnel": ("network/n1", "ip link del vxlan0", {"network/n1"}),
+    "limit": (HOST, "tc qdisc del dev nwv-1 root", {HOST}),
+    "limit changed": (
+        HOST,
+        "tc qdisc change dev nwv-1 root handle 6e77: tbf rate 1gbit burst 64kb limit 80000",
+        {HOST},
+    ),
+    "limit replaced": (HOST, "tc qdisc replace dev nws-1 root pfifo", {HOST}),
+    "redirect": (HOST, "tc filter del dev nwv-1 ingress", {HOST}),
+    "place of the redirect": (HOST, "tc qdisc del dev nwv-1 clsact", {HOST}),
+    "what the limit acts on": (HOST, "ip link del nws-1", {HOST}),
     "a table of our name": (HOST, "nft add table inet netweft", {HOST}),
 }
 
@@ -115,6 +125,28 @@ async def test_tampering_is_told_and_its_repair_is_not(host: Host, ear: Ear, ns,
     assert {"sandbox/s9"} == {step.resource.ns for step in left}
 
 
+AFTER_A_RESTART = ("link down", "link deleted", "mtu of the far end", "far end down", "address", "limit", "redirect")
+
+
+@pytest.mark.parametrize("name", AFTER_A_RESTART)
+async def test_tampering_is_told_to_an_agent_that_has_only_looked(host: Host, name):
+    ns, command, told = TAMPERING[name]
+    desired = state([*EVERYTHING, *sandbox(9)])
+    await host.execute(plan(desired, {}, {}))
+    await host.kernel.close()
+    host.kernel = host.new_kernel()
+    left_to_do = plan(desired, await host.observe(desired), {})
+    ear = Ear(host)
+    await ear.ready()
+
+    host.exec(*command.split(), ns=ns)
+    heard = await ear.heard()
+    await ear.stop()
+
+    assert () == left_to_do
+    assert told == heard
+
+
 async def test_own_work_is_not_told(host: Host, ear: Ear):
     desired = state(EVERYTHING)
 
@@ -131,6 +163,12 @@ FOREIGN = {
     "another table": (HOST, "nft add table inet theirs"),
     "an address on their link": ("sandbox/s1", "ip address add 127.9.9.9/32 dev lo"),
     "a route": ("sandbox/s1", "ip route add 198.51.100.0/24 via 10.1.0.9"),
+    "a limit of the other end": ("sandbox/s1", "tc qdisc add dev eth0 root pfifo"),
+    "a filter beside ours": (
+        HOST,
+        "tc filter add dev nwv-1 egress u32 match u32 0 0 action mirred egress mirror dev lo",
+    ),
+    "a limit of a link without one of ours": (HOST, "tc qdisc add dev nwv-2 root pfifo"),
     "a neighbour": ("sandbox/s1", "ip neighbour add 10.1.0.9 lladdr 02:00:00:00:00:09 dev eth0"),
 }
 

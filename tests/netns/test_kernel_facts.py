@@ -82,6 +82,24 @@ def test_a_feature_is_what_the_kernel_can_make(host):
         assert (kind in found) == (done.returncode == 0), (kind, done.stderr)
 
 
+LIMITS = {
+    "tbf": ["qdisc add dev up0 root tbf rate 1mbit burst 64kb limit 128kb"],
+    "mirred": [
+        "qdisc add dev up0 clsact",
+        "filter add dev up0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev lo",
+    ],
+}
+
+
+@pytest.mark.parametrize("feature", LIMITS)
+def test_what_limits_need_is_found_where_tc_can_make_it(host, feature):
+    found = host.run(facts.probe).features
+
+    done = [host.exec(["tc", *command.split()], check=False).returncode for command in LIMITS[feature]]
+
+    assert (feature in found) == (not any(done))
+
+
 def test_the_callers_thread_stays_where_it_is():
     require_root()
     before = Path("/proc/thread-self/ns/net").stat().st_ino

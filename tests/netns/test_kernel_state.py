@@ -16,9 +16,10 @@ from netweft_agent.domain.resources import (
     Port,
     Route,
     Sysctl,
+    TokenBucket,
 )
 
-from tests.support.kernel import Host, bridge, endpoint, endpoint6, new_host, overlay, remote, sandbox, state
+from tests.support.kernel import Host, bridge, endpoint, endpoint6, limits, new_host, overlay, remote, sandbox, state
 from tests.support.netns import Netns, require_root
 
 pytestmark = [pytest.mark.netns, pytest.mark.anyio]
@@ -80,6 +81,20 @@ STATES = {
             port=Port(hairpin=True, flood=False),
         ),
         Link(ns="sandbox/s1", name="eth0", kind="peer", mtu=1400, peer=PeerEnd(ns="network/n1", name="nwv-1")),
+    ],
+    "an endpoint with limits": [*bridge(), *sandbox(), *endpoint(), *limits()],
+    "limits at the edges": [
+        Link(ns=HOST, name="nwb-8", kind="bridge"),
+        TokenBucket(ns=HOST, link="nwb-8", rate=1 << 37, burst=1 << 31, limit=(1 << 32) - 1),
+        Link(ns=HOST, name="nwb-9", kind="bridge"),
+        TokenBucket(ns=HOST, link="nwb-9", rate=1000, burst=1 << 31, limit=1 << 31),
+    ],
+    "limits in an overlay": [
+        *overlay(),
+        *sandbox(),
+        Link(ns="network/n1", name="nwv-1", kind="veth", ipv6=False, peer=PeerEnd(ns="sandbox/s1", name="eth0")),
+        Link(ns="sandbox/s1", name="eth0", kind="peer", peer=PeerEnd(ns="network/n1", name="nwv-1")),
+        *limits(ns="network/n1"),
     ],
     "a static forwarding entry": [
         *bridge(),
@@ -184,6 +199,10 @@ CHANGES = {
     "gateway": (
         Route(ns=HOST, destination="198.51.100.0/24", link="nwb-1", via="10.1.0.8"),
         Route(ns=HOST, destination="198.51.100.0/24", link="nwb-1", via="10.1.0.9"),
+    ),
+    "limit": (
+        TokenBucket(ns=HOST, link="nwb-1", rate=125_000, burst=65536, limit=80000),
+        TokenBucket(ns=HOST, link="nwb-1", rate=250_000, burst=70000, limit=90000),
     ),
     "setting": (
         Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="0"),

@@ -11,7 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from netweft_agent.domain.objects import Endpoint, Facts, Network, Object, Peer, PublishedPort, Ref, Sandbox, Subnet
+from netweft_agent.domain.objects import (
+    Bandwidth,
+    Endpoint,
+    Facts,
+    Network,
+    Object,
+    Peer,
+    PublishedPort,
+    Ref,
+    Sandbox,
+    Subnet,
+)
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Resource, Sysctl
 from netweft_agent.drivers import base
@@ -26,7 +37,13 @@ from netweft_agent.engine.store import Change
 from netweft_agent.kernel.fake import FakeKernel
 from netweft_common.errors import KernelError, NetweftError
 
-FACTS = Facts(host_id="h" * 32, vtep="192.0.2.1", underlay_mtu=1500, run_dir="/run/netweft")
+FACTS = Facts(
+    host_id="h" * 32,
+    vtep="192.0.2.1",
+    underlay_mtu=1500,
+    run_dir="/run/netweft",
+    features=frozenset({"tbf", "ifb", "mirred"}),
+)
 DRIVERS: Mapping[str, base.Driver] = {
     "bridge": BridgeDriver(),
     "overlay": OverlayDriver(),
@@ -79,6 +96,11 @@ def port(container_port: int, host_port: int = 0, host_address: str = "", protoc
         host_port=host_port,
         assigned_port=host_port,
     )
+
+
+def limits(ingress: int = 0, egress: int = 0, *, ingress_burst: int = 0, egress_burst: int = 0) -> Bandwidth:
+    """Make limits, in bits a second and bits."""
+    return Bandwidth(ingress_rate=ingress, ingress_burst=ingress_burst, egress_rate=egress, egress_burst=egress_burst)
 
 
 def peer(number: int = 5001, network: int = 1, **fields: Any) -> Peer:

@@ -18,9 +18,11 @@ from netweft_agent.domain.resources import (
     Neighbour,
     PeerEnd,
     Port,
+    Redirect,
     Resource,
     Route,
     Sysctl,
+    TokenBucket,
     Vxlan,
 )
 from netweft_agent.kernel.linux import LinuxKernel
@@ -117,6 +119,17 @@ def endpoint(number: int = 1, *, isolated: bool = False) -> list[Resource]:
         Link(ns=ns, name="eth0", kind="peer", mtu=1450, mac=mac, ipv6=False, peer=PeerEnd(ns=HOST, name=name)),
         Address(ns=ns, link="eth0", address=f"10.1.0.{number + 1}/16"),
         Route(ns=ns, destination="0.0.0.0/0", link="eth0", via="10.1.0.1"),
+    ]
+
+
+def limits(number: int = 1, *, rate: int = 125_000, ns: str = HOST) -> list[Resource]:
+    """Return limits of that endpoint, both ways, in bytes a second."""
+    link, shaper = f"nwv-{number}", f"nws-{number}"
+    return [
+        TokenBucket(ns=ns, link=link, rate=rate, burst=65536, limit=80000),
+        Link(ns=ns, name=shaper, kind="ifb", ipv6=False),
+        TokenBucket(ns=ns, link=shaper, rate=rate, burst=65536, limit=80000),
+        Redirect(ns=ns, link=link, to=shaper),
     ]
 
 

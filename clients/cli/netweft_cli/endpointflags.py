@@ -1,7 +1,8 @@
-"""Flags of endpoints whose texts mean something: published ports as Docker writes them, routes, kernel settings."""
+"""Flags of endpoints whose texts mean something: ports as Docker writes them, limits as tc does, routes, settings."""
 
 from __future__ import annotations
 
+import decimal
 import enum
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from netweft_common import errors
 from netweft_cli import options
 
 if TYPE_CHECKING:
-    from netweft_client import PublishedPort, StaticRoute
+    from netweft_client import Bandwidth, PublishedPort, StaticRoute
 
 Publish = Annotated[
     list[str] | None,
@@ -35,12 +36,26 @@ Sysctl = Annotated[
 LinkLocalIp = Annotated[
     list[str] | None, typer.Option("--link-local-ip", metavar="ADDRESS", help="Further address, link-local.")
 ]
+IngressRate = Annotated[
+    str, typer.Option("--ingress-rate", metavar="10mbit", help="Limit of what goes into the container; 0: none.")
+]
+IngressBurst = Annotated[
+    str,
+    typer.Option("--ingress-burst", metavar="1mb", help="What may go in at once beyond that; 0: what 100 ms carry."),
+]
+EgressRate = Annotated[
+    str, typer.Option("--egress-rate", metavar="10mbit", help="Limit of what comes out of the container; 0: none.")
+]
+EgressBurst = Annotated[
+    str, typer.Option("--egress-burst", metavar="1mb", help="What may come out at once beyond that; 0: as for ingress.")
+]
 
 
 class Clear(enum.StrEnum):
     """What may be taken away as a whole, by its field's name."""
 
     PORTS = "ports"
+    BANDWIDTH = "bandwidth"
     ROUTES = "routes"
     SYSCTLS = "sysctls"
     DNS_NAMES = "dns-names"
@@ -52,8 +67,12 @@ class Clear(enum.StrEnum):
         return self.value.replace("-", "_")
 
     @property
-    def nothing(self) -> tuple[()] | dict[str, str]:
+    def nothing(self) -> tuple[()] | dict[str, str] | Bandwidth:
         """What it is when nothing is left."""
+        if self is Clear.BANDWIDTH:
+            from netweft_client import Bandwidth  # noqa: PLC0415  # loads grpc
+
+            return Bandwidth()
         return {} if self in {Clear.SYSCTLS, Clear.LABELS} else ()
 
 
@@ -139,6 +158,66 @@ def _range(text: str, part: str) -> tuple[int, int]:
 
 def _malformed(text: str, why: str) -> errors.InvalidArgument:
     return errors.InvalidArgument("FLAG_MALFORMED", f"--publish {text!r}: {why}", field="--publish")
+
+
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z]*)")
+_BITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
+_BYTES = {"b": 8, "kb": 8 << 10, "mb": 8 << 20, "gb": 8 << 30}
+
+
+def bandwidth(
+    ingress_rate: str, ingress_burst: str, egress_rate: str, egress_burst: str, known: Bandwidth | None = None
+) -> Bandwidth | None:
+    """Return the limits that texts ask for, with units as tc(8) has them; None: no text asks for any.
+
+    Args:
+        ingress_rate: Empty: as it is.
+        ingress_burst: Likewise.
+        egress_rate: Likewise.
+        egress_burst: Likewise.
+        known: What the endpoint has; a rate of 0 takes its burst away too.
+
+    Raises:
+        InvalidArgument: A text is no quantity, or of a unit that it cannot have.
+    """
+    from netweft_client import Bandwidth  # noqa: PLC0415  # loads grpc
+
+    if not any((ingress_rate, ingress_burst, egress_rate, egress_burst)):
+        return None
+    had = known or Bandwidth()
+    into = _bits("--ingress-rate", ingress_rate, had.ingress_bits_per_second)
+    out = _bits("--egress-rate", egress_rate, had.egress_bits_per_second)
+    return Bandwidth(
+        ingress_bits_per_second=into,
+        ingress_burst_bits=_bits("--ingress-burst", ingress_burst, had.ingress_burst_bits if into else 0),
+        egress_bits_per_second=out,
+        egress_burst_bits=_bits("--egress-burst", egress_burst, had.egress_burst_bits if out else 0),
+    )
+
+
+def _bits(flag: str, text: str, default: int) -> int:
+    if not text:
+        return default
+    units = _BITS | _BYTES if flag.endswith("burst") else _BITS
+    match = _QUANTITY.fullmatch(text.lower())
+    if match is None or (match[2] not in units and text != "0"):
+        raise errors.InvalidArgument(
+            "FLAG_MALFORMED",
+            f"{flag} {text!r}: it is not a number with one of the units {', '.join(units)}",
+            field=flag,
+        )
+    return int(decimal.Decimal(match[1]) * units.get(match[2], 1))
+
+
+def limit_of(value: Bandwidth | None) -> str:
+    """Return limits as they are shown: `in 10mbit, out 1gbit`."""
+    rates = () if value is None else (("in", value.ingress_bits_per_second), ("out", value.egress_bits_per_second))
+    return ", ".join(f"{way} {_text_of_rate(rate)}" for way, rate in rates if rate) or "-"
+
+
+def _text_of_rate(rate: int) -> str:
+    unit, size = next((one for one in reversed(_BITS.items()) if not rate % one[1]), ("bit", 1))
+    return f"{rate // size}{unit}"
 
 
 def routes(texts: Sequence[str] | None) -> tuple[StaticRoute, ...]:

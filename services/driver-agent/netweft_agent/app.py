@@ -61,7 +61,11 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
     host_id = own_id(chosen.state_dir)
     found = kernel_facts.probe(chosen.vtep_address)
     facts = Facts(
-        host_id=host_id, vtep=chosen.vtep_address, underlay_mtu=found.underlay_mtu, run_dir=str(chosen.run_dir)
+        host_id=host_id,
+        vtep=chosen.vtep_address,
+        underlay_mtu=found.underlay_mtu,
+        run_dir=str(chosen.run_dir),
+        features=found.features,
     )
     registry = metrics.new_registry()
     async with contextlib.AsyncExitStack() as stack:

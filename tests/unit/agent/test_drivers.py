@@ -13,10 +13,22 @@ from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox, Stati
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers.base import Attachment
-from netweft_common.errors import NetweftError
+from netweft_common.errors import FailedPrecondition, NetweftError
 
 from tests.support import golden
-from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, port, sandbox, subnets
+from tests.support.agent import (
+    DRIVERS,
+    FACTS,
+    RESOLV_CONF,
+    endpoint,
+    limits,
+    network,
+    oid,
+    peer,
+    port,
+    sandbox,
+    subnets,
+)
 
 DUAL = {"subnets": subnets("10.1.0.0/24", "fd00:1::/64"), "enable_ipv6": True}
 DUAL_ADDRESSES = (ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64"))
@@ -124,6 +136,9 @@ CASES = {
         network(subnets=(replace(subnets("10.1.0.0/24")[0], default_gateway=ip_interface("10.1.0.254/24")),))
     ),
     "bridge-given-namespace": Case(bridge(), box=sandbox(source="/run/netns/c1", hosts_path="/var/lib/c1/hosts")),
+    "bridge-limits": Case(bridge(), (endpoint(bandwidth=limits(10_000_000, 1_000_000)),)),
+    "bridge-limits-ingress": Case(bridge(mtu="9000"), (endpoint(bandwidth=limits(8_000, ingress_burst=8)),)),
+    "overlay-limits": Case(overlay(), (endpoint(bandwidth=limits(egress=1 << 40, egress_burst=1 << 34)),)),
     "overlay": Case(overlay()),
     "overlay-peers": Case(overlay(), peers=(peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))),
     "overlay-peers-ipv6-underlay": Case(overlay(), peers=(peer(5001, vtep="2001:db8::2"),), vtep="2001:db8::1"),
@@ -220,6 +235,18 @@ CHANGES = {
         (endpoint(ports=(port(80, 8080),)),),
         (endpoint(ports=(port(8000, 8080),)),),
     ),
+    "limit": (CASES["bridge"], (endpoint(),), (endpoint(bandwidth=limits(10_000_000, 1_000_000)),)),
+    "limit-changes": (
+        CASES["bridge"],
+        (endpoint(bandwidth=limits(10_000_000, 1_000_000)),),
+        (endpoint(bandwidth=limits(20_000_000, 2_000_000, egress_burst=8_000_000)),),
+    ),
+    "limit-less": (
+        CASES["bridge"],
+        (endpoint(bandwidth=limits(10_000_000, 1_000_000)),),
+        (endpoint(bandwidth=limits(10_000_000)),),
+    ),
+    "limit-no-more": (CASES["bridge"], (endpoint(bandwidth=limits(10_000_000, 1_000_000)),), (endpoint(),)),
     "unpublish": (CASES["bridge"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
     "port-moves": (
         CASES["bridge"],
@@ -449,6 +476,34 @@ def test_a_driver_refuses_what_it_cannot_render_before_anything_is_touched(net, 
 
     assert reason == caught.value.reason
     assert len(caught.value.message) > 40
+
+
+LACKING = {
+    "no token bucket": (limits(8000), {"ifb", "mirred"}, "tbf"),
+    "no ifb": (limits(egress=8000), {"tbf", "mirred"}, "ifb"),
+    "neither ifb nor redirection": (limits(8000, 8000), {"tbf"}, "ifb and mirred"),
+}
+
+
+@pytest.mark.parametrize("net", [bridge(), overlay()], ids=["bridge", "overlay"])
+@pytest.mark.parametrize(("wanted", "features", "lacking"), LACKING.values(), ids=LACKING)
+def test_limits_that_the_kernel_cannot_keep_are_refused_and_the_message_names_what_lacks(
+    net, wanted, features, lacking
+):
+    facts = replace(FACTS, features=frozenset(features))
+    attachment = Attachment(endpoint=endpoint(bandwidth=wanted), sandbox=sandbox())
+
+    with pytest.raises(FailedPrecondition, match=f"lacks {lacking};") as caught:
+        DRIVERS[net.driver].check(net, attachment, facts)
+
+    assert "FEATURE_MISSING" == caught.value.reason
+
+
+def test_a_kernel_without_ifb_limits_what_comes_in():
+    facts = replace(FACTS, features=frozenset({"tbf"}))
+    attachment = Attachment(endpoint=endpoint(bandwidth=limits(8000)), sandbox=sandbox())
+
+    DRIVERS["bridge"].check(bridge(), attachment, facts)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 from netweft_agent.domain import nft
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import HOST, Address, Fdb, File, Link, Namespace, Neighbour, Route, Sysctl
+from netweft_agent.domain.resources import (
+    HOST,
+    Address,
+    Fdb,
+    File,
+    Link,
+    Namespace,
+    Neighbour,
+    Redirect,
+    Route,
+    Sysctl,
+    TokenBucket,
+)
 from netweft_agent.kernel import netns, sysctl
 from netweft_agent.kernel.executor import Executor, Phase, phase
 from netweft_agent.kernel.run import Run, describe
@@ -31,6 +43,9 @@ def drop(resource):
         (Link(ns=HOST, name="b", kind="bridge"), Phase.MASTERS, Phase.DROP_LINKS),
         (Link(ns=HOST, name="x", kind="vxlan"), Phase.MASTERS, Phase.DROP_LINKS),
         (Link(ns=HOST, name="v", kind="veth"), Phase.LINKS, Phase.DROP_LINKS),
+        (Link(ns=HOST, name="i", kind="ifb"), Phase.LINKS, Phase.DROP_LINKS),
+        (TokenBucket(ns=HOST, link="v", rate=1, burst=1, limit=1), Phase.INSIDE, Phase.INSIDE),
+        (Redirect(ns=HOST, link="v", to="i"), Phase.INSIDE, Phase.INSIDE),
         (Link(ns=NS, name="eth0", kind="peer"), Phase.INSIDE, Phase.DROP_LINKS),
         (Link(ns=NS, name="lo", kind="loopback"), Phase.INSIDE, Phase.DROP_LINKS),
         (Address(ns=NS, link="eth0", address="10.0.0.2/16"), Phase.INSIDE, Phase.INSIDE),

@@ -18,8 +18,10 @@ from netweft_agent.domain.resources import (
     PeerEnd,
     Port,
     PortHold,
+    Redirect,
     Route,
     Sysctl,
+    TokenBucket,
     Vxlan,
     as_down,
 )
@@ -46,6 +48,8 @@ VETH = Link(
 PEER = Link(ns=BOX, name="eth0", kind="peer", mac="02:00:00:00:00:02", peer=PeerEnd(ns=HOST, name="nwv-1"))
 LO = Link(ns=BOX, name="lo", kind="loopback")
 
+BUCKET = TokenBucket(ns=HOST, link="nwv-1", rate=1_000_000, burst=65536, limit=115536)
+
 HOLD = PortHold(ns=HOST, protocol="udp", address="::", port=53, targets=("[fd00::2]:5353",))
 
 COMMANDS = {
@@ -58,6 +62,24 @@ COMMANDS = {
         HOLD,
         "hold [::]:53/udp for [fd00::2]:5353",
         "release [::]:53/udp && conntrack -D -p udp --orig-port-dst 53",
+    ),
+    "a limit": (
+        BUCKET,
+        "tc qdisc replace dev nwv-1 root handle 6e77: tbf rate 8000000bit burst 65536b limit 115536b",
+        "tc qdisc del dev nwv-1 root handle 6e77:",
+    ),
+    "a redirect": (
+        Redirect(ns=HOST, link="nwv-1", to="nws-1"),
+        (
+            "tc qdisc add dev nwv-1 clsact && tc filter add dev nwv-1 ingress pref 28279 protocol all "
+            "u32 match u32 0 0 action mirred egress redirect dev nws-1"
+        ),
+        "tc filter del dev nwv-1 ingress pref 28279",
+    ),
+    "what a limit acts on": (
+        Link(ns=HOST, name="nws-1", kind="ifb", ipv6=False),
+        "ip link add nws-1 group 0x6e77 addrgenmode none up type ifb",
+        "ip link del nws-1",
     ),
     "a namespace of ours": (Namespace(ns=BOX), "ip netns add sandbox-1", "ip netns del sandbox-1"),
     "a given namespace": (
@@ -238,3 +260,37 @@ def test_owners_may_share_a_resource():
 
 def test_a_reference_prints_as_the_owner_that_it_is():
     assert f"endpoint/{oid(7)}" == str(Ref(kind=Kind.ENDPOINT, id=oid(7)))
+
+
+OBSERVED_BUCKETS = {
+    "the same": (BUCKET, BUCKET, True),
+    "a burst as the kernel rounds it": (BUCKET, replace(BUCKET, burst=65535), True),
+    "another burst": (BUCKET, replace(BUCKET, burst=65400), False),
+    "another rate": (BUCKET, replace(BUCKET, rate=1_000_001), False),
+    "another limit": (BUCKET, replace(BUCKET, limit=115537), False),
+    "a burst too long to be told": (
+        replace(BUCKET, rate=1000, burst=2**31),
+        replace(BUCKET, rate=1000, burst=12),
+        True,
+    ),
+    "a fast one, whose unit of time is long": (
+        replace(BUCKET, rate=2**37, burst=2**31),
+        replace(BUCKET, rate=2**37, burst=2**31 - 8000),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("wanted", "observed", "expected"), OBSERVED_BUCKETS.values(), ids=OBSERVED_BUCKETS)
+def test_a_limit_will_do_when_rate_and_queue_are_right_and_the_burst_is_as_the_kernel_tells_it(
+    wanted, observed, expected
+):
+    assert expected == wanted.matches(observed)
+
+
+def test_a_redirect_is_changed_by_taking_the_old_one_first():
+    wanted = Redirect(ns=HOST, link="nwv-1", to="nws-1")
+
+    command = wanted.change_command(replace(wanted, to=""))
+
+    assert wanted.delete_command() + " && " + wanted.add_command() == command

@@ -1,10 +1,10 @@
-"""Published ports as Docker writes them, and changes of them."""
+"""Published ports as Docker writes them, limits as tc does, and changes of them."""
 
 from __future__ import annotations
 
 import pytest
 from netweft_cli import endpointflags
-from netweft_client import Protocol, PublishedPort, StaticRoute
+from netweft_client import Bandwidth, Protocol, PublishedPort, StaticRoute
 from netweft_common import errors
 
 
@@ -81,3 +81,82 @@ def test_routes_and_settings_are_read():
         StaticRoute(destination="203.0.113.0/24", next_hop=""),
     ) == endpointflags.routes(["198.51.100.0/24=10.0.0.9", "203.0.113.0/24"])
     assert {"net.ipv4.conf.IFNAME.x": "1"} == endpointflags.sysctls(["net.ipv4.conf.IFNAME.x=1"])
+
+
+LIMITS = {
+    "a way in": (("10mbit", "", "", ""), Bandwidth(ingress_bits_per_second=10_000_000)),
+    "both ways with bursts": (
+        ("1.5gbit", "1mb", "64KBIT", "1kb"),
+        Bandwidth(
+            ingress_bits_per_second=1_500_000_000,
+            ingress_burst_bits=8 << 20,
+            egress_bits_per_second=64_000,
+            egress_burst_bits=8192,
+        ),
+    ),
+    "nothing": (("", "", "", ""), None),
+    "none": (("0", "", "0", ""), Bandwidth()),
+}
+
+
+@pytest.mark.parametrize(("texts", "expected"), LIMITS.values(), ids=LIMITS)
+def test_limits_are_read_with_units_as_tc_has_them(texts, expected):
+    assert expected == endpointflags.bandwidth(*texts)
+
+
+KNOWN = Bandwidth(
+    ingress_bits_per_second=8000, ingress_burst_bits=16, egress_bits_per_second=9000, egress_burst_bits=32
+)
+CHANGED_LIMITS = {
+    "one rate": (
+        ("10kbit", "", "", ""),
+        Bandwidth(
+            ingress_bits_per_second=10_000, ingress_burst_bits=16, egress_bits_per_second=9000, egress_burst_bits=32
+        ),
+    ),
+    "one away": (("", "", "0", ""), Bandwidth(ingress_bits_per_second=8000, ingress_burst_bits=16)),
+    "a burst away": (
+        ("", "0", "", ""),
+        Bandwidth(ingress_bits_per_second=8000, egress_bits_per_second=9000, egress_burst_bits=32),
+    ),
+}
+
+
+@pytest.mark.parametrize(("texts", "expected"), CHANGED_LIMITS.values(), ids=CHANGED_LIMITS)
+def test_a_change_of_limits_keeps_what_no_flag_names(texts, expected):
+    assert expected == endpointflags.bandwidth(*texts, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("texts", "flag"),
+    [
+        (("fast", "", "", ""), "--ingress-rate"),
+        (("10", "", "", ""), "--ingress-rate"),
+        (("-1mbit", "", "", ""), "--ingress-rate"),
+        (("", "", "1mb", ""), "--egress-rate"),
+        (("1mbit", "65536", "", ""), "--ingress-burst"),
+        (("", "", "1mbit", "1tb"), "--egress-burst"),
+    ],
+)
+def test_what_is_no_limit_is_refused_with_the_flag_and_its_units(texts, flag):
+    with pytest.raises(errors.InvalidArgument, match="units bit, kbit") as caught:
+        endpointflags.bandwidth(*texts)
+
+    assert flag == caught.value.metadata["field"]
+
+
+SHOWN_LIMITS = {
+    "-": None,
+    "in 10mbit": Bandwidth(ingress_bits_per_second=10_000_000),
+    "in 1500kbit, out 1gbit": Bandwidth(ingress_bits_per_second=1_500_000, egress_bits_per_second=10**9),
+    "out 8001bit": Bandwidth(egress_bits_per_second=8001),
+}
+
+
+@pytest.mark.parametrize("text", SHOWN_LIMITS)
+def test_limits_are_shown_with_the_largest_unit_that_is_exact(text):
+    assert text == endpointflags.limit_of(SHOWN_LIMITS[text])
+
+
+def test_limits_are_cleared_as_a_whole():
+    assert Bandwidth() == endpointflags.Clear.BANDWIDTH.nothing

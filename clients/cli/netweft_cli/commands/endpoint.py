@@ -30,6 +30,10 @@ def create(
     interface: options.Interface = "",
     gw_priority: options.GatewayPriority = 0,
     publish: endpointflags.Publish = None,
+    ingress_rate: endpointflags.IngressRate = "",
+    ingress_burst: endpointflags.IngressBurst = "",
+    egress_rate: endpointflags.EgressRate = "",
+    egress_burst: endpointflags.EgressBurst = "",
     route: endpointflags.Route = None,
     sysctl: endpointflags.Sysctl = None,
     link_local_ip: endpointflags.LinkLocalIp = None,
@@ -52,6 +56,7 @@ def create(
         interface_name=interface,
         gateway_priority=gw_priority,
         ports=endpointflags.ports(publish),
+        bandwidth=endpointflags.bandwidth(ingress_rate, ingress_burst, egress_rate, egress_burst),
         routes=endpointflags.routes(route),
         sysctls=endpointflags.sysctls(sysctl),
         link_local_addresses=tuple(link_local_ip or ()),
@@ -100,6 +105,10 @@ def update(
     *,
     network: Network = "",
     publish: endpointflags.Publish = None,
+    ingress_rate: endpointflags.IngressRate = "",
+    ingress_burst: endpointflags.IngressBurst = "",
+    egress_rate: endpointflags.EgressRate = "",
+    egress_burst: endpointflags.EgressBurst = "",
     publish_add: Annotated[
         list[str] | None, typer.Option("--publish-add", metavar="AS --publish", help="Publish this one too.")
     ] = None,
@@ -135,10 +144,14 @@ def update(
         given["gateway_priority"] = gw_priority
     if label is not None:
         given["labels"] = options.mapping(label, "--label", bare=True)
+    limits = (ingress_rate, ingress_burst, egress_rate, egress_burst)
     with options.connect(target, timeout) as client:
-        if publish_add or publish_rm:
-            known = client.get_endpoint(endpoint, network=network).ports
-            given["ports"] = endpointflags.changed(given.get("ports", known), publish_add, publish_rm)
+        if publish_add or publish_rm or any(limits):
+            known = client.get_endpoint(endpoint, network=network)
+            if publish_add or publish_rm:
+                given["ports"] = endpointflags.changed(given.get("ports", known.ports), publish_add, publish_rm)
+            if any(limits):
+                given["bandwidth"] = endpointflags.bandwidth(*limits, given.get("bandwidth", known.bandwidth))
         made = client.update_endpoint(endpoint, network=network, request_id=request_id, **given)
         names = _Names(client) if form.is_table else _Names(None)
     output.show([made], _columns(names), form=form, name=lambda one: one.name)
@@ -223,6 +236,7 @@ def _columns(names: _Names) -> list[output.Column]:
         output.Column(title="MAC", value=lambda endpoint: endpoint.mac_address or "-"),
         output.Column(title="STATE", value=lambda endpoint: endpoint.state),
         output.Column(title="PORTS", value=lambda endpoint: output.joined(map(endpointflags.text_of, endpoint.ports))),
+        output.Column(title="LIMITS", value=lambda endpoint: endpointflags.limit_of(endpoint.bandwidth), wide=True),
         output.Column(title="INTERFACE", value=lambda endpoint: endpoint.interface_name or "-", wide=True),
         output.Column(title="NAMES", value=lambda endpoint: output.joined(endpoint.dns_names), wide=True),
         output.Column(title="LABELS", value=lambda endpoint: output.pairs(endpoint.labels) or "-", wide=True),

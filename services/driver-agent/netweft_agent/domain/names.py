@@ -24,6 +24,11 @@ def veth(endpoint_id: str, *, guarded: bool = True) -> str:
     return f"{PORT if guarded else UNGUARDED_PORT}{endpoint_id[:DIGITS]}"
 
 
+def shaper(endpoint_id: str) -> str:
+    """Name the link that what an endpoint sends passes first, when there is a limit to it."""
+    return f"nws-{endpoint_id[:DIGITS]}"
+
+
 def uplink(network_id: str) -> str:
     """Name the host's end of the pair that leads from a network's own namespace to the host."""
     return f"nwu-{network_id[:DIGITS]}"

@@ -256,9 +256,11 @@ class Facts:
         vtep: Tunnel address; empty: the host takes part in no overlay.
         underlay_mtu: Of the interface that holds the tunnel address, in bytes.
         run_dir: Absolute path of the agent's run directory.
+        features: What its kernel can do, by the names of `kernel/facts.py`.
     """
 
     host_id: str = ""
     vtep: str = ""
     underlay_mtu: int = 1500
     run_dir: str = "/run/netweft"
+    features: frozenset[str] = frozenset()

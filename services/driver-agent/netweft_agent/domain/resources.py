@@ -33,6 +33,15 @@ REAP_GROUP = 0x6E78
 PROTOCOL = 110
 """Route protocol (rtm_protocol, ip-route(8)) and address protocol (IFA_PROTO) of ours."""
 
+QDISC_MAJOR = 0x6E77
+"""Handle (tc(8)) of the root queueing disciplines of ours."""
+
+FILTER_PREFERENCE = 0x6E77
+"""Preference (tc(8)) of the filters of ours."""
+
+_TICK_NS = 64
+"""Unit of time of the kernel's traffic control (PSCHED_SHIFT, net/pkt_sched.h)."""
+
 
 class Resource(Protocol):
     """What the planner needs of a resource."""
@@ -79,7 +88,8 @@ class Rank:
     BRIDGE = 30
     VXLAN = 31
     LINK = 32
-    PEER = 33
+    LIMIT = 33  # before the far end comes up, so that nothing passes without it
+    PEER = 34
     ADDRESS = 40
     ROUTE = 50
     FDB = 60
@@ -191,13 +201,16 @@ class PeerEnd:
     mac: str | None = None
 
 
+_LINK_RANKS = {"bridge": Rank.BRIDGE, "vxlan": Rank.VXLAN, "veth": Rank.LINK, "ifb": Rank.LINK}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """A network interface.
 
     Attributes:
-        kind: `bridge`, `vxlan`, `veth` (the end that is created), `peer` (a veth's other end, born with it) or
-            `loopback`; the kernel's IFLA_INFO_KIND except for the last two.
+        kind: `bridge`, `vxlan`, `veth` (the end that is created), `peer` (a veth's other end, born with it), `ifb` or
+            `loopback`; the kernel's IFLA_INFO_KIND except for `peer` and `loopback`.
         mtu: In bytes; None: not managed.
         mac: Lower-case, colons; None: the kernel's choice.
         master: Name of the bridge in the same namespace that the link is a port of.
@@ -229,7 +242,7 @@ class Link:
 
     @property
     def rank(self) -> int:
-        return {"bridge": Rank.BRIDGE, "vxlan": Rank.VXLAN, "veth": Rank.LINK}.get(self.kind, Rank.PEER)
+        return _LINK_RANKS.get(self.kind, Rank.PEER)
 
     def needs(self) -> Iterable[Key]:
         # A bridge's ports survive it, so the master is no need: a port that lost its master differs and is changed.
@@ -275,8 +288,8 @@ class Link:
                 f"type vxlan id {self.vxlan.vni} local {self.vxlan.local} dstport {self.vxlan.port} nolearning"
                 + (" proxy" if self.vxlan.proxy else "")
             )
-        elif self.kind == "bridge":
-            words.append("type bridge")
+        elif self.kind in {"bridge", "ifb"}:
+            words.append(f"type {self.kind}")
         return " ".join(word for word in words if word) + self._port_command()
 
     def delete_command(self) -> str:
@@ -299,6 +312,91 @@ class Link:
     def _port_command(self) -> str:
         words = self.port.words() if self.port is not None else ""
         return f" && bridge link set dev {self.name} {words}" if words else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBucket(Plain):
+    """A limit of what a link sends: a token bucket as its root queueing discipline (tc-tbf(8)).
+
+    Attributes:
+        rate: In bytes a second.
+        burst: What may go at once beyond that, in bytes.
+        limit: What may wait, burst included, in bytes; more is dropped.
+    """
+
+    ns: Ns
+    link: str
+    rate: int
+    burst: int
+    limit: int
+
+    @property
+    def key(self) -> Key:
+        return ("limit", self.ns, self.link)
+
+    @property
+    def rank(self) -> int:
+        return Rank.LIMIT
+
+    def needs(self) -> Iterable[Key]:
+        return (("link", self.ns, self.link),)
+
+    def matches(self, observed: Self) -> bool:
+        if (self.rate, self.limit) != (observed.rate, observed.limit):
+            return False
+        # The kernel keeps the burst as time and tells it in units of 64 ns, as a number of 32 bits.
+        unit_bytes = self.rate * _TICK_NS / 1_000_000_000
+        told = self.burst < unit_bytes * 2**32
+        return not told or abs(self.burst - observed.burst) <= 1 + 2 * unit_bytes
+
+    def add_command(self) -> str:
+        return (
+            f"tc qdisc replace dev {self.link} root handle {QDISC_MAJOR:x}: tbf rate {self.rate * 8}bit "
+            f"burst {self.burst}b limit {self.limit}b"
+        )
+
+    def delete_command(self) -> str:
+        return f"tc qdisc del dev {self.link} root handle {QDISC_MAJOR:x}:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redirect(Plain):
+    """Everything that comes in by a link passes another one first, whose queueing discipline can hold it back.
+
+    While the other one is missing the kernel drops what comes in.
+
+    Attributes:
+        to: Name of an `ifb` in the same namespace; empty only as observed: there is none.
+    """
+
+    ns: Ns
+    link: str
+    to: str
+
+    @property
+    def key(self) -> Key:
+        return ("redirect", self.ns, self.link)
+
+    @property
+    def rank(self) -> int:
+        return Rank.LIMIT
+
+    def needs(self) -> Iterable[Key]:
+        # Not the other link: with that gone alone, the filter is still there, and drops.
+        return (("link", self.ns, self.link),)
+
+    def add_command(self) -> str:
+        # clsact and not ingress: others put their programs there too, and it stays when our filter goes.
+        return (
+            f"tc qdisc add dev {self.link} clsact && tc filter add dev {self.link} ingress pref {FILTER_PREFERENCE} "
+            f"protocol all u32 match u32 0 0 action mirred egress redirect dev {self.to}"
+        )
+
+    def delete_command(self) -> str:
+        return f"tc filter del dev {self.link} ingress pref {FILTER_PREFERENCE}"
+
+    def change_command(self, observed: Self) -> str:
+        return f"{self.delete_command()} && {self.add_command()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from netweft_agent.domain import names, ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
 from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, PortHold, Resource, Sysctl
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, firewall, guard, publish
+from netweft_agent.drivers import base, firewall, guard, limits, publish
 from netweft_agent.drivers.bridge_options import Mode, Options
 
 
@@ -34,14 +34,14 @@ class BridgeDriver:
         self._own = base.OwnParts()
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse the host's own namespace, options that contradict the network, and ports that can lead nowhere.
+        """Refuse the host's own namespace, limits that its kernel lacks, contradicting options, and ports to nowhere.
 
         Raises:
-            FailedPrecondition: The sandbox is not fit for it, or a port cannot be published.
+            FailedPrecondition: The sandbox or the kernel is not fit for it, or a port cannot be published.
             InvalidArgument: An option contradicts the network, or no kernel can lead a port of the host into it.
         """
-        del facts
         base.refuse_host_sandbox(self.name, attachment)
+        limits.refuse_lacking(attachment.endpoint, facts)
         _check_network(network, base.parse(Options, network.options, driver=self.name))
         if attachment.endpoint.ports:
             _check_ports(network, attachment.endpoint)
@@ -218,7 +218,7 @@ def veth(
     ipv6: bool,
     guarded: bool = True,
 ) -> list[Resource]:
-    """Render an endpoint's veth pair and its addresses: one end a port of `master` in `ns`, the other in the sandbox.
+    """Render an endpoint's veth pair, its limits and addresses: one end a port of `master` in `ns`, one in the sandbox.
 
     IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood
     multicast listener reports to all others. `guarded` says how the port is named, see `guard`.
@@ -248,4 +248,5 @@ def veth(
             peer=PeerEnd(ns=ns, name=host_end),
         ),
         *base.inside(attachment, ipv6=ipv6),
+        *limits.render(endpoint, ns=ns, link=host_end, mtu=mtu),
     ]

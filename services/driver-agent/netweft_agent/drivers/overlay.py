@@ -36,7 +36,7 @@ from netweft_agent.domain.resources import (
     Vxlan,
 )
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, bridge, firewall
+from netweft_agent.drivers import base, bridge, firewall, limits
 
 BRIDGE = "br0"
 TUNNEL = "vxlan0"
@@ -91,13 +91,14 @@ class OverlayDriver:
         self._own = base.OwnParts()
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse a host without a tunnel address, the host's own namespace, and published ports.
+        """Refuse a host without a tunnel address, its own namespace, limits that its kernel lacks, and published ports.
 
         Raises:
             FailedPrecondition: One of them, or the network lacks one of its numbers.
         """
         base.refuse_host_sandbox(self.name, attachment)
         base.refuse_ports(self.name, attachment)
+        limits.refuse_lacking(attachment.endpoint, facts)
         if not facts.vtep:
             raise FailedPrecondition(
                 "NO_VTEP",

@@ -18,7 +18,7 @@ from netweft_common import errors
 
 from netweft_agent.domain.nft import NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import HOST, File, Link, Namespace, Ns, PortHold, Rank, Sysctl
+from netweft_agent.domain.resources import HOST, File, Key, Link, Namespace, Ns, PortHold, Rank, Resource, Sysctl
 from netweft_agent.kernel import conntrack, dumps, netlink, nft, nft_guests, rtnl, sysctl
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.indexes import Indexes
@@ -338,7 +338,21 @@ class Executor:
                 [one for one in removed if isinstance(one, NftGuest)],
             )
 
-    def claim(self, tables: Iterable[NftTable]) -> None:
+    def take_over(self, tables: Iterable[NftTable], indexes: Mapping[Key, int], wanted: Mapping[Key, Resource]) -> None:
+        """Go on where an earlier run has stopped: own its tables, and know its links, whose events nobody else tells.
+
+        Args:
+            tables: That are there.
+            indexes: Of links of ours that are there.
+            wanted: How they shall be.
+        """
+        self._claim(tables)
+        for key, index in indexes.items():
+            link = wanted.get(key)
+            if isinstance(link, Link) and self.indexes.find(link.ns, link.name) is None:
+                self.indexes.put(link.ns, link.name, index, ours=True, link=link)
+
+    def _claim(self, tables: Iterable[NftTable]) -> None:
         """Become the owner of the host's tables that an earlier run has left."""
         unclaimed = [one.table for one in tables if one.owned and one.ns == HOST and one.table not in self._claimed]
         if unclaimed:

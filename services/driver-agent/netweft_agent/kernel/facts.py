@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from netweft_common import errors
 
 from netweft_agent.domain import nft as nft_domain
 from netweft_agent.domain import resources
-from netweft_agent.kernel import dumps, netlink, netns, nft, rtnl, sysctl
+from netweft_agent.kernel import dumps, netlink, netns, nft, rtnl, sysctl, tc
 
 _DEFAULT_MTU_BYTES = 1500
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -31,6 +32,7 @@ _KINDS = {
     "macvlan": b"",
     "ipvlan": b"",
     "vlan": netlink.attr_u16(_IFLA_VLAN_ID, 2),
+    "ifb": b"",
 }
 _ON_A_PARENT = frozenset({"macvlan", "ipvlan", "vlan"})
 
@@ -42,7 +44,8 @@ class KernelFacts:
     Attributes:
         kernel_release: As `uname -r` prints it.
         boot_id: Changes with every boot, after which nothing that was made is left.
-        features: Of bridge, veth, dummy, vxlan, macvlan, ipvlan, vlan, nftables, nftables-bridge, ipv6.
+        features: Of bridge, veth, dummy, vxlan, macvlan, ipvlan, vlan, ifb, tbf, mirred, nftables, nftables-bridge,
+            ipv6.
         underlay_mtu: MTU of the interface that holds the tunnel address, or of the default route, in bytes.
         routes: Destinations on the host's links, as CIDRs, without links of ours.
         name_servers: Of the host's resolv.conf.
@@ -154,6 +157,17 @@ def _features() -> set[str]:
     return found
 
 
+def _try_limits(sock: socket.socket) -> Iterator[str]:
+    """Try a token bucket, and a filter that redirects; on the loopback, that nothing else be needed."""
+    here = rtnl.LOOPBACK_INDEX
+    bucket, redirect = tc.set_bucket(here, rate=1 << 20, burst=1 << 16, limit=1 << 17), tc.add_redirect(here, here)
+    made, _, redirected = netlink.talk(sock, [bucket, tc.add_clsact(here), redirect])
+    if not made.errno:
+        yield "tbf"
+    if not redirected.errno:
+        yield "mirred"
+
+
 def _try_all() -> Iterator[str]:
     if sysctl.read(f"{sysctl.IPV6_CONF}/default/disable_ipv6") is not None:
         yield "ipv6"
@@ -164,6 +178,7 @@ def _try_all() -> Iterator[str]:
             # A type that is not there is EOPNOTSUPP; any other complaint comes from the type itself.
             if ack.errno != errno.EOPNOTSUPP:
                 yield kind
+        yield from _try_limits(sock)
     try:
         with contextlib.closing(netlink.open_socket(netlink.NETLINK_NETFILTER)) as sock:
             for family, feature in (("inet", "nftables"), ("bridge", "nftables-bridge")):

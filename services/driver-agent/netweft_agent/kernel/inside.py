@@ -1,4 +1,4 @@
-"""What lies on links: the far ends of veths, addresses, routes, neighbours, forwarding entries: one send a namespace.
+"""What lies on links: far ends of veths, limits, addresses, routes, neighbours, forwarding entries: a send a namespace.
 
 For a sandbox that is [lo up, link up, addresses, routes] in one datagram, as ordered by the plan. Interface indexes are
 known from the answer to the veth's creation, so nothing is asked first.
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from netweft_common import errors
 
 from netweft_agent.domain import resources
-from netweft_agent.domain.resources import Address, Fdb, Link, Neighbour, Ns, Route
-from netweft_agent.kernel import dumps, netlink, rtnl, sysctl
+from netweft_agent.domain.resources import Address, Fdb, Link, Neighbour, Ns, Redirect, Route, TokenBucket
+from netweft_agent.kernel import dumps, netlink, rtnl, sysctl, tc
 from netweft_agent.kernel.indexes import Indexes
 from netweft_agent.kernel.links import Links, differences
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.run import Run
 from netweft_agent.kernel.sockets import Sockets
 
-OnLink = Address | Route | Neighbour | Fdb
+OnLink = Address | Route | Neighbour | Fdb | TokenBucket | Redirect
 
 _RTPROT_KERNEL = 2
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO})
@@ -34,8 +34,8 @@ class _Part:
 
     step: int
     message: bytes
-    link: str = ""
-    """Name of the link whose index is in the message."""
+    links: tuple[str, ...] = ()
+    """Names of the links whose indexes are in the message."""
     best_effort: bool = False
     """Its failure does not matter."""
 
@@ -67,7 +67,7 @@ class Inside:
         self._born_with = born_with
 
     def apply(self, run: Run, indices: Iterable[int]) -> None:
-        """Carry out steps on Address, Route, Neighbour, Fdb, and on Link of kind peer and loopback."""
+        """Carry out steps on what lies on links, and on Link of kind peer and loopback."""
         by_ns: dict[Ns, list[int]] = defaultdict(list)
         for index in run.begin(indices):
             by_ns[run.steps[index].resource.ns].append(index)
@@ -94,8 +94,9 @@ class Inside:
         for part, ack in zip(parts, acks, strict=True):
             if not ack.errno or part.best_effort:
                 continue
-            if ack.errno == errno.ENODEV and retry and part.link:
-                self._indexes.forget(ns, part.link)
+            if ack.errno == errno.ENODEV and retry and part.links:
+                for name in part.links:
+                    self._indexes.forget(ns, name)
                 stale.append(part.step)
                 continue
             self._refused(run, part, ack)
@@ -106,8 +107,8 @@ class Inside:
     def _link_names(run: Run, steps: Iterable[int]) -> Iterable[str]:
         for index in steps:
             resource = run.steps[index].resource
-            if isinstance(resource, Address | Route | Neighbour | Fdb):
-                yield resource.link
+            if isinstance(resource, OnLink):
+                yield from _links(resource)
 
     # --- links ---
 
@@ -177,13 +178,21 @@ class Inside:
         if isinstance(resource, Link):
             self._encode_link(index, step.after, parts)
             return
-        assert isinstance(resource, Address | Route | Neighbour | Fdb), f"{resource} is not for a link"
-        at = known.get(resource.link)
-        if at is None:
+        assert isinstance(resource, OnLink), f"{resource} is not for a link"
+        names = _links(resource) if step.after is not None else (resource.link,)
+        missing = [name for name in names if name not in known]
+        if missing:
             if step.after is not None:
-                run.refuse(index, errno.ENODEV, f"there is no link {resource.link}")
+                run.refuse(index, errno.ENODEV, f"there is no link {missing[0]}")
             return
+        at = known[resource.link]
         if step.after is None and isinstance(resource, Address) and not self._is_removable(resource, at):
+            return
+        if isinstance(step.after, Redirect):
+            # Whatever filter of ours there is goes: one that led to a link of old cannot be told from a new one.
+            before = [tc.add_clsact(at), tc.delete_redirect(at)]
+            parts += [_Part(index, message, names, best_effort=True) for message in before]
+            parts.append(_Part(index, tc.add_redirect(at, known[step.after.to]), names))
             return
         messages = (
             _removal(resource, at, self._namespaces)
@@ -191,7 +200,7 @@ class Inside:
             else [_addition(resource, at, replace=step.before is not None)]
         )
         for position, message in enumerate(messages):
-            parts.append(_Part(index, message, resource.link, best_effort=position > 0))
+            parts.append(_Part(index, message, names, best_effort=position > 0))
 
     def _is_removable(self, address: Address, at: int) -> bool:
         """Return whether an address is ours: on a bridge that somebody else has made it may have been there before."""
@@ -218,7 +227,9 @@ class Inside:
 
     def _refused(self, run: Run, part: _Part, ack: netlink.Ack) -> None:
         step = run.steps[part.step]
-        if step.after is None and ack.errno in _GONE:
+        if step.after is None and (
+            ack.errno in _GONE or (ack.errno == errno.EINVAL and isinstance(step.before, TokenBucket | Redirect))
+        ):
             return
         if step.after is not None and ack.errno == errno.EEXIST:
             if isinstance(step.after, Address) and self._has_address(step.after):
@@ -272,6 +283,11 @@ def describe_route(route: Route) -> str:
     return f"route {route.destination} in {route.ns or 'the host'}"
 
 
+def _links(resource: OnLink) -> tuple[str, ...]:
+    """Return the names of the links whose indexes its messages carry."""
+    return (resource.link, resource.to) if isinstance(resource, Redirect) else (resource.link,)
+
+
 def _addition(resource: OnLink, index: int, *, replace: bool) -> bytes:
     if isinstance(resource, Address):
         return rtnl.add_address(index, resource.address, replace=replace)
@@ -279,6 +295,9 @@ def _addition(resource: OnLink, index: int, *, replace: bool) -> bytes:
         return rtnl.add_route(resource.destination, index, resource.via, replace=replace)
     if isinstance(resource, Neighbour):
         return rtnl.replace_neighbour(index, resource.ip, resource.mac)
+    if isinstance(resource, TokenBucket):
+        return tc.set_bucket(index, rate=resource.rate, burst=resource.burst, limit=resource.limit)
+    assert isinstance(resource, Fdb), "a redirect takes more than one message"
     return rtnl.replace_fdb(index, resource.mac, resource.vtep)
 
 
@@ -290,6 +309,10 @@ def _removal(resource: OnLink, index: int, namespaces: Namespaces) -> list[bytes
         return [rtnl.delete_route(resource.destination, index, resource.via, ours=not anybodys)]
     if isinstance(resource, Neighbour):
         return [rtnl.delete_neighbour(index, resource.ip)]
+    if isinstance(resource, TokenBucket):
+        return [tc.delete_bucket(index)]
+    if isinstance(resource, Redirect):
+        return [tc.delete_redirect(index)]
     messages = [rtnl.delete_fdb(index, resource.mac, master=resource.vtep is None)]
     if resource.vtep is not None:
         # What the bridge has learned of the MAC would send frames to the tunnel until it ages (moby#52661).

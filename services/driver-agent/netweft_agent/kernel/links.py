@@ -30,6 +30,8 @@ from netweft_agent.kernel.run import Run, describe
 from netweft_agent.kernel.sockets import Sockets
 
 _REAP_AT_ONCE = 8
+_OF_ENDPOINTS = frozenset({"veth", "ifb"})
+"""Kinds that come and go with endpoints, whose names nobody else will want soon."""
 _TRIES = 2
 
 
@@ -160,6 +162,8 @@ class Links:
             elsewhere = link.socket_ns is not None and link.socket_ns != link.ns
             fd = self._namespaces.fd(link.ns) if elsewhere else None
             return rtnl.create_vxlan(link.name, link.vxlan, mtu=link.mtu, mac=link.mac, ns_fd=fd)
+        if link.kind == "ifb":
+            return rtnl.create_link(link.name, link.kind)
         if link.kind != "veth" or link.peer is None:
             raise errors.Internal("UNKNOWN_LINK_KIND", f"link {link.name} of kind {link.kind!r} cannot be created")
         peer = peers.get((link.peer.ns, link.peer.name))
@@ -380,7 +384,7 @@ class Links:
         count, heavy = 0, False
         for ns, pairs in by_ns.items():
             count += len(pairs)
-            heavy = heavy or any(link.kind != "veth" for _, link in pairs)
+            heavy = heavy or any(link.kind not in _OF_ENDPOINTS for _, link in pairs)
             self._remove_in(run, ns, pairs)
         if self._reaper.pending() and (heavy or count >= _REAP_AT_ONCE):
             self._reaper.reap()
@@ -429,7 +433,11 @@ class Links:
             self._indexes.forget(ns, link.name)
             if link.peer is not None:
                 self._indexes.forget(link.peer.ns, link.peer.name)
-        messages = [rtnl.set_link(index, up=False, group=resources.REAP_GROUP) for _, index in links]
+        # An ifb stays up until it is reaped: taking it down waits for the kernel, and what is in its queue still goes.
+        messages = [
+            rtnl.set_link(index, up=None if link.kind == "ifb" else False, group=resources.REAP_GROUP)
+            for link, index in links
+        ]
         acks = netlink.talk(self._sockets.get(ns), messages)
         for (link, _), ack in zip(links, acks, strict=True):
             if not ack.errno:

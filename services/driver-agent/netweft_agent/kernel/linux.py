@@ -61,14 +61,14 @@ class LinuxKernel:
         if unbound:
             await self._writer.call(lambda: self.ports.adopt(unbound))
         seen = await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
-        tables = [part for part in seen.resources.values() if isinstance(part, NftTable)]
-        wants = [one for part in tables if isinstance(one := wanted.get(part.key), NftTable)]
-        await self._writer.call(lambda: self._executor.claim(wants))
         # What exists gets no operation, so after a restart nothing else would open it for those that follow.
         found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
         unheld = [namespace for namespace in found if not self._namespaces.holds(namespace.ns)]
         if unheld:
             await self._writer.call(lambda: self._executor.adopt(unheld))
+        tables = [part for part in seen.resources.values() if isinstance(part, NftTable)]
+        wants = [one for part in tables if isinstance(one := wanted.get(part.key), NftTable)]
+        await self._writer.call(lambda: self._executor.take_over(wants, seen.indexes, wanted))
         return seen
 
     async def statistics(self, ns: Ns) -> dict[str, Statistics]:

@@ -5,7 +5,7 @@ netlink(7)); the executor gives each namespace an id when it opens it. Own chang
 
 | event | known as our own by |
 |---|---|
-| addresses, routes, neighbours, firewall | the port id of the socket that asked, which is one of the writer's |
+| addresses, routes, neighbours, limits, firewall | the port id of the socket that asked, which is one of the writer's |
 | forwarding entries, consequences | the kernel tells no port id; our own are read after the writer's turn |
 | links | the state told last is as the writer left it, so nothing has to be done, whoever did it |
 
@@ -26,7 +26,7 @@ from netweft_common import errors
 
 from netweft_agent.domain import resources
 from netweft_agent.domain.resources import HOST, Ns
-from netweft_agent.kernel import dumps, netlink, rtnl
+from netweft_agent.kernel import dumps, netlink, rtnl, tc
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.thread import Worker
@@ -35,8 +35,8 @@ _SOL_NETLINK = 270
 _LISTEN_ALL_NSID = 8
 _NSID = struct.Struct("=i")
 
-# RTMGRP_* of linux/rtnetlink.h: links, neighbours, IPv4 and IPv6 addresses and routes.
-_ROUTE_GROUPS = 0x001 | 0x004 | 0x010 | 0x040 | 0x100 | 0x400
+# RTMGRP_* of linux/rtnetlink.h: links, neighbours, traffic control, IPv4 and IPv6 addresses and routes.
+_ROUTE_GROUPS = 0x001 | 0x004 | 0x008 | 0x010 | 0x040 | 0x100 | 0x400
 _NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES is 7
 _NFT_SUBSYSTEM = 10
 _NFGEN_SIZE = 4
@@ -233,6 +233,16 @@ class Monitor:
             return self._executor.indexes.is_ours(ns, dumps.route(message.body).ifindex)
         if message.kind in {rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH} and message.body:
             return self._is_lost_neighbour(ns, message)
+        return self._is_lost_limit(ns, message)
+
+    def _is_lost_limit(self, ns: Ns, message: netlink.Message) -> bool:
+        """Return whether a bucket or filter of ours was changed, replaced (the old one is told too) or removed."""
+        if message.kind in {tc.RTM_NEWQDISC, tc.RTM_DELQDISC}:
+            told = tc.qdisc(message.body)
+            ours = told.handle == tc.OUR_QDISC or (message.kind == tc.RTM_DELQDISC and told.handle == tc.CLSACT)
+            return ours and self._executor.indexes.is_ours(ns, told.ifindex)
+        if message.kind in {tc.RTM_NEWTFILTER, tc.RTM_DELTFILTER}:
+            return tc.is_our_filter(message.body) and self._executor.indexes.is_ours(ns, tc.ifindex(message.body))
         return False
 
     def _is_lost_neighbour(self, ns: Ns, message: netlink.Message) -> bool:

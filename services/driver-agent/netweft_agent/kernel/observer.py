@@ -1,9 +1,10 @@
 """Look at a kernel and tell what is there in the form of resources, so that it compares with what is wanted.
 
 What is ours is told by marks (docs/architecture.md, "What is ours"): the link group, IFA_PROTO, RTPROT and NDA_PROTOCOL
-110, tables named `netweft`; inside a namespace made for a network everything is, except what the kernel makes by
-itself. Forwarding entries carry no mark: static ones on links of ours are ours. Belongs to the reader thread and opens
-its sockets for the time of one look, so that it never waits for the writer, nor keeps descriptors.
+110, handles and preferences of traffic control, tables named `netweft`; inside a namespace made for a network
+everything is, except what the kernel makes by itself. Forwarding entries carry no mark: static ones on links of ours
+are ours. Belongs to the reader thread and opens its sockets for the time of one look, so that it never waits for the
+writer, nor keeps descriptors.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from netweft_agent.domain.resources import (
     Namespace,
     Neighbour,
     Ns,
+    Redirect,
     Resource,
     Route,
     Sysctl,
+    TokenBucket,
 )
-from netweft_agent.kernel import dumps, netlink, nft, nft_guests, rtnl, sysctl
+from netweft_agent.kernel import dumps, netlink, nft, nft_guests, rtnl, sysctl, tc
 from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.netns import Namespaces
@@ -111,7 +114,13 @@ class Observer:
             found.update(look.found)
             foreign |= look.foreign
         _drop_torn_pairs(looks, found)
-        return Observation(resources=found, foreign=frozenset(foreign & found.keys()))
+        indexes: dict[Key, int] = {
+            ("link", ns, look.names[index]): index
+            for ns, look in looks.items()
+            for index in look.our_links
+            if ("link", ns, look.names[index]) in found
+        }
+        return Observation(resources=found, foreign=frozenset(foreign & found.keys()), indexes=indexes)
 
     def statistics(self, ns: Ns) -> dict[str, Statistics]:
         """Return the counters of a namespace's links but lo; see api.Kernel.statistics.
@@ -144,6 +153,8 @@ class Observer:
             _look_at_addresses(look, route)
             _look_at_routes(look, route)
             _look_at_neighbours(look, route)
+            if ns == HOST or look.all_ours:
+                _look_at_limits(look, route)
             if ns == HOST or look.all_ours or any(isinstance(resource, Fdb) for resource in wanted.values()):
                 _look_at_fdb(look, route)
             _look_at_firewall(look, netfilter)
@@ -307,6 +318,21 @@ def _look_at_fdb(look: _Look, sock: socket.socket) -> None:
             managed = bool(info.master_index) and info.state & (rtnl.NUD_NOARP | rtnl.NUD_PERMANENT) == rtnl.NUD_NOARP
         if managed:
             look.note(Fdb(ns=look.ns, link=name, mac=info.mac, vtep=info.vtep), ours=info.ifindex in look.our_links)
+
+
+def _look_at_limits(look: _Look, sock: socket.socket) -> None:
+    """Look at the host's ends of veths: token buckets, and redirects where a link of ours has a place for filters."""
+    for info in _dump(sock, tc.dump_qdiscs(), tc.qdisc, "queueing disciplines"):
+        name = look.names.get(info.ifindex)
+        if name is None or info.ifindex not in look.our_links:
+            continue
+        if info.handle == tc.OUR_QDISC and info.limit:
+            bucket = TokenBucket(ns=look.ns, link=name, rate=info.rate, burst=info.burst, limit=info.limit)
+            look.note(bucket, ours=True)
+        elif info.handle == tc.CLSACT:
+            for to in _dump(sock, tc.dump_redirects(info.ifindex), tc.redirected_to, "filters"):
+                if to is not None:
+                    look.note(Redirect(ns=look.ns, link=name, to=look.names.get(to, "")), ours=True)
 
 
 def _look_at_firewall(look: _Look, sock: socket.socket) -> None:
