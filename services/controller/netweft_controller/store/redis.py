@@ -81,6 +81,9 @@ class RedisStore:
         self._request_ttl_ms = round(request_ttl.total_seconds() * 1000)
         self._timeout_s = timeout_s
         self._store_id = ""
+        self._committing = 0
+        self._answered = asyncio.Event()
+        """A commit of this process has its answer."""
         tag = "{" + prefix + "}:"
         self._meta = tag + "meta"
         self._log = tag + "log"
@@ -135,7 +138,12 @@ class RedisStore:
                 "log_writes": self._log_writes,
             }
         )
-        answer = await self._run(_COMMIT, keys, arguments)
+        self._committing += 1
+        try:
+            answer = await self._run(_COMMIT, keys, arguments)
+        finally:
+            self._committing -= 1
+            self._answered.set()
         return self._outcome(change, answer)
 
     async def load(self) -> protocol.Loaded:
@@ -185,6 +193,11 @@ class RedisStore:
                     f"the store is at revision {identity.revision}, and was at {start}: it was restored from a copy"
                 )
             return []
+        if self._committing:
+            # The server tells of a commit here and there at the same time. What comes of it there is known without
+            # reading it once more, and whoever waits for it is waiting now.
+            self._answered.clear()
+            await self._answered.wait()
         return _entries(raw[0][1], start, after())
 
     async def revision(self) -> int:
