@@ -37,6 +37,7 @@ from netweft_controller.rpc.sandboxes import SandboxService
 from netweft_controller.settings import Settings
 from netweft_controller.store.protocol import Store
 from netweft_controller.store.redis import RedisStore
+from netweft_controller.sync.held import Held
 from netweft_controller.sync.hostwatch import HostWatches
 from netweft_controller.sync.replica import Replica
 
@@ -85,6 +86,7 @@ class Controller:
         self.liveness = Liveness(store, grace=config.host_grace)
         self.progress = Progress(self.replica, self.liveness)
         self.watches = HostWatches(self.replica)
+        self.held = Held(self.replica)
         self.remover = Remover(replica=self.replica, ipam=self.ipam, agents=self.agents, watches=self.watches)
         self.joiner = Joiner(
             replica=self.replica,
@@ -92,6 +94,7 @@ class Controller:
             remover=self.remover,
             settler=self.settler,
             watches=self.watches,
+            held=self.held,
         )
         self.networks = NetworkEngine(replica=self.replica, ipam=self.ipam, work=self.work)
         self.stock = Stock(
@@ -126,6 +129,7 @@ class Controller:
             networks=self.networks,
             agents=self.agents,
             work=self.work,
+            held=self.held,
         )
         authority = None
         if config.ca_key is not None:

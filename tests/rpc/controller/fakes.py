@@ -183,6 +183,13 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             return agent_pb2.ObjectStatus(
                 object=ref, revision=change.revision, status=status.to_item_status(self.refuse[name])
             )
+        if which == "endpoint":
+            for needed, id_ in (("network", value.network_id), ("sandbox", value.sandbox_id)):
+                if (needed, id_) not in self.objects:
+                    error = errors.NotFound(f"{needed.upper()}_UNKNOWN", f"this host was not told of {needed} {id_}")
+                    return agent_pb2.ObjectStatus(
+                        object=ref, revision=change.revision, status=status.to_item_status(error)
+                    )
         if change.revision > self.revisions.get(key, 0):
             self.objects[key] = value
             self.revisions[key] = change.revision

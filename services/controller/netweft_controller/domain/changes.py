@@ -272,15 +272,19 @@ def _seen_by_hosts(endpoint: Endpoint) -> tuple[object, ...]:
 def _touch_sandbox(delta: Delta, found: dict[str, set[Key]]) -> None:
     before = delta.before.value if delta.before else None
     after = delta.after.value if delta.after else None
-    if isinstance(before, Sandbox) and isinstance(after, Sandbox):
-        confirmed = dataclasses.replace(
-            before, state=after.state, netns_path=after.netns_path, status_message=after.status_message
-        )
-        if after == confirmed and SandboxState.DELETING not in (before.state, after.state):
-            return
+    if isinstance(before, Sandbox) and isinstance(after, Sandbox) and not sandbox_differs(before, after):
+        return
     for sandbox in (before, after):
         if isinstance(sandbox, Sandbox):
             found.setdefault(sandbox.host_id, set()).add((HostKind.SANDBOX, delta.id))
+
+
+def sandbox_differs(before: Sandbox, after: Sandbox) -> bool:
+    """Whether the host must be told: not of a confirmation that came from the host itself."""
+    confirmed = dataclasses.replace(
+        before, state=after.state, netns_path=after.netns_path, status_message=after.status_message
+    )
+    return after != confirmed or SandboxState.DELETING in (before.state, after.state)
 
 
 def _touch_host(state: State, delta: Delta, found: dict[str, set[Key]]) -> None:

@@ -19,6 +19,7 @@ from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
 from netweft_controller.engine.settle import Confirmed, Settler
 from netweft_controller.engine.work import Work
+from netweft_controller.sync.held import Held
 from netweft_controller.sync.replica import Replica
 
 _CHUNK = 1000
@@ -44,6 +45,7 @@ class HostEngine:
         networks: Takes networks bound to forgotten hosts away.
         agents: Channels to hosts.
         work: Owner of the sagas.
+        held: What hosts need not be told again.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class HostEngine:
         networks: NetworkEngine,
         agents: Agents,
         work: Work,
+        held: Held,
     ) -> None:
+        self._held = held
         self._replica = replica
         self._liveness = liveness
         self._settler = settler
@@ -92,6 +96,8 @@ class HostEngine:
             return hosts.register(state, host)
 
         await self._replica.decide(decision)
+        # Its agent has been started, or has found its way back: what it has is not known.
+        self._held.forget_host(host.id)
         self._liveness.beat(host.id)
         state = self._replica.state
         await self._agents.retain(record.value for record in state.hosts.values())
@@ -114,6 +120,7 @@ class HostEngine:
             raise errors.NotFound("HOST_NOT_FOUND", f"host {host_id} is not registered; register it", host=host_id)
         self._liveness.beat(host_id, revision)
         self._settler.confirm(confirmations(state, host_id, statuses))
+        self._held.forget(host_id, ((one.kind, one.id) for one in statuses if one.error is not None))
         if full:
             self._heard_in_full[host_id] = state.store_id
         return self._heard_in_full.get(host_id) != state.store_id

@@ -11,10 +11,11 @@ from netweft_common import deadline, errors, logs
 from netweft_controller.clients.agents import Agents
 from netweft_controller.domain import changes, commits, endpoints, removal
 from netweft_controller.domain.changes import HostKind, Status
-from netweft_controller.domain.objects import Endpoint, Record, Sandbox
+from netweft_controller.domain.objects import Endpoint, Record, Sandbox, SandboxState
 from netweft_controller.domain.state import State
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.settle import Confirmed, Settler, settled_endpoint, settled_sandbox
+from netweft_controller.sync.held import LOST, Held
 from netweft_controller.sync.hostwatch import HostWatches
 from netweft_controller.sync.replica import Replica
 
@@ -43,11 +44,13 @@ class Joiner:
         remover: Takes away what did not work.
         settler: Records confirmations.
         watches: Streams that need not say again what a host has taken up.
+        held: What need not be said again with each endpoint.
     """
 
     def __init__(
-        self, *, replica: Replica, agents: Agents, remover: Remover, settler: Settler, watches: HostWatches
+        self, *, replica: Replica, agents: Agents, remover: Remover, settler: Settler, watches: HostWatches, held: Held
     ) -> None:
+        self._held = held
         self._replica = replica
         self._watches = watches
         self._agents = agents
@@ -103,13 +106,18 @@ class Joiner:
 
     async def _ask(self, host_id: str, endpoint_ids: list[str], sandbox_ids: list[str]) -> list[Status]:
         state = self._replica.state
-        told = changes.for_apply(state, host_id, endpoint_ids, sandbox_ids)
+        everything = changes.for_apply(state, host_id, endpoint_ids, sandbox_ids)
+        told = self._unknown(state, host_id, everything, sandbox_ids)
         host = state.hosts.get(host_id)
         if host is None:
             gone = errors.FailedPrecondition("HOST_GONE", f"host {host_id} was deleted meanwhile", host=host_id)
             return _all_failed(told, gone)
         try:
             statuses = await self._agents.apply(host.value, told, state.store_id)
+            if len(told) < len(everything) and any(_lacks(one) for one in statuses):
+                self._held.forget(host_id, ((one.kind, one.id) for one in everything))
+                told = everything
+                statuses = await self._agents.apply(host.value, told, state.store_id)
         except errors.NetweftError as error:
             how = "does not answer" if isinstance(error, errors.Unavailable) else "could not take it"
             silent = errors.Unavailable(
@@ -119,8 +127,22 @@ class Joiner:
                 host=host_id,
             )
             return _all_failed(told, silent)
-        self._watches.told(host_id, (one for one, of in zip(told, statuses, strict=True) if of.error is None))
+        taken = [one for one, of in zip(told, statuses, strict=True) if of.error is None]
+        self._watches.told(host_id, taken)
+        self._held.acknowledged(host_id, taken)
         return statuses
+
+    def _unknown(
+        self, state: State, host_id: str, told: Sequence[changes.Change], sandbox_ids: Collection[str]
+    ) -> Sequence[changes.Change]:
+        """Return what a host is to be told, without the networks and sandboxes that it is known to have."""
+        return [
+            one
+            for one in told
+            if one.kind is HostKind.ENDPOINT
+            or not self._held.has(host_id, one)
+            or (one.kind is HostKind.SANDBOX and (one.id in sandbox_ids or _is_unconfirmed(state, one.id)))
+        ]
 
     async def undo(
         self,
@@ -205,6 +227,17 @@ def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbo
         return sandbox
     made = Confirmed(id=sandbox.value.id, revision=sandbox.revision, netns_path=status.netns_path)
     return dataclasses.replace(sandbox, value=settled_sandbox(sandbox.value, made))
+
+
+def _is_unconfirmed(state: State, sandbox_id: str) -> bool:
+    """Return whether the host's status of a sandbox is still to be recorded."""
+    record = state.sandboxes.get(sandbox_id)
+    return record is None or record.value.state is not SandboxState.READY
+
+
+def _lacks(status: Status) -> bool:
+    """Return whether a host does not hold what an endpoint builds on."""
+    return status.error is not None and status.error.reason in LOST
 
 
 def _all_failed(told: Iterable[changes.Change], error: errors.NetweftError) -> list[Status]:
