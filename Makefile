@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PROJECTS := protos services/common services/ipam services/controller services/driver-agent clients/python clients/cli
+PROJECTS := protos services/common services/ipam services/controller services/driver-agent clients/cni-plugin clients/python clients/cli
 CODE := $(wildcard $(addsuffix /netweft_*,$(filter-out protos,$(PROJECTS))))
 # Folders that hold no Python yet are an error to mypy.
 TYPED := $(CODE) $(patsubst %/,%,$(sort $(dir $(wildcard tests/support/*.py examples/*.py))))

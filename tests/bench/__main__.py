@@ -14,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from tests.bench import attaching, ipam, limits, publishing
+from tests.bench import attaching, cni, ipam, limits, publishing
 
 GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ("attach", "attach-batch", "detach-batch"): attaching.run,
     ipam.WORKS: ipam.run,
     limits.WORKS: limits.run,
+    cni.WORKS: cni.run,
     publishing.WORKS: publishing.run,
 }
 WORKS = [work for group in GROUPS for work in group]

@@ -19,9 +19,13 @@ from netweft_agent.drivers import base
 from netweft_agent.engine.engine import Engine
 from netweft_agent.engine.journal import Journal
 from netweft_agent.engine.render import Renderer
+from netweft_agent.frontends import cni, cni_socket
+from netweft_agent.frontends.cni_pending import Pending
 from netweft_agent.kernel import facts as kernel_facts
+from netweft_agent.kernel.given import GivenNamespaces
 from netweft_agent.kernel.linux import LinuxKernel
 from netweft_agent.rpc import certificate, convert, link, servicer
+from netweft_agent.rpc.cluster import ControllerCluster
 from netweft_agent.rpc.leases import LeaseKeeper
 from netweft_agent.settings import AgentSettings
 
@@ -110,6 +114,15 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
             life.spawn(to_controller.run(), name="link")
             # Who waits for readiness expects the controller to know this host, where there is a controller.
             await to_controller.tried(REGISTER_WAIT_S)
+            plugin = cni.CniService(
+                cluster=ControllerCluster(connection, host_id),
+                host=engine,
+                given=GivenNamespaces(chosen.run_dir),
+                pending=Pending(chosen.state_dir),
+                host_id=host_id,
+            )
+            await stack.enter_async_context(cni_socket.serve(chosen.run_dir / "cni.sock", plugin))
+            life.spawn(plugin.run(), name="cni")
         if keeper is not None:
             life.spawn(keeper.run(), name="leases")
         life.ready(grpc_server.targets)

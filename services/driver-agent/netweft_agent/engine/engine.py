@@ -242,6 +242,10 @@ class Engine:
         present = {key: one for key, one in found.resources.items() if ref is None or key in wanted}
         return present, plan(wanted, present, {key: self.desired.owner(key) for key in wanted})
 
+    def wanted(self, owner: str) -> Mapping[Key, Resource]:
+        """Return what an owner, `endpoint/<id>` say, wants of the kernel; not to be changed."""
+        return self.desired.by_owner.get(owner, {})
+
     async def refresh(self, sandbox: str) -> tuple[Operation, ...]:
         """Compare a sandbox and the host's ends of its links with what is wanted, and return what had to be repaired.
 

@@ -103,7 +103,7 @@ def open_path(path: str) -> int:
             raise _no_netns(path, "it is a symbolic link") from error
         raise errors.KernelError("open", path, error.errno or errno.EIO) from error
     try:
-        _check_netns(fd, path)
+        check_descriptor(fd, path)
     except BaseException:
         os.close(fd)
         raise
@@ -119,7 +119,17 @@ def _no_netns(path: str, why: str) -> errors.InvalidArgument:
     )
 
 
-def _check_netns(fd: int, path: str) -> None:
+def check_descriptor(fd: int, path: str) -> None:
+    """Refuse a descriptor that is of no network namespace.
+
+    Args:
+        fd: The descriptor.
+        path: How to call it.
+
+    Raises:
+        InvalidArgument: It is of something else.
+        KernelError: The kernel does not tell.
+    """
     buffer = ctypes.create_string_buffer(256)  # struct statfs, of which f_type is the first long
     _check(_libc.fstatfs(fd, buffer), "fstatfs", path)
     if ctypes.c_long.from_buffer(buffer).value != _NSFS_MAGIC:

@@ -1,0 +1,100 @@
+"""`netweft cni`: put the CNI plugin where container runtimes look for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from netweft_common import errors
+
+from netweft_cli import output
+
+app = typer.Typer(help="The CNI plugin of container runtimes.", no_args_is_help=True)
+
+CAPABILITIES = ("portMappings", "ips", "mac", "bandwidth", "aliases", "dns")
+VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+SOCKET = Path("/run/netweft/cni.sock")
+STATE_DIR = Path("/var/lib/netweft")
+PLUGIN = "netweft"
+MARK = b"netweft's CNI plugin"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+@app.command("install")
+def install(
+    network: Annotated[str, typer.Argument(help="Network of ours that containers are attached to.")],
+    *,
+    name: Annotated[str, typer.Option("--name", help="Name of the CNI network; the network's own by default.")] = "",
+    bin_dir: Annotated[Path, typer.Option("--bin-dir", help="Where runtimes look for plugins.")] = Path("/opt/cni/bin"),
+    conf_dir: Annotated[Path, typer.Option("--conf-dir", help="Where they look for networks.")] = Path(
+        "/etc/cni/net.d"
+    ),
+    priority: Annotated[
+        int, typer.Option("--priority", min=0, max=99, help="The lowest one is a runtime's default network.")
+    ] = 10,
+    cni_version: Annotated[str, typer.Option("--cni-version", help=f"One of {', '.join(VERSIONS)}.")] = "1.0.0",
+    chain: Annotated[
+        list[str] | None,
+        typer.Option("--chain", metavar="PLUGIN", help="Plugin that comes after ours (tuning, say); may be repeated."),
+    ] = None,
+    socket: Annotated[Path, typer.Option("--socket", help="The agent's socket.")] = SOCKET,
+    state_dir: Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")] = STATE_DIR,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there and not ours.")] = False,
+) -> None:
+    """Write the plugin's file and a network for it, and print where they are."""
+    called = name or network
+    if not _NAME.fullmatch(called):
+        raise errors.InvalidArgument(
+            "NAME_MALFORMED",
+            f"--name {called!r}: 1 to 128 letters, digits, '_', '.', '-', the first one a letter or digit",
+            field="--name",
+        )
+    if cni_version not in VERSIONS:
+        raise errors.InvalidArgument(
+            "FLAG_MALFORMED", f"--cni-version {cni_version!r} is none of {', '.join(VERSIONS)}", field="--cni-version"
+        )
+    plugin: dict[str, Any] = {
+        "type": PLUGIN,
+        "network": network,
+        "capabilities": dict.fromkeys(CAPABILITIES, True),
+    }
+    if socket != SOCKET:
+        plugin["socket"] = str(socket.absolute())
+    if state_dir != STATE_DIR:
+        plugin["stateDir"] = str(state_dir.absolute())
+    others: list[dict[str, Any]] = [{"type": one} for one in chain or ()]
+    conflist = {"cniVersion": cni_version, "name": called, "plugins": [plugin, *others]}
+    binary, conf = bin_dir / PLUGIN, conf_dir / f"{priority:02}-{called}.conflist"
+    if not force:
+        _refuse_foreign(binary, is_ours=lambda text: MARK in text)
+        _refuse_foreign(conf, is_ours=lambda text: b'"type": "netweft"' in text)
+    _write(binary, files("netweft_cni").joinpath("plugin.py").read_bytes(), 0o755)
+    _write(conf, json.dumps(conflist, indent=2).encode() + b"\n", 0o644)
+    output.write_lines([str(binary), str(conf)])
+
+
+def _refuse_foreign(path: Path, is_ours: Callable[[bytes], bool]) -> None:
+    if path.exists() and not is_ours(path.read_bytes()):
+        raise errors.AlreadyExists(
+            "NOT_OURS", f"{path} is there and not netweft's; move it away, or use --force", path=str(path)
+        )
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file whole, or not at all: a runtime may run or read it meanwhile."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_bytes(content)
+        fresh.chmod(mode)
+        fresh.replace(path)
+    except OSError as error:
+        raise errors.FailedPrecondition(
+            "NOT_WRITTEN", f"{path} cannot be written: {error.strerror}", path=str(path)
+        ) from error
