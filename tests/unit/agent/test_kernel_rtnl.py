@@ -184,6 +184,14 @@ def test_what_is_read_of_a_newborn_veth_is_what_a_full_decoding_says():
     assert expected == dumps.born(BODY)
 
 
+def test_what_is_compared_of_a_link_is_read_as_all_of_it_is():
+    full = dumps.link(BODY)
+
+    expected = (full.ifindex, full.name, full.up, full.mtu, full.mac, full.master_index)
+
+    assert expected == dumps.link_state(BODY)
+
+
 @pytest.mark.parametrize(
     ("disabled", "accept_ra", "ipv6"),
     [(True, 0, False), (True, 1, False), (False, 0, True), (False, 1, None), (False, 2, None)],

@@ -173,6 +173,39 @@ def link(body: bytes) -> LinkInfo:
     )
 
 
+class LinkState(NamedTuple):
+    """What others may do to a link that is ours; fields as in LinkInfo."""
+
+    ifindex: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    master_index: int
+
+
+def link_state(body: bytes) -> LinkState:
+    """Read what is compared of a link: a third of the time of `link`, which every event of our own would cost."""
+    _, _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    name, mtu, mac, master = b"", 0, b"", 0
+    unpack = _ATTRIBUTE.unpack_from
+    offset, end = _IFINFO.size, len(body)
+    while offset + 4 <= end:
+        size, kind = unpack(body, offset)
+        if size < 4 or offset + size > end:
+            break
+        if kind == rtnl.IFLA_IFNAME:
+            name = body[offset + 4 : offset + size]
+        elif kind == rtnl.IFLA_MTU:
+            mtu = _U32.unpack_from(body, offset + 4)[0]
+        elif kind == rtnl.IFLA_ADDRESS:
+            mac = body[offset + 4 : offset + size]
+        elif kind == rtnl.IFLA_MASTER:
+            master = _U32.unpack_from(body, offset + 4)[0]
+        offset += (size + 3) & ~3
+    return LinkState(index, _string(name), bool(flags & rtnl.IFF_UP), mtu, text_mac(mac), master)
+
+
 class Born(NamedTuple):
     """What only the kernel knows of a link that was just created.
 

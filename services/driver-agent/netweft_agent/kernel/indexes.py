@@ -67,7 +67,7 @@ class Indexes:
         known = self._find_index(ns, index)
         return known is not None and known.ours
 
-    def is_as_wanted(self, ns: Ns, info: dumps.LinkInfo) -> bool:
+    def is_as_wanted(self, ns: Ns, info: dumps.LinkInfo | dumps.LinkState) -> bool:
         """Return whether a link is as it shall be, or none of our business."""
         known = self._find_index(ns, info.ifindex)
         if known is None or known.link is None:
@@ -79,7 +79,7 @@ class Indexes:
         known = self.find(ns, name) if name is not None else None
         return known if known is not None and known.ifindex == index else None
 
-    def _is_so(self, link: Link, info: dumps.LinkInfo) -> bool:
+    def _is_so(self, link: Link, info: dumps.LinkInfo | dumps.LinkState) -> bool:
         master = self.find(link.ns, link.master) if link.master is not None else None
         return (
             link.up == info.up

@@ -26,7 +26,7 @@ from netweft_common import errors
 
 from netweft_agent.domain import resources
 from netweft_agent.domain.resources import HOST, Ns
-from netweft_agent.kernel import dumps, netlink, rtnl, tc
+from netweft_agent.kernel import dumps, filters, netlink, rtnl, tc
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.thread import Worker
@@ -43,6 +43,8 @@ _NFGEN_SIZE = 4
 _DELTABLE, _NEWCHAIN, _DELRULE = 2, 3, 8
 _TABLE_NAME, _ADMIN_TABLE_NAME, _DOCKER_CHAIN = b"netweft\0", b"netweft-admin\0", b"DOCKER-USER\0"
 _IFINDEX = struct.Struct("=i")
+_HEADER = struct.Struct("=IHHIIB")  # of a message, and the family, which is the first byte of its body
+_INDEX_AT = netlink.HEADER_SIZE + 4
 _BRIDGE_FAMILY = bytes([rtnl.AF_BRIDGE])
 _SO_RCVBUFFORCE = 33
 _REST_S = 0.02
@@ -177,6 +179,9 @@ class Monitor:
                 source = self._namespace(control)
                 if source is None:
                     continue
+                if _is_new_link(data):  # nearly all are, when it is us who writes
+                    self._links[source, _IFINDEX.unpack_from(data, _INDEX_AT)[0]] = data[netlink.HEADER_SIZE :]
+                    continue
                 for message in netlink.iter_messages(data):
                     self._take(source, message)
 
@@ -219,7 +224,7 @@ class Monitor:
     def _judge_links(self) -> None:
         for (ns, index), body in self._links.items():
             known = self._executor.indexes.is_ours(ns, index)
-            if known and not self._executor.indexes.is_as_wanted(ns, dumps.link(body)):
+            if known and not self._executor.indexes.is_as_wanted(ns, dumps.link_state(body)):
                 self._tell(ns)
         self._links.clear()
 
@@ -258,6 +263,12 @@ class Monitor:
         return static and self._executor.indexes.is_ours(ns, entry.ifindex)
 
 
+def _is_new_link(data: bytes) -> bool:
+    """Return whether a datagram is one message, and that tells how a link is; of a bridge's port it is another's."""
+    size, kind, _, _, _, family = _HEADER.unpack_from(data)
+    return kind == rtnl.RTM_NEWLINK and family != rtnl.AF_BRIDGE and size == len(data) > _INDEX_AT + _IFINDEX.size
+
+
 def _is_firewall_loss(message: netlink.Message) -> bool:
     """Return whether an event is of our tables, or of what we have in those of others."""
     given = netlink.attributes(message.body, _NFGEN_SIZE)
@@ -280,6 +291,8 @@ def _open_sockets() -> list[socket.socket]:
             with contextlib.suppress(PermissionError):  # in a user namespace; then events are lost sooner
                 sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
             sock.setblocking(False)  # noqa: FBT003  # the socket module's signature
+        with contextlib.suppress(OSError):  # without, they are thrown away here
+            filters.attach_to_route_events(opened[0])
     except OSError as error:
         for sock in opened:
             sock.close()
