@@ -190,8 +190,9 @@ class Exchange:
             stream = self._stream = _Stream(self._method(wait_for_ready=self._wait_for_ready))
         id_ = next(self._ids)
         timeout_ms = min(max(1, round(timeout_s * 1e3)), _TIMEOUT_MS_MAX)
-        async with asyncio.timeout(timeout_s):
-            response = await stream.call(id_, self._request_type(id=id_, timeout_ms=timeout_ms, **{name: request}))
+        response = await stream.call(
+            id_, self._request_type(id=id_, timeout_ms=timeout_ms, **{name: request}), timeout_s
+        )
         if response is None:
             if stream.is_refused:
                 self._rests_until = time.monotonic() + _REFUSED_REST_S
@@ -214,22 +215,48 @@ class _Stream:
         self._call = call
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._writing = asyncio.Lock()  # the library takes one write at a time
+        self._written_for: asyncio.Future[Any] | None = None
         self.is_broken = False
         self.is_refused = False
         self._reader = asyncio.create_task(self._read(), name="exchange")
         self._reader.add_done_callback(self._break)
 
-    async def call(self, id_: int, message: Any) -> Any:
-        """Return the response to a request; None: the stream is broken."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async def call(self, id_: int, message: Any, timeout_s: float) -> Any:
+        """Return the response to a request; None: the stream is broken.
+
+        Raises:
+            TimeoutError: There is none in time.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         self._waiting[id_] = future
+        # Not asyncio.timeout, which costs several times as much, unless there is a queue.
+        timer = loop.call_later(timeout_s, self._expire, future)
         try:
-            async with self._writing:
-                if not self.is_broken:
+            if self._writing.locked():
+                async with asyncio.timeout(timeout_s):
+                    await self._writing.acquire()
+            else:
+                await self._writing.acquire()
+            try:
+                if not self.is_broken and not future.done():
+                    self._written_for = future
                     await self._write(message)
+            finally:
+                self._written_for = None
+                self._writing.release()
             return await future
         finally:
+            timer.cancel()
             self._waiting.pop(id_, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # who has given up does not hear it
+
+    def _expire(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.set_exception(TimeoutError("no answer in time"))
+        if self._written_for is future:
+            self.close()  # the transport takes no more
 
     async def _write(self, message: Any) -> None:
         try:

@@ -128,7 +128,7 @@ class Client:
 
         Args:
             command: The command.
-            timeout_s: Longest wait for the answer; None: for ever.
+            timeout_s: Longest wait for the answer, and for the connection if there is none; None: for ever.
 
         Raises:
             LostError: No connection, or it broke before the answer.
@@ -137,7 +137,8 @@ class Client:
         """
         protocol = self._protocol
         if protocol is None or protocol.is_lost:
-            protocol = await self._connect()
+            async with asyncio.timeout(timeout_s):
+                protocol = await self._connect()
         try:
             return await protocol.send(command, timeout_s)
         except ReplyError as error:

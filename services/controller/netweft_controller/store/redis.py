@@ -260,8 +260,7 @@ class RedisStore:
         used = client or self._client
         limit_s = deadline.remaining_s(self._timeout_s) if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await used.execute(*command)
+            return await used.execute(*command, timeout_s=limit_s)
         except TimeoutError as error:
             if limit_s >= self._timeout_s:
                 # Not the caller's impatience: the server, or the way to it, is dead.

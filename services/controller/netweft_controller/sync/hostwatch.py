@@ -53,24 +53,45 @@ class _Watch:
         self.restart = False
         self._due_s = 0.0
         self._ack_due_s: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_overrun(self) -> bool:
         """Whether the host is too far behind to be waited for."""
         return len(self.own) + len(self.peers) > NOTES_MAX
 
-    def note(self, keys: Iterable[changes.Key], revision: int, now_s: float) -> None:
-        """Take note that objects have changed at a revision."""
+    def note(self, keys: Iterable[changes.Key], revision: int, now_s: float) -> bool:
+        """Take note that objects have changed at a revision; returns whether it is to be told at once."""
         if not self.own:
             self._due_s = now_s + HOLD_S
         if self._ack_due_s is None:
             self._ack_due_s = now_s + ACK_S
+        at_once = self.is_overrun
         for key in keys:
-            (self.peers if key[0] is changes.HostKind.PEER else self.own)[key] = revision
+            if key[0] is changes.HostKind.PEER:
+                self.peers[key] = revision
+                at_once = True
+                continue
+            self.own[key] = revision
             if key[0] is changes.HostKind.NETWORK:
                 # Its peers are noted with it, and are of no use before it.
                 self._due_s = now_s
+                at_once = True
+        return at_once
+
+    def wake_when_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the stream when what is held back is due: once for all that is noted until then."""
+        if self._alarm is None:
+            self._alarm = loop.call_at(self._due_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
         self.wake.set()
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def told(self, known: Iterable[changes.Change]) -> None:
         """Take note that the host has these from elsewhere."""
@@ -123,10 +144,14 @@ class HostWatches:
         """Note what hosts must look at again."""
         if not self._watches:
             return
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
         for host_id, keys in changes.touched(state, deltas).items():
             for watch in self._watches.get(host_id, ()):
-                watch.note(keys, state.revision, now_s)
+                if watch.note(keys, state.revision, now_s):
+                    watch.wake.set()
+                else:
+                    watch.wake_when_due(loop)
 
     def told(self, host_id: str, known: Iterable[changes.Change]) -> None:
         """Take note that a host has taken up or dropped these: its stream need not say so again."""
@@ -172,6 +197,7 @@ class HostWatches:
                     yield batch
                     sent = max(sent, batch.revision)
         finally:
+            watch.close()
             watches = self._watches[host_id]
             watches.discard(watch)
             if not watches:
