@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from tests.bench import attaching, cni, ipam, limits, publishing
+from tests.bench import attaching, cni, crowd, ipam, limits, publishing
 
 GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ("attach", "attach-batch", "detach-batch"): attaching.run,
+    crowd.WORKS: crowd.run,
     ipam.WORKS: ipam.run,
     limits.WORKS: limits.run,
     cni.WORKS: cni.run,

@@ -3,13 +3,14 @@
 A stack of one host, in namespaces of its own, the store syncing every write to disk. Containers are namespaces that
 exist, given by path, and their sandboxes are made before, so that the same kernel work is timed as for the floor, which
 has its namespaces open too. A row of its own says what it takes when the sandbox (its record, its namespace's
-descriptor, its hosts and resolv.conf) is made in the same call.
+descriptor, its hosts and resolv.conf) is made in the same call, another what a published port adds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,6 +32,8 @@ BATCHES = 3
 RSS_AT = 500
 WORKS = ("attach", "attach-batch", "detach-batch")
 WITH_SANDBOX = {"attach": "attach, with its sandbox", "attach-batch": "attach-batch, with its sandbox"}
+WITH_PORT = "attach, with a published port"
+FIRST_PORT = 20_000
 PEERS = 40
 IN_MEMORY = Path("/dev/shm")  # a folder is made in it
 
@@ -39,7 +42,7 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 def run(works: set[str]) -> Table:
     """Time the works asked for, with floor and peers in the same run."""
-    containers = [Netns(f"c{number}") for number in range(2 * ONE_BY_ONE + 2 * BATCH * BATCHES)]
+    containers = [Netns(f"c{number}") for number in range(3 * ONE_BY_ONE + 2 * BATCH * BATCHES)]
     try:
         with folders() as run_dir:
             running = stack.Stack(layout.plan(run_dir))
@@ -57,6 +60,8 @@ def run(works: set[str]) -> Table:
     for name, with_sandbox in WITH_SANDBOX.items():
         if name in table:
             table[name]["ours, with its sandbox"] = figures.of(mine[with_sandbox]).as_json()
+    if "attach" in table:
+        table["attach"]["ours, with a published port"] = figures.of(mine[WITH_PORT]).as_json()
     floor = subprocess.run(
         [sys.executable, "-m", "tests.bench.floor", "200"], check=True, capture_output=True, text=True
     )
@@ -78,7 +83,7 @@ _rss_mib_seen = 0.0
 
 async def _ours(running: stack.Stack, containers: list[Netns]) -> dict[str, list[float]]:
     global _rss_mib_seen  # noqa: PLW0603  # one figure out of the middle of the run
-    took: dict[str, list[float]] = {name: [] for name in (*WORKS, *WITH_SANDBOX.values())}
+    took: dict[str, list[float]] = {name: [] for name in (*WORKS, *WITH_SANDBOX.values(), WITH_PORT)}
     specs = [
         model.SandboxSpec(container_id=f"c{number}", namespace=model.NamespacePath(path=str(container.path)))
         for number, container in enumerate(containers)
@@ -92,20 +97,23 @@ async def _ours(running: stack.Stack, containers: list[Netns]) -> dict[str, list
         for first, name in ((0, "attach"), (ONE_BY_ONE, WITH_SANDBOX["attach"])):
             chosen = items[first : first + ONE_BY_ONE]
             if name == "attach":
-                await _make_sandboxes(client, specs[first : first + ONE_BY_ONE])
+                await make_sandboxes(client, specs[first : first + ONE_BY_ONE])
             for item in chosen:
-                start = time.perf_counter()
-                await client.attach_endpoint(item.endpoint, item.sandbox)
-                took[name].append((time.perf_counter() - start) * 1e3)
+                took[name].append(await attach_one(client, item.endpoint, item))
+        first = 2 * ONE_BY_ONE
+        await make_sandboxes(client, specs[first : first + ONE_BY_ONE])
+        for number, item in enumerate(items[first : first + ONE_BY_ONE], FIRST_PORT):
+            port = model.PublishedPort(container_port=80, host_port=number)
+            took[WITH_PORT].append(await attach_one(client, dataclasses.replace(item.endpoint, ports=(port,)), item))
         for batch in range(2 * BATCHES):
-            first = 2 * ONE_BY_ONE + batch * BATCH
+            first = 3 * ONE_BY_ONE + batch * BATCH
             name = "attach-batch" if batch < BATCHES else WITH_SANDBOX["attach-batch"]
             if name == "attach-batch":
-                await _make_sandboxes(client, specs[first : first + BATCH])
+                await make_sandboxes(client, specs[first : first + BATCH])
             start = time.perf_counter()
             results = await client.attach_endpoints(items[first : first + BATCH])
             took[name].append((time.perf_counter() - start) * 1e3 / BATCH)
-            _all_well(results)
+            all_well(results)
             if first + BATCH >= RSS_AT and not _rss_mib_seen:
                 _rss_mib_seen = _rss_mib(running)
         for first in range(0, len(items), BATCH):
@@ -113,11 +121,19 @@ async def _ours(running: stack.Stack, containers: list[Netns]) -> dict[str, list
             start = time.perf_counter()
             answers = await client.detach_endpoints(gone)
             took["detach-batch"].append((time.perf_counter() - start) * 1e3 / BATCH)
-            _all_well(answers)
+            all_well(answers)
     return took
 
 
-async def _make_sandboxes(client: AsyncClient, specs: list[model.SandboxSpec]) -> None:
+async def attach_one(client: AsyncClient, endpoint: model.EndpointSpec, item: model.AttachItem) -> float:
+    """Attach an endpoint to the item's sandbox, and return how long it took, in milliseconds."""
+    start = time.perf_counter()
+    await client.attach_endpoint(endpoint, item.sandbox)
+    return (time.perf_counter() - start) * 1e3
+
+
+async def make_sandboxes(client: AsyncClient, specs: list[model.SandboxSpec]) -> None:
+    """Make sandboxes, one after the other."""
     for spec in specs:
         await client.create_sandbox(spec)
 
@@ -135,7 +151,8 @@ def folders() -> Iterator[Path]:
         yield run_dir
 
 
-def _all_well(results: object) -> None:
+def all_well(results: object) -> None:
+    """Raise the first failure of a batch."""
     assert isinstance(results, list)
     for result in results:
         if isinstance(result, NetweftError):
