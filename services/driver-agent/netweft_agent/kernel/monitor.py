@@ -265,6 +265,9 @@ class Monitor:
 
 def _is_new_link(data: bytes) -> bool:
     """Return whether a datagram is one message, and that tells how a link is; of a bridge's port it is another's."""
+    size: int
+    kind: int
+    family: int
     size, kind, _, _, _, family = _HEADER.unpack_from(data)
     return kind == rtnl.RTM_NEWLINK and family != rtnl.AF_BRIDGE and size == len(data) > _INDEX_AT + _IFINDEX.size
 
