@@ -20,12 +20,14 @@ from netweft.controller.v1 import endpoint_pb2, event_pb2, host_pb2, network_pb2
 from netweft.ipam.v1 import ipam_pb2
 from netweft_agent.rpc import servicer
 from netweft_cli import layout, netns, processes, reach, stack
+from netweft_cni import plugin
 from netweft_common import identity, tls
 from netweft_controller import app as controller_app
 from netweft_ipam import app as ipam_app
 
 from tests.e2e import support, support_tls
 from tests.support import logs
+from tests.support.netns import Netns
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
@@ -172,6 +174,36 @@ def test_containers_are_attached_over_tcp_and_talk_across_hosts(cluster, user):
     cluster.netweft(user, "detach", "overlay", "c1", "c2", "--delete-sandbox")
     cluster.netweft(user, "network", "rm", "overlay")
     assert [] == json.loads(cluster.netweft(user, "endpoint", "ls", "-o", "json"))
+
+
+def test_runtimes_of_two_hosts_share_a_network_by_the_cni_plugin(cluster, user):
+    cluster.netweft(user, "network", "create", "pods", "-d", "overlay", "--subnet", "10.72.0.0/16")
+    config = json.dumps({"cniVersion": "1.1.0", "name": "pods", "type": "netweft"})
+
+    def call(verb, host, box):
+        environ = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": "same-id-on-each-host",
+            "CNI_NETNS": str(box.path),
+            "CNI_IFNAME": "eth0",
+            "NETWEFT_CNI_SOCKET": str(cluster.stack.layout.run_dir / "hosts" / host / "run" / "cni.sock"),
+        }
+        done = subprocess.run([plugin.__file__], input=config, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        return json.loads(done.stdout) if done.stdout else None
+
+    with Netns("one") as one, Netns("two") as two:
+        first, second = call("ADD", "h1", one), call("ADD", "h2", two)
+        addresses = [result["ips"][0]["address"] for result in (first, second)]
+        reached = reach.reach(one.path, addresses[1].partition("/")[0], timeout_s=10)
+        listed = json.loads(cluster.netweft(user, "lease", "ls", "--network", "pods", "-o", "json"))
+        call("DEL", "h1", one)
+        call("DEL", "h2", two)
+
+    assert reached
+    assert {bare.partition("/")[0] for bare in addresses} < {one["address"].partition("/")[0] for one in listed}
+    assert ["eth0"] == [one["name"] for one in first["interfaces"]]
+    cluster.netweft(user, "network", "rm", "pods")
 
 
 def test_the_loopback_listener_demands_a_certificate_too(cluster, user):

@@ -249,9 +249,15 @@ async def test_interfaces_of_one_container_are_attachments_of_their_own(world):
         assert 0 == (await world.call("ADD", ifname=ifname))[0]
     await world.call("DEL", ifname="eth0")
 
-    assert [cni.endpoint_name(Attachment(container_id="c1", ifname="eth1"))] == [
+    assert [cni.endpoint_name(HOST_ID, Attachment(container_id="c1", ifname="eth1"))] == [
         name for _, name in world.cluster.found
     ]
+
+
+def test_equal_containers_of_two_hosts_have_endpoints_of_their_own():
+    attachment = Attachment(container_id="c1", ifname="eth0")
+
+    assert cni.endpoint_name("a" * 32, attachment) != cni.endpoint_name("b" * 32, attachment)
 
 
 async def test_a_namespace_without_a_path_here_is_pinned_until_the_del(world):

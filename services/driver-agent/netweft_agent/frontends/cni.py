@@ -1,8 +1,8 @@
 """CNI: what the plugin hands over is done here (SPEC 1.1.0 §2).
 
-An attachment of a runtime, one interface of one container, is an endpoint whose name is made of the container's id
-and the interface's name, so DEL, CHECK and GC find it without any memory of ours. With `lease_only` we are the IPAM of
-another plugin: the endpoint is joined to nothing, and keeps its leases for whoever has made the interface.
+An attachment of a runtime, one interface of one container, is an endpoint whose name is made of the host's id, the
+container's and the interface's name, so DEL, CHECK and GC find it without any memory of ours. With `lease_only` we are
+the IPAM of another plugin: the endpoint is joined to nothing, and keeps its leases for whoever has made the interface.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class CniService:
         attachment = _of(request)
         if netns is None:
             raise CniError(Code.BAD_ENVIRONMENT, "CNI_NETNS: the plugin has handed over no namespace")
-        key = endpoint_name(attachment)
+        key = self._name(attachment)
         path = self._given.path(netns, request.netns, key)
         container = Container(
             container_id=attachment.container_id,
@@ -157,11 +157,14 @@ class CniService:
         result = cni_result.Result(addresses=addresses, routes=request.routes, dns=request.dns)
         return cni_result.success(request.version, result)
 
+    def _name(self, attachment: Attachment) -> str:
+        return endpoint_name(self._host_id, attachment)
+
     def _wish(self, request: Request) -> Wish:
         attachment = _of(request)
         return Wish(
             network=request.network,
-            name=endpoint_name(attachment),
+            name=self._name(attachment),
             addresses=request.addresses,
             mac=request.mac,
             interface_name="" if request.lease_only else attachment.ifname,
@@ -216,7 +219,7 @@ class CniService:
 
     async def _delete(self, request: Request, frame: bytes) -> None:
         """Take an attachment away; what is gone is gone, and what cannot go now goes later."""
-        key = endpoint_name(_of(request))
+        key = self._name(_of(request))
         try:
             await self._cluster.detach(request.network, key)
         except errors.NotFound:
@@ -232,8 +235,8 @@ class CniService:
             try:
                 variables, config = unpack(frame)
                 request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
-                await self._cluster.detach(request.network, endpoint_name(_of(request)))
-                self._given.forget(endpoint_name(_of(request)))
+                await self._cluster.detach(request.network, self._name(_of(request)))
+                self._given.forget(self._name(_of(request)))
             except (errors.Unavailable, errors.Conflict):
                 return
             except errors.NotFound:
@@ -270,7 +273,7 @@ class CniService:
     async def _check(self, request: Request, netns: int | None) -> None:
         attachment = _of(request)
         try:
-            found = await self._cluster.endpoint(request.network, endpoint_name(attachment))
+            found = await self._cluster.endpoint(request.network, self._name(attachment))
         except errors.NotFound as error:
             raise CniError(
                 Code.UNKNOWN_CONTAINER,
@@ -327,9 +330,9 @@ def unpack(frame: bytes) -> tuple[Variables, bytes]:
     return {key: value for key, _, value in pairs}, frame[12 + sizes[0] :]
 
 
-def endpoint_name(attachment: Attachment) -> str:
-    """Name the endpoint of an attachment; no two attachments of a network have one name."""
-    text = f"{attachment.container_id}/{attachment.ifname}"
+def endpoint_name(host_id: str, attachment: Attachment) -> str:
+    """Name the endpoint of an attachment: no two of a network have one name, though hosts may have equal containers."""
+    text = f"{host_id}/{attachment.container_id}/{attachment.ifname}"
     return f"cni-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
