@@ -1,4 +1,19 @@
-"""The CNI plugin over a running stack: the points of CNI SPEC 1.1.0, each with its number, and chains with others."""
+"""The CNI plugin over a running stack: the points of CNI SPEC 1.1.0, each with its number, and chains with others.
+
+| tests | points | of the specification |
+|---|---|---|
+| 01 | VERSION | §2, VERSION |
+| 02 to 07 | ADD: the interface, the result, what is there, a plugin before, twice, several | §2, ADD; §5, ADD Success |
+| 08 to 10 | DEL: all goes, again and again, whatever is missing | §2, DEL |
+| 11, 12 | CHECK: well, and not as the ADD has said | §2, CHECK |
+| 13 | GC | §2, GC |
+| 14 | STATUS | §2, STATUS |
+| 15 | errors | §5, Error |
+| 16 | capabilities, args, CNI_ARGS | §3, Deriving runtimeConfig; CONVENTIONS.md |
+| 17 | lists of plugins | §3, Attachment parameters, Adding, Deleting, Checking |
+| 18 | delegation, as an IPAM plugin | §4; §5, Delegated plugins (IPAM) |
+| 19 to 22 | many at once, paths, installation, and that it is all one network | ours |
+"""
 
 from __future__ import annotations
 
@@ -393,6 +408,9 @@ ERRORS = {
     "a bad container": ({}, {"container": "../x"}, 4),
     "a bad interface": ({}, {"ifname": "a/b"}, 4),
     "unknown args": ({}, {"args": "A=1"}, 4),
+    "a namespace that is a file": ({}, {"netns": "/etc/hostname"}, 4),
+    "a namespace of processes": ({}, {"netns": "/proc/self/ns/pid"}, 4),
+    "the host's own namespace": ({}, {"netns": "HOST"}, 100),
     "a bad name": ({"name": "/"}, {}, 7),
     "an unknown network": ({"network": "never-made"}, {}, 7),
     "an address of elsewhere": ({"runtimeConfig": {"ips": ["192.0.2.9"]}}, {}, 7),
@@ -402,9 +420,11 @@ ERRORS = {
 @pytest.mark.parametrize(("change", "call", "code"), ERRORS.values(), ids=ERRORS)
 def test_15_errors_are_json_with_their_code_and_leave_nothing(runtime, box, change, call, code):
     made = box()
+    call = {"netns": made.path, **call}
+    call["netns"] = runtime.netns if call["netns"] == "HOST" else call["netns"]
 
     with pytest.raises(Refused) as caught:
-        runtime.call("ADD", {**conf(), **change}, netns=made.path, **call)
+        runtime.call("ADD", {**conf(), **change}, **call)
 
     assert code == caught.value.code
     assert {"cniVersion", "code", "msg"} == caught.value.said.keys()

@@ -89,6 +89,29 @@ def test_a_killed_agent_leaves_limits_in_force_and_takes_their_changes_when_it_i
     assert {"nwv": 2_000_000} == buckets(cluster)
 
 
+TAMPERING = {
+    "the way in": "tc qdisc del dev nwv-{} root",
+    "the way out": "tc qdisc del dev nws-{} root",
+    "a rate": "tc qdisc change dev nwv-{} root handle 6e77: tbf rate 1gbit burst 1mb limit 2mb",
+}
+
+
+@pytest.mark.parametrize("command", TAMPERING.values(), ids=TAMPERING)
+def test_what_others_do_to_limits_is_noticed_and_repaired(cluster, client, command):
+    limits = Bandwidth(ingress_bits_per_second=1_000_000, egress_bits_per_second=2_000_000)
+    client.attach_endpoint(
+        EndpointSpec(network="front", name="web", bandwidth=limits), SandboxSpec(container_id="web", host="h1")
+    )
+    before = buckets(cluster)
+    (endpoint,) = client.list_endpoints("network=front")
+
+    with Netns.at(str(cluster.host("h1"))) as host:
+        host.exec(command.format(endpoint.id[:11]).split())
+    repaired = support.wait_until(lambda: buckets(cluster), lambda found: found == before)
+
+    assert {"nwv": 1_000_000, "nws": 2_000_000} == before == repaired
+
+
 def test_a_rate_that_no_queue_can_keep_is_refused(client):
     spec = EndpointSpec(network="front", name="web", bandwidth=Bandwidth(egress_bits_per_second=100))
 

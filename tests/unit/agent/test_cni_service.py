@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from ipaddress import ip_interface
 
@@ -311,6 +312,34 @@ async def test_a_del_without_a_controller_is_kept_and_done_before_the_next_add(w
     assert ((0, None), 1, 11, 0) == (answer, kept, failed[1]["code"], again[0])
     assert [] == list(world.pending)
     assert 1 == len(world.cluster.found)
+
+
+async def test_an_add_waits_for_a_kept_del_that_is_under_way(world):
+    await world.call("ADD")
+    world.cluster.error = errors.Unavailable("UNREACHABLE", "no controller")
+    await world.call("DEL")
+    world.cluster.error = None
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    detach = world.cluster.detach
+
+    async def slow(network, name):
+        begun.set()
+        await go_on.wait()
+        await detach(network, name)
+
+    world.cluster.detach = slow
+    async with asyncio.TaskGroup() as tasks:
+        loop = tasks.create_task(world.service.run())
+        await begun.wait()
+        add = tasks.create_task(world.call("ADD"))
+        await asyncio.sleep(0)
+        world.cluster.detach = detach
+        go_on.set()
+        answer = await add
+        loop.cancel()
+
+    assert 0 == answer[0]
+    assert (1, 1) == (len(world.cluster.found), len(world.cluster.detached))
 
 
 async def test_a_kept_del_that_nobody_can_read_is_given_up(world):

@@ -77,6 +77,8 @@ class CniService:
         self._given = given
         self._pending = pending
         self._host_id = host_id
+        self._carrying_out = asyncio.Lock()
+        """One at a time: a DEL that is under way must not come to its end after the ADD that waits for it."""
 
     async def run(self) -> None:
         """Carry out what waits, again and again, until cancelled."""
@@ -127,7 +129,10 @@ class CniService:
         if netns is None:
             raise CniError(Code.BAD_ENVIRONMENT, "CNI_NETNS: the plugin has handed over no namespace")
         key = self._name(attachment)
-        path = self._given.path(netns, request.netns, key)
+        try:
+            path = self._given.path(netns, request.netns, key)
+        except errors.InvalidArgument as error:
+            raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS: {error.message}") from error
         container = Container(
             container_id=attachment.container_id,
             netns_path=path,
@@ -231,19 +236,20 @@ class CniService:
         self._given.forget(key)
 
     async def _carry_out_pending(self) -> None:
-        for name, frame in self._pending:
-            try:
-                variables, config = unpack(frame)
-                request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
-                await self._cluster.detach(request.network, self._name(_of(request)))
-                self._given.forget(self._name(_of(request)))
-            except (errors.Unavailable, errors.Conflict):
-                return
-            except errors.NotFound:
-                pass
-            except (errors.NetweftError, CniError) as error:
-                log.warning("a DEL that was kept is given up", file=name, error=str(error))
-            self._pending.drop(name)
+        async with self._carrying_out:
+            for name, frame in self._pending:
+                try:
+                    variables, config = unpack(frame)
+                    request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
+                    await self._cluster.detach(request.network, self._name(_of(request)))
+                    self._given.forget(self._name(_of(request)))
+                except (errors.Unavailable, errors.Conflict):
+                    return
+                except errors.NotFound:
+                    pass
+                except (errors.NetweftError, CniError) as error:
+                    log.warning("a DEL that was kept is given up", file=name, error=str(error))
+                self._pending.drop(name)
 
     async def _collect(self, request: Request) -> None:
         """Take away all attachments of this CNI network on this host but those that are in use."""
