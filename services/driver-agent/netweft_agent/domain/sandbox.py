@@ -7,6 +7,7 @@ The rules are libnetwork's: which endpoint gives the default route, for IPv4 and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -115,15 +116,22 @@ def hosts(sandbox: Sandbox, members: Sequence[Member], *, ipv6: bool) -> str:
 
 def resolv(sandbox: Sandbox, base: str, *, ipv6: bool) -> str:
     """Return the text of resolv.conf(5): the host's, filtered, with the sandbox's own settings in place of it."""
+    return _resolv(base, sandbox.dns_servers, sandbox.dns_search, sandbox.dns_options, ipv6)
+
+
+@functools.lru_cache(maxsize=256)  # most sandboxes of a host have the same, and it is written at each attach
+def _resolv(
+    base: str, own_servers: tuple[str, ...], own_search: tuple[str, ...], own_options: tuple[str, ...], ipv6: bool
+) -> str:
     servers, search, options = _parse_resolv(base)
-    if sandbox.dns_servers:
-        servers = sandbox.dns_servers
+    if own_servers:
+        servers = own_servers
     else:
         # A loopback server of the host is another one inside the sandbox, or none.
         usable = [one for one in servers if not _is_loopback(one) and (ipv6 or ":" not in one)]
         servers = tuple(usable) or (FALLBACK_SERVERS[4] + (FALLBACK_SERVERS[6] if ipv6 else ()))
-    search = sandbox.dns_search or search
-    options = sandbox.dns_options or options
+    search = own_search or search
+    options = own_options or options
     lines = [f"nameserver {one}" for one in servers]
     if search and search != (".",):
         lines.append("search " + " ".join(search))
