@@ -173,7 +173,7 @@ class ServerInterceptor(aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(
             self._wrap_unary(method, handler.unary_unary),
             request_deserializer=_reader(method, handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            response_serializer=_writer(handler.response_serializer),
         )
 
     def _wrap_unary(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
@@ -340,6 +340,15 @@ class ServerInterceptor(aio.ServerInterceptor):
             f"{method} failed by a bug of ours; incident {incident} is in the server's log",
             incident=incident,
         )
+
+
+def _writer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a serializer that leaves bytes alone: a handler of large answers may have written them itself."""
+
+    def write(response: Any) -> bytes:
+        return response if isinstance(response, bytes) else serialize(response)
+
+    return write
 
 
 def _reader(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -69,9 +69,8 @@ class Lease(NamedTuple):
     expires_ms: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class LeaseHolder:
-    """What leases of a listing share; told apart by identity, so that it is a quick key.
+class LeaseHolder(NamedTuple):
+    """What the owners of many leases have in common.
 
     Attributes:
         host_id: Host that uses the address; empty: none.

@@ -41,6 +41,20 @@ class Allocator:
 
         return await self._spread(items, tag, lease)
 
+    async def request_of(
+        self, pool: PoolId, asks: Sequence[AddressAsk], tag: RequestTag
+    ) -> Sequence[Lease | errors.NetweftError]:
+        """Lease addresses of one pool, as `request` does it: most batches are of one.
+
+        Raises:
+            AlreadyExists: The request id came with another body; nothing was done.
+            Unavailable: The store does not answer, or the pool is not to be used now.
+        """
+        try:
+            return await self._store.request_addresses(pool, asks, tag)
+        except errors.NotFound as error:
+            return [error] * len(asks)
+
     async def release(
         self, items: Sequence[tuple[PoolId, AddressReturn] | errors.NetweftError], tag: RequestTag
     ) -> list[errors.NetweftError | None]:

@@ -19,7 +19,7 @@ from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
-from netweft_ipam.rpc import convert, limits, listing
+from netweft_ipam.rpc import convert, leasewire, limits
 from netweft_ipam.store.protocol import Store
 
 Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
@@ -92,16 +92,14 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         """Lease addresses; an item's failure is told with the item."""
         limits.check_batch(len(request.items), field="items")
         tag = _tag(request, request.request_id)
-        items: list[tuple[PoolId, AddressAsk] | errors.NetweftError] = []
-        for index, item in enumerate(request.items):
-            try:
-                items.append(convert.address_ask(index, item))
-            except errors.InvalidArgument as error:
-                items.append(error)
-        outcomes = await self._allocator.request(items, tag)
+        plain = convert.plain_asks(request.items)
+        if plain is not None:
+            outcomes = await self._allocator.request_of(*plain, tag)
+        else:
+            outcomes = await self._allocator.request(_asks(request.items), tag)
         if self._metrics is not None:
             self._metrics.requested(outcomes)
-        return _fill(ipam_pb2.RequestAddressesResponse(), outcomes)
+        return leasewire.granted(outcomes) or _fill(ipam_pb2.RequestAddressesResponse(), outcomes)
 
     async def ReleaseAddresses(
         self, request: ipam_pb2.ReleaseAddressesRequest, context: Context
@@ -195,8 +193,8 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             else:
                 await asyncio.sleep(_WATCH_INTERVAL_S)
 
-    async def ListLeases(self, request: ipam_pb2.ListLeasesRequest, context: Context) -> ipam_pb2.ListLeasesResponse:
-        """Return a page of leases."""
+    async def ListLeases(self, request: ipam_pb2.ListLeasesRequest, context: Context) -> Any:
+        """Return a page of leases, as the bytes of its message."""
         pool = convert.pool_id(request.pool_id)
         page = await self._store.list_leases(
             pool,
@@ -204,10 +202,8 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             after=convert.lease_after(request.page_token, pool),
             limit=convert.page_limit(request.page_size, of_leases=True),
         )
-        response = listing.write(pool, page.leases)
-        if page.next is not None:
-            response.next_page_token = convert.to_token(f"{page.next:x}")
-        return response
+        token = convert.to_token(f"{page.next:x}") if page.next is not None else ""
+        return leasewire.listed(pool, page.leases, next_page_token=token)
 
     async def _own_host(self, text: str) -> str:
         """Return a host's id for which the caller may speak.
@@ -235,6 +231,16 @@ def _tag(request: Message, request_id: str) -> RequestTag:
     limits.check_request_id(request_id)
     body = type(request).__name__.encode() + request.SerializeToString(deterministic=True)
     return RequestTag(request_id, hashlib.blake2b(body, digest_size=16).digest())
+
+
+def _asks(items: Sequence[ipam_pb2.AddressRequest]) -> list[tuple[PoolId, AddressAsk] | errors.NetweftError]:
+    found: list[tuple[PoolId, AddressAsk] | errors.NetweftError] = []
+    for index, item in enumerate(items):
+        try:
+            found.append(convert.address_ask(index, item))
+        except errors.InvalidArgument as error:
+            found.append(error)
+    return found
 
 
 def _returns(items: Sequence[ipam_pb2.AddressRelease]) -> list[tuple[PoolId, AddressReturn] | errors.NetweftError]:

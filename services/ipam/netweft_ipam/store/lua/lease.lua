@@ -46,7 +46,8 @@ local bitmap = TAG .. 'b:' .. chunk
 local bit_number = call('BITPOS', bitmap, 0, start, -1, 'BIT')
 if bit_number < start or bit_number == 0 then
   local size = call('STRLEN', bitmap) * 8
-  if size == 0 then return POOL end
+  -- The pool's first lease: only the next one can be had here.
+  if size == 0 then return OWNER end
   if bit_number < start then bit_number = math.max(start, size) end
 end
 local ref = chunk .. fmt('%04x', bit_number)

@@ -82,7 +82,10 @@ end
 
 free_rested(64)
 
+local SLOTS, LEASED_BYTE = {}, char(LEASED)
 local DIGITS = { [0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f' }
+
+for slot = 0, 15 do SLOTS[DIGITS[slot]] = slot end
 
 -- Takes up to `count` free addresses from..to, lowest first; appends their refs to `found`.
 local function scan(from, to, count, found)
@@ -119,13 +122,19 @@ local function scan(from, to, count, found)
         local old = byte(window, p)
         local new, base, weight = old, (here + p - 1) * 8, 128
         local name = chunk .. fmt('%03x', floor(base / 16))
-        for bit_number = base, base + 7 do
-          if (old == 0 or floor(old / weight) % 2 == 0) and bit_number >= first and bit_number <= stop then
-            new = new + weight
-            found[#found + 1] = name .. DIGITS[bit_number % 16]
-            if #found == wanted then break end
+        if old == 0 and base >= first and base + 7 <= stop and #found + 8 <= wanted then
+          new = 255
+          local at, digit = #found, base % 16
+          for bit_number = 0, 7 do found[at + 1 + bit_number] = name .. DIGITS[digit + bit_number] end
+        else
+          for bit_number = base, base + 7 do
+            if (old == 0 or floor(old / weight) % 2 == 0) and bit_number >= first and bit_number <= stop then
+              new = new + weight
+              found[#found + 1] = name .. DIGITS[bit_number % 16]
+              if #found == wanted then break end
+            end
+            weight = weight / 2
           end
-          weight = weight / 2
         end
         if new ~= old then
           parts[#parts + 1] = sub(window, copied + 1, p - 1)
@@ -216,6 +225,51 @@ local function grant(ref, item)
   n = n + 2
 end
 
+-- Grants the addresses found to items from..to, in order; their owners are new here. It does what `grant` does, in half the time: most of a batch is that.
+local function grant_run(found, from, to)
+  local name, block, last_group, first, index, tail
+  local size, at = events_size, n
+  for item = from, to do
+    local ref, group = found[item - from + 1], item_groups[item]
+    local block_name = sub(ref, 1, -2)
+    if block_name ~= name then
+      name, block = block_name, blocks[block_name] or load_block(block_name)
+      blocks_changed[name] = true
+    end
+    local slot = SLOTS[sub(ref, -1)]
+    if block[slot] then
+      events_size, n = size, at
+      grant(ref, item)
+      size, at = events_size, n
+    else
+      if group ~= last_group then
+        if not group.index then group.index = group.host ~= '' and ensure_host(group.host).index or 0 end
+        last_group, first, index, tail = group, group.first, group.index, group.tail
+      end
+      local key, bucket, record = item_keys[item], names[item], nil
+      epoch = epoch + 1
+      group.granted = group.granted + 1
+      if tail then
+        record = spack(HEAD, first + slot, #key - 1, pool, index, epoch, now) .. tail .. key
+        earliest(expiries, name, now + group.ttl * 1000)
+      else
+        record = spack(WHOLE, first + slot, #key - 1, pool, index, epoch, now, key)
+      end
+      block[slot] = record
+      buckets[bucket] = buckets[bucket] .. tails[item] .. ref
+      buckets_changed[bucket] = true
+      left, used = left - 1, used + 1
+      if KEEP > 0 then
+        events[size + 1], events[size + 2], events[size + 3] = LEASED_BYTE, ref, record
+        size = size + 3
+      end
+      out[at + 1], out[at + 2] = '\0', ref
+      at = at + 2
+    end
+  end
+  events_size, n = size, at
+end
+
 -- Answers with a lease that the owner holds already, renewed.
 local function stand(ref, lease, group)
   local changed = false
@@ -296,15 +350,9 @@ local seen, from = {}, 1
 local function finish_run(to)
   if from > to then return end
   local found = take_all(min(to - from + 1, left), item_groups[from].serial)
-  for item = from, to do
-    local ref = found[item - from + 1]
-    if left < 1 then
-      refuse(QUOTA, low, quota)
-    elseif ref then
-      grant(ref, item)
-    else
-      refuse(EXHAUSTED, low)
-    end
+  grant_run(found, from, from + #found - 1)
+  for _ = from + #found, to do
+    if left < 1 then refuse(QUOTA, low, quota) else refuse(EXHAUSTED, low) end
   end
 end
 

@@ -1,4 +1,4 @@
-"""Listings are written past protobuf's objects, and read past Redis's: both against the plain way."""
+"""Leases are written past protobuf's objects, and read past Redis's: both against the plain way."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 from netweft.ipam.v1 import ipam_pb2
-from netweft_ipam.domain.leases import LeaseColumns, LeaseHolder, OwnerKind
-from netweft_ipam.rpc import convert, listing
+from netweft_common import errors
+from netweft_ipam.domain.leases import Lease, LeaseColumns, LeaseHolder, Owner, OwnerKind
+from netweft_ipam.rpc import convert, leasewire
 from netweft_ipam.store import keys, records
 
 from tests.support.ipam import pool_id
@@ -45,11 +46,35 @@ def columns(draw, pool):
 def test_a_page_is_what_the_librarys_own_objects_make_of_it(pool, data):
     leases = data.draw(columns(pool))
     pool = pool_id(pool)
-    expected = ipam_pb2.ListLeasesResponse()
+    token = data.draw(st.sampled_from(["", "MWY="]))
+    expected = ipam_pb2.ListLeasesResponse(next_page_token=token)
     writer = convert.LeaseWriter()
     for lease in leases.leases(pool):
         writer.write(lease, expected.leases.add())
-    assert expected == listing.write(pool, leases)
+    written = leasewire.listed(pool, leases, next_page_token=token)
+    assert expected == ipam_pb2.ListLeasesResponse.FromString(written)
+
+
+@given(pool=st.sampled_from(POOLS), data=st.data())
+def test_an_answer_is_what_the_librarys_own_objects_make_of_it(pool, data):
+    leases = data.draw(columns(pool)).leases(pool_id(pool))
+    leases = data.draw(st.permutations(leases)) if len(leases) < 30 else leases[::-1]
+    expected = ipam_pb2.RequestAddressesResponse()
+    writer = convert.LeaseWriter()
+    for lease in leases:
+        writer.write(lease, expected.results.add().lease)
+    written = leasewire.granted(leases)
+    assert written is None if len(leases) < 8 else written == expected
+
+
+def test_an_answer_with_a_refusal_or_of_two_pools_is_left_to_the_library():
+    first, second = (
+        [Lease(pool_id(pool), pool_id(pool).subnet.base + at, Owner("k"), 1, 1) for at in range(1, 9)]
+        for pool in POOLS[:2]
+    )
+    assert leasewire.granted(first) is not None
+    assert leasewire.granted([*first, errors.NotFound("POOL_UNKNOWN", "gone")]) is None
+    assert leasewire.granted([*first, *second]) is None
 
 
 record = st.fixed_dictionaries(
