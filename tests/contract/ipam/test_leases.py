@@ -387,3 +387,12 @@ async def test_leases_of_many_hosts_and_kinds_are_listed_by_pages_of_any_size(de
     assert [lease for lease in expected if lease.owner.host_id == "host-3"] == await desk.listed(
         "g/10.1.0.0/22", limit=2, host="host-3"
     )
+
+
+async def test_a_page_as_large_as_they_get_has_each_lease_once(desk):
+    await desk.pool("g/10.1.0.0/19")
+    for start in (0, 4000):
+        await desk.lease("g/10.1.0.0/19", *(ask(f"e{number}", host="h") for number in range(start, start + 4000)))
+    expected = [f"e{number}" for number in range(8000)]
+    for limit in (2048, 2050, 4096, 10_000):
+        assert expected == [lease.owner.key for lease in await desk.listed("g/10.1.0.0/19", limit=limit)]
