@@ -19,7 +19,7 @@ from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.redis_store import RedisStore
 
 from tests.support.ipam import PREDEFINED, Desk, ask, pool_id, subnet, text, told
-from tests.support.ipam_audit import audit
+from tests.support.ipam_audit import audit_at_rest
 from tests.support.store import StoreServer
 
 pytestmark = pytest.mark.anyio
@@ -157,7 +157,7 @@ async def test_after_a_kill_at_any_moment_bitmap_records_and_indexes_agree():
                 await asyncio.to_thread(server.restart)
                 with redis.Redis(unix_socket_path=server.socket_path) as client:
                     # One snapshot of all keys, while the churn goes on: nothing else runs between two of its reads.
-                    assert [] == await asyncio.to_thread(audit_at_rest, client)
+                    assert [] == await asyncio.to_thread(audit_at_rest, client, "crash")
                 assert not [task for task in tasks if task.done()]
         finally:
             over.set()
@@ -168,15 +168,6 @@ async def test_after_a_kill_at_any_moment_bitmap_records_and_indexes_agree():
         await store.aclose()
 
     assert held.items() <= stored.items()
-
-
-def audit_at_rest(client: redis.Redis) -> list[str]:
-    """Audit while nobody writes: scripts are held up for the time, as a replica's takeover does it."""
-    client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
-    try:
-        return audit(client, "crash")
-    finally:
-        client.execute_command("CLIENT", "UNPAUSE")
 
 
 @pytest.mark.parametrize("away_s", [1.0, 3600.0], ids=["a moment", "an hour"])

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import random
 import signal
 import time
 
 import grpc
 import pytest
+import redis
 from netweft.ipam.v1 import ipam_pb2 as pb
 from netweft.ipam.v1 import ipam_pb2_grpc
 from netweft_common import client
 
+from tests.support.ipam_audit import audit_at_rest
 from tests.support.ipam_process import IpamProcess
 from tests.support.store import StoreServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
+
+# A thousand take ten minutes: NETWEFT_LONG=1.
+CRASHES = 1000 if os.environ.get("NETWEFT_LONG") == "1" else 6
 
 
 @pytest.fixture
@@ -116,3 +124,89 @@ async def test_what_was_acknowledged_outlives_kill_9_of_service_and_store(proces
     assert leased.items() <= held.items()
     # What was leased and not acknowledged: at most what was under way, one call a worker and kill.
     assert len(held) - len(leased) <= 12
+
+
+@pytest.mark.timeout(3000)
+async def test_a_kill_of_service_or_store_at_any_moment_leaves_pools_and_leases_whole(process, store_server):
+    """Pools come and go while leases do: what takes several steps is finished by whoever comes next."""
+    chance = random.Random(11)
+    over = asyncio.Event()
+    held: dict[str, str] = {}
+    steps = 0
+
+    async def churn(worker: int) -> None:
+        nonlocal steps
+        space, pool = f"space-{worker}", ""
+        async with client.open_channel(process.target) as channel:
+            stub = ipam_pb2_grpc.IpamServiceStub(channel)
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                try:
+                    if not pool:
+                        wanted = pb.RequestPoolRequest(address_space=space, subnet="10.1.0.0/24")
+                        pool = (await stub.RequestPool(wanted, timeout=2)).pool.id
+                    items = [
+                        pb.AddressRequest(pool_id=pool, owner=pb.Owner(key=f"{worker}-{number}-{item}", host_id="h"))
+                        for item in range(20)
+                    ]
+                    answer = await stub.RequestAddresses(pb.RequestAddressesRequest(items=items), timeout=2)
+                    addresses = [result.lease.address.partition("/")[0] for result in answer.results]
+                    assert len(set(addresses)) == len(items), answer
+                    returns = [pb.AddressRelease(pool_id=pool, address=address) for address in addresses]
+                    await stub.ReleaseAddresses(pb.ReleaseAddressesRequest(items=returns), timeout=2)
+                    await stub.ReleasePool(pb.ReleasePoolRequest(pool_id=pool), timeout=2)
+                    pool = ""
+                    steps += 1
+                except grpc.RpcError as error:
+                    pool = await settle(stub, space) if error.code() is not grpc.StatusCode.UNAVAILABLE else pool
+                    await asyncio.sleep(0.01)
+
+    async def settle(stub, space: str) -> str:
+        """Learn what a lost answer has left: the pool with its leases, which go, or nothing."""
+        with contextlib.suppress(grpc.RpcError):
+            for pool in (await stub.ListPools(pb.ListPoolsRequest(address_space=space), timeout=2)).pools:
+                leases = (await stub.ListLeases(pb.ListLeasesRequest(pool_id=pool.id, page_size=4096))).leases
+                items = [
+                    pb.AddressRelease(pool_id=pool.id, address=lease.address.partition("/")[0]) for lease in leases
+                ]
+                if items:
+                    await stub.ReleaseAddresses(pb.ReleaseAddressesRequest(items=items), timeout=2)
+                return pool.id
+        return ""
+
+    async with client.open_channel(process.target) as channel:
+        stub = ipam_pb2_grpc.IpamServiceStub(channel)
+        kept = (await stub.RequestPool(pb.RequestPoolRequest(address_space="kept", subnet="10.1.0.0/24"))).pool.id
+        for number in range(50):
+            held[f"kept-{number}"] = (
+                (await stub.RequestAddresses(wish(kept, f"kept-{number}"))).results[0].lease.address
+            )
+    tasks = [asyncio.create_task(churn(worker)) for worker in range(4)]
+    try:
+        for _ in range(CRASHES):
+            await asyncio.sleep(chance.uniform(0.005, 0.05))
+            if chance.random() < 0.5:
+                await asyncio.to_thread(process.kill9)
+                await asyncio.to_thread(process.start)
+            else:
+                await asyncio.to_thread(store_server.kill9)
+                await asyncio.to_thread(store_server.restart)
+            with redis.Redis(unix_socket_path=store_server.socket_path) as raw:
+                assert [] == await asyncio.to_thread(audit_at_rest, raw, "netweft")
+            assert not [task for task in tasks if task.done()]
+            before = steps
+            while steps == before and not [task for task in tasks if task.done()]:  # it goes on
+                await asyncio.sleep(0.005)
+    finally:
+        over.set()
+        async with asyncio.timeout(60):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [None] * 4 == ended
+
+    async with client.open_channel(process.target) as channel:
+        stub = ipam_pb2_grpc.IpamServiceStub(channel)
+        listed = await stub.ListLeases(pb.ListLeasesRequest(pool_id=kept, page_size=4096))
+        left = (await stub.ListPools(pb.ListPoolsRequest(page_size=100))).pools
+    assert held == {lease.owner.key: lease.address for lease in listed.leases}
+    assert {"kept", *(f"space-{worker}" for worker in range(4))} >= {pool.address_space for pool in left}
