@@ -144,15 +144,20 @@ async def test_a_kill_of_service_or_store_at_any_moment_leaves_pools_and_leases_
                     return
                 try:
                     if not pool:
-                        wanted = pb.RequestPoolRequest(address_space=space, subnet="10.1.0.0/24")
+                        wanted = pb.RequestPoolRequest(address_space=space, subnet="10.1.0.0/20")
                         pool = (await stub.RequestPool(wanted, timeout=2)).pool.id
                     items = [
                         pb.AddressRequest(pool_id=pool, owner=pb.Owner(key=f"{worker}-{number}-{item}", host_id="h"))
                         for item in range(20)
                     ]
                     answer = await stub.RequestAddresses(pb.RequestAddressesRequest(items=items), timeout=2)
+                    refusals = {result.status.message for result in answer.results if result.status.code}
+                    if refusals == {f"pool {pool} does not exist; request it first"}:
+                        pool = ""  # its release was done, and the answer lost
+                        continue
+                    assert set() == refusals
                     addresses = [result.lease.address.partition("/")[0] for result in answer.results]
-                    assert len(set(addresses)) == len(items), answer
+                    assert len(set(addresses)) == len(items), addresses
                     returns = [pb.AddressRelease(pool_id=pool, address=address) for address in addresses]
                     await stub.ReleaseAddresses(pb.ReleaseAddressesRequest(items=returns), timeout=2)
                     await stub.ReleasePool(pb.ReleasePoolRequest(pool_id=pool), timeout=2)
@@ -194,7 +199,7 @@ async def test_a_kill_of_service_or_store_at_any_moment_leaves_pools_and_leases_
                 await asyncio.to_thread(store_server.restart)
             with redis.Redis(unix_socket_path=store_server.socket_path) as raw:
                 assert [] == await asyncio.to_thread(audit_at_rest, raw, "netweft")
-            assert not [task for task in tasks if task.done()]
+            assert [] == [task.exception() for task in tasks if task.done()]
             before = steps
             while steps == before and not [task for task in tasks if task.done()]:  # it goes on
                 await asyncio.sleep(0.005)

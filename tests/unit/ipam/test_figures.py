@@ -6,7 +6,8 @@ import prometheus_client
 import pytest
 from netweft_common import errors
 from netweft_ipam.domain.leases import Lease, Owner
-from netweft_ipam.engine.figures import LeaseMetrics, StoreMetrics
+from netweft_ipam.domain.pools import Pool, PoolUse
+from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
 
 from tests.support.ipam import pool_id
 
@@ -48,3 +49,24 @@ def test_times_of_scripts_are_a_histogram(registry):
     assert [1, 2, 3, 4] == [value("bucket", le=bound) for bound in ("0.0005", "0.001", "0.002", "+Inf")]
     assert 4 == value("count")
     assert 7.0025 == pytest.approx(value("sum"))
+
+
+def test_pools_show_how_full_they_are_until_they_are_gone(registry):
+    metrics = PoolMetrics(registry)
+    first, second = (
+        Pool(id=pool_id(name), labels={}, created_ms=0, use=PoolUse(leased=leased, quarantined=3))
+        for name, leased in (("g/10.1.0.0/24", 200), ("g/10.2.0.0/24", 5))
+    )
+
+    def shown(pool: Pool) -> list[float | None]:
+        return [
+            registry.get_sample_value("netweft_ipam_pool_addresses", {"pool": str(pool.id), "state": state})
+            for state in ("leased", "quarantined", "reserved", "capacity")
+        ]
+
+    metrics.show([first, second])
+    both = [shown(first), shown(second)]
+    metrics.show([second])
+
+    assert [[200, 3, 2, 254], [5, 3, 2, 254]] == both
+    assert [[None] * 4, [5, 3, 2, 254]] == [shown(first), shown(second)]

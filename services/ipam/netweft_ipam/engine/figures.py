@@ -95,7 +95,7 @@ class PoolMetrics:
     def __init__(self, registry: prometheus_client.CollectorRegistry) -> None:
         self._addresses = prometheus_client.Gauge(
             "netweft_ipam_pool_addresses",
-            "Addresses of a pool, by state: leased, quarantined, capacity.",
+            "Addresses of a pool, by state: leased, quarantined, reserved, capacity (all but the reserved).",
             ["pool", "state"],
             registry=registry,
         )
@@ -107,4 +107,5 @@ class PoolMetrics:
             name = str(pool.id)
             self._addresses.labels(name, "leased").set(pool.use.leased)
             self._addresses.labels(name, "quarantined").set(pool.use.quarantined)
+            self._addresses.labels(name, "reserved").set(pool.id.reserved)
             self._addresses.labels(name, "capacity").set(pool.id.capacity)
