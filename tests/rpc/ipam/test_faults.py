@@ -23,7 +23,7 @@ from tests.support.store import StoreServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
-# A thousand take ten minutes: NETWEFT_LONG=1.
+# A thousand take twenty minutes: NETWEFT_LONG=1.
 CRASHES = 1000 if os.environ.get("NETWEFT_LONG") == "1" else 6
 
 
