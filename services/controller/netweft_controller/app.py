@@ -46,7 +46,8 @@ _CLIENTS = frozenset({Role.CLIENT, Role.ADMIN})
 _AGENTS = frozenset({Role.AGENT, Role.ADMIN})
 _EVERYBODY = frozenset({Role.CLIENT, Role.ADMIN, Role.AGENT})
 
-# An agent acts for its host, and its front-ends (Docker, CNI) attach for the host's containers.
+# An agent acts for its host, and its front-ends (Docker, CNI) attach for the host's containers; rpc/own.py keeps it
+# from those of others.
 ACCESS: identity.Access = {
     f"{_PACKAGE}NetworkService/*": _EVERYBODY,
     f"{_PACKAGE}EndpointService/*": _EVERYBODY,

@@ -17,6 +17,7 @@ from netweft_controller.engine.joining import Result
 from netweft_controller.engine.settle import Settler
 from netweft_controller.engine.updates import Updater
 from netweft_controller.rpc import convert
+from netweft_controller.rpc.own import OwnHost
 from netweft_controller.sync.replica import Replica
 
 
@@ -35,6 +36,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         self._updater = updater
         self._endpoints = endpoints
         self._settler = settler
+        self._own = OwnHost(replica, settler)
 
     async def CreateEndpoint(
         self, request: endpoint_pb2.CreateEndpointRequest, context: Any
@@ -78,6 +80,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         del context
         identity = convert.request("UpdateEndpoint", request, request.request_id)
         word = EndpointWord(endpoint=request.endpoint, network=request.network)
+        await self._own.endpoints([word])
         record = await self._updater.endpoint(
             identity, word, convert.endpoint_spec(request.spec), list(request.update_mask.paths)
         )
@@ -90,6 +93,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         del context
         identity = convert.request("DeleteEndpoint", request, request.request_id)
         word = EndpointWord(endpoint=request.endpoint, network=request.network)
+        await self._own.endpoints([word])
         await self._endpoints.delete(identity, word, force=request.force)
         return endpoint_pb2.DeleteEndpointResponse()
 
@@ -100,7 +104,10 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         del context
         identity = convert.request("JoinEndpoint", request, request.request_id)
         word = EndpointWord(endpoint=request.endpoint, network=request.network)
-        attached = await self._endpoints.join(identity, word, convert.sandbox_ref(request.sandbox, "sandbox"))
+        ref = convert.sandbox_ref(request.sandbox, "sandbox")
+        await self._own.endpoints([word])
+        await self._own.sandboxes([ref])
+        attached = await self._endpoints.join(identity, word, ref)
         response = endpoint_pb2.JoinEndpointResponse(endpoint=wire.endpoint(attached.endpoint))
         if attached.sandbox is not None:
             response.sandbox.CopyFrom(wire.sandbox(attached.sandbox))
@@ -112,7 +119,9 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         """Take an endpoint out of its sandbox."""
         del context
         identity = convert.request("LeaveEndpoint", request, request.request_id)
-        record = await self._endpoints.leave(identity, EndpointWord(endpoint=request.endpoint, network=request.network))
+        word = EndpointWord(endpoint=request.endpoint, network=request.network)
+        await self._own.endpoints([word])
+        record = await self._endpoints.leave(identity, word)
         return endpoint_pb2.LeaveEndpointResponse(endpoint=wire.endpoint(record))
 
     async def AttachEndpoints(
@@ -122,6 +131,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         del context
         items = convert.attach_items(request.items)
         identity = convert.request("AttachEndpoints", request, request.request_id)
+        await self._own.items(items)
         results = await self._endpoints.attach(identity, items)
         return endpoint_pb2.AttachEndpointsResponse(results=[_attach_result(result) for result in results])
 
@@ -132,6 +142,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         del context
         words = convert.detach_items(request.items)
         identity = convert.request("DetachEndpoints", request, request.request_id)
+        await self._own.endpoints(words)
         results = await self._endpoints.detach(identity, words)
         return endpoint_pb2.DetachEndpointsResponse(results=[status.to_item_status(error) for error in results])
 
@@ -145,7 +156,9 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
     ) -> endpoint_pb2.PlanAttachResponse:
         """Say what an attach would do."""
         del context
-        plans = await self._endpoints.plan_attach(convert.attach_items(request.items))
+        items = convert.attach_items(request.items)
+        await self._own.items(items)
+        plans = await self._endpoints.plan_attach(items)
         return endpoint_pb2.PlanAttachResponse(
             plans=[
                 endpoint_pb2.HostPlan(

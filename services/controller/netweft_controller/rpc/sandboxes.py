@@ -14,6 +14,7 @@ from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
 from netweft_controller.engine.updates import Updater
 from netweft_controller.rpc import convert
+from netweft_controller.rpc.own import OwnHost
 from netweft_controller.sync.replica import Replica
 
 
@@ -32,6 +33,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         self._updater = updater
         self._sandboxes = sandboxes
         self._settler = settler
+        self._own = OwnHost(replica, settler)
 
     async def CreateSandbox(
         self, request: sandbox_pb2.CreateSandboxRequest, context: Any
@@ -39,7 +41,9 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         """Make a sandbox."""
         del context
         identity = convert.request("CreateSandbox", request, request.request_id)
-        record = await self._sandboxes.create(identity, convert.sandbox_spec(request.sandbox))
+        spec = convert.sandbox_spec(request.sandbox)
+        await self._own.sandboxes([spec])
+        record = await self._sandboxes.create(identity, spec)
         return sandbox_pb2.CreateSandboxResponse(sandbox=wire.sandbox(record))
 
     async def GetSandbox(self, request: sandbox_pb2.GetSandboxRequest, context: Any) -> sandbox_pb2.GetSandboxResponse:
@@ -76,6 +80,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         """Change a sandbox."""
         del context
         identity = convert.request("UpdateSandbox", request, request.request_id)
+        await self._own.sandboxes([request.sandbox])
         record = await self._updater.sandbox(
             identity, request.sandbox, convert.sandbox_spec(request.spec), list(request.update_mask.paths)
         )
@@ -86,6 +91,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     ) -> sandbox_pb2.RefreshSandboxResponse:
         """Repair a sandbox and announce its addresses again."""
         del context
+        await self._own.sandboxes([request.sandbox])
         steps = await self._sandboxes.refresh(request.sandbox)
         return sandbox_pb2.RefreshSandboxResponse(repaired=[convert.plan_step(step) for step in steps])
 
@@ -103,5 +109,6 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         """Delete a sandbox."""
         del context
         identity = convert.request("DeleteSandbox", request, request.request_id)
+        await self._own.sandbox_that_goes(request.sandbox)
         await self._sandboxes.delete(identity, request.sandbox, force=request.force)
         return sandbox_pb2.DeleteSandboxResponse()
