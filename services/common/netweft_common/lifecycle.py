@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from netweft_common import errors, logs
+from netweft_common import errors, logs, loops
 
 READY_FD = "NETWEFT_READY_FD"
 
@@ -93,6 +93,7 @@ def run(
     *,
     ready_fd: int | None = None,
     environ: Mapping[str, str] = os.environ,
+    loop_factory: loops.LoopFactory | None = None,
 ) -> int:
     """Run a service until it ends, and return the process's exit code.
 
@@ -103,6 +104,7 @@ def run(
         main: Sets up, calls `ready`, awaits `stopped`, and cleans up by leaving its contexts.
         ready_fd: Descriptor for one line of JSON when serving; when None the environment's NETWEFT_READY_FD.
         environ: Environment.
+        loop_factory: Makes the event loop; None: asyncio's own.
 
     Returns:
         0 after an orderly end, 1 when main or a background task failed.
@@ -112,7 +114,8 @@ def run(
     # What start-up made stays for good, and a call makes few cycles: collections would only add to its latency.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    return asyncio.run(_run(main, ready_fd, environ))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_run(main, ready_fd, environ))
 
 
 async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_fd: int | None, environ: Mapping[str, str]) -> int:

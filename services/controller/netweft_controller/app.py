@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from netweft.controller.v1 import endpoint_pb2_grpc, event_pb2_grpc, host_pb2_grpc, network_pb2_grpc, sandbox_pb2_grpc
-from netweft_common import errors, identity, interceptors, lifecycle, logs, metrics, pki, server, settings, tls
+from netweft_common import errors, identity, interceptors, lifecycle, logs, loops, metrics, pki, server, settings, tls
 from netweft_common.identity import Role
 
 from netweft_controller.clients.agents import Agents
@@ -274,4 +274,4 @@ def main() -> None:
     # the default rate takes longer, the more endpoints there are.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    sys.exit(lifecycle.run(lambda life: serve(config, life), ready_fd=config.ready_fd))
+    sys.exit(lifecycle.run(lambda life: serve(config, life), ready_fd=config.ready_fd, loop_factory=loops.fastest()))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import prometheus_client
 from netweft.ipam.v1 import ipam_pb2_grpc
-from netweft_common import errors, identity, lifecycle, logs, metrics, settings, tls
+from netweft_common import errors, identity, lifecycle, logs, loops, metrics, settings, tls
 from netweft_common.identity import Role
 from netweft_common.server import Server
 
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"netweft-ipam: {error.message}\n")
         return 2
     logs.configure(level=chosen.log_level, style=chosen.log_format)
-    return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd)
+    return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd, loop_factory=loops.fastest())
 
 
 if __name__ == "__main__":

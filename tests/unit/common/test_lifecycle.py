@@ -14,13 +14,13 @@ from netweft_common import lifecycle
 
 PROLOGUE = """
 import asyncio, os, signal, sys
-from netweft_common import errors, lifecycle, logs
+from netweft_common import errors, lifecycle, logs, loops
 logs.configure()
 """
 
 
 def run(body: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    script = PROLOGUE + body + "\nsys.exit(lifecycle.run(main))"
+    script = PROLOGUE + body + "\nsys.exit(lifecycle.run(main, loop_factory=eval(os.environ['LOOP'])))"
     return subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | environ,
@@ -29,6 +29,12 @@ def run(body: str, **environ: str) -> subprocess.CompletedProcess[str]:
         timeout=30,
         check=False,
     )
+
+
+@pytest.fixture(params=["None", "loops.fastest()"], ids=["asyncio's loop", "the fastest loop"], autouse=True)
+def loop_factory(request, monkeypatch):
+    """Every test is run with each event loop that services run on."""
+    monkeypatch.setenv("LOOP", request.param)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
