@@ -44,15 +44,8 @@ def run(works: set[str]) -> Table:
     """Time the works asked for, with floor and peers in the same run."""
     containers = [Netns(f"c{number}") for number in range(3 * ONE_BY_ONE + 2 * BATCH * BATCHES)]
     try:
-        with folders() as run_dir:
-            running = stack.Stack(layout.plan(run_dir))
-            try:
-                running.up()
-                mine = asyncio.run(_ours(running, containers))
-            finally:
-                left = running.down()
-            if left:
-                raise SystemExit(f"the stack left behind: {left.lines}")
+        with running_stack() as running:
+            mine = asyncio.run(_ours(running, containers))
     finally:
         for space in containers:
             space.close()
@@ -149,6 +142,21 @@ def folders() -> Iterator[Path]:
         run_dir.mkdir()
         (run_dir / "store").symlink_to(disk)
         yield run_dir
+
+
+@contextlib.contextmanager
+def running_stack(*hosts: str) -> Iterator[stack.Stack]:
+    """Run a stack of some hosts, by default of one; what it leaves behind is an error."""
+    with folders() as run_dir:
+        running = stack.Stack(layout.plan(run_dir, names=hosts or ("host1",)))
+        try:
+            running.up()
+            running.wait_for_hosts()
+            yield running
+        finally:
+            left = running.down()
+        if left:
+            raise SystemExit(f"the stack left behind: {left.lines}")
 
 
 def all_well(results: object) -> None:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from netweft_cli import layout, stack
 from netweft_client import Client, model
 from netweft_cni import plugin
 
 from tests.bench import figures
-from tests.bench.attaching import Table, folders
+from tests.bench.attaching import Table, running_stack
 from tests.support.netns import Netns
 
 WORKS = ("cni-add", "cni-del")
@@ -46,15 +45,13 @@ class Container(NamedTuple):
 def run(works: set[str]) -> Table:
     """Time the works asked for, with the chain in the same run, both in turn."""
     table: Table = {name: {} for name in WORKS if name in works}
-    with tempfile.TemporaryDirectory() as text, folders() as run_dir:
+    with tempfile.TemporaryDirectory() as text, running_stack() as running:
         folder = Path(text)
         ours_at = folder / "netweft"
         shutil.copy(plugin.__file__, ours_at)
-        running = stack.Stack(layout.plan(run_dir))
         others = Netns()
         boxes = [Netns(f"c{number}") for number in range(2 * (CONTAINERS + WARM))]
         try:
-            running.up()
             with Client(running.layout.controller) as client:
                 client.create_network("front", subnets=[model.SubnetSpec(subnet="10.99.0.0/16")])
             agent = running.layout.host_dir(running.layout.hosts[0])
@@ -80,7 +77,6 @@ def run(works: set[str]) -> Table:
                 if work in table:
                     table[work][who] = figures.of(times).as_json()
         finally:
-            running.down()
             for space in (*boxes, others):
                 space.close()
     return table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from netweft_cli import layout, stack
+from netweft_cli import stack
 from netweft_client import AsyncClient, model
 
 from tests.bench import attaching, figures
@@ -24,15 +24,8 @@ def run(works: set[str]) -> attaching.Table:
     del works
     containers = [Netns(f"w{number}") for number in range(2 * HUNDRED)]
     try:
-        with attaching.folders() as run_dir:
-            running = stack.Stack(layout.plan(run_dir))
-            try:
-                running.up()
-                first, last = asyncio.run(_ours(running, containers))
-            finally:
-                left = running.down()
-            if left:
-                raise SystemExit(f"the stack left behind: {left.lines}")
+        with attaching.running_stack() as running:
+            first, last = asyncio.run(_ours(running, containers))
     finally:
         for space in containers:
             space.close()

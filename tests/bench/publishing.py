@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from netweft_cli import layout, stack
+from netweft_cli import stack
 from netweft_client import Client, EndpointSpec, PublishedPort, SandboxSpec, SubnetSpec
 
 from tests.bench import attaching, figures
@@ -35,7 +35,7 @@ H1 = "192.0.2.1"
 def run(works: set[str]) -> attaching.Table:
     """Time the works asked for."""
     table: attaching.Table = {}
-    with attaching.folders() as run_dir, _running(run_dir) as running, Client(running.layout.controller) as client:
+    with attaching.running_stack("h1", "h2") as running, Client(running.layout.controller) as client:
         client.create_network("bench", host="h1", subnets=[SubnetSpec(subnet="10.98.0.0/16")])
         web = _attach(client, "web")
         if "publish-300" in works:
@@ -62,19 +62,6 @@ def run(works: set[str]) -> attaching.Table:
                 "ours, part of that": {"times": round(best[0] / best[1], 3)},
             }
     return table
-
-
-@contextlib.contextmanager
-def _running(run_dir: Path) -> Iterator[stack.Stack]:
-    running = stack.Stack(layout.plan(run_dir, names=("h1", "h2")))
-    try:
-        running.up()
-        running.wait_for_hosts()
-        yield running
-    finally:
-        left = running.down()
-    if left.lines:
-        raise SystemExit(f"the stack left behind: {left.lines}")
 
 
 def _attach(client: Client, name: str, *ports: int) -> Netns:

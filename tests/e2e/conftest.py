@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import netweft_client
 import pytest
 from netweft_cli import netns
 
+from tests.e2e import support
 from tests.support import logs
+
+NETWEFT = Path(sys.executable).parent / "netweft"
 
 
 @pytest.fixture
@@ -18,6 +25,29 @@ def space(tmp_path: Path) -> Iterator[Path]:
     netns.create(path)
     yield path
     netns.remove(path)
+
+
+@pytest.fixture
+def client(cluster: support.Cluster) -> Iterator[netweft_client.Client]:
+    """A client of the module's cluster; its sandboxes are gone after each test."""
+    with cluster.client() as client:
+        yield client
+        for sandbox in list(client.list_sandboxes()):
+            client.delete_sandbox(sandbox.id, force=True)
+
+
+@pytest.fixture
+def run(cluster: support.Cluster) -> Callable[..., str]:
+    """A function that runs `netweft` for the module's cluster and returns all that it writes."""
+    environ = {**os.environ, "NETWEFT_RUN_DIR": str(cluster.layout.run_dir)}
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [NETWEFT, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.stdout + done.stderr
+
+    return command
 
 
 @pytest.hookimpl(wrapper=True)

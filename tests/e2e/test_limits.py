@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import netweft_client
 import pytest
@@ -18,8 +14,6 @@ from tests.support.netns import Netns
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
-NETWEFT = Path(sys.executable).parent / "netweft"
-
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -27,27 +21,6 @@ def cluster():
         with cluster.client() as client:
             client.create_network("front", host="h1", subnets=[netweft_client.SubnetSpec(subnet="10.74.0.0/24")])
         yield cluster
-
-
-@pytest.fixture
-def client(cluster):
-    with cluster.client() as client:
-        yield client
-        for sandbox in list(client.list_sandboxes()):
-            client.delete_sandbox(sandbox.id, force=True)
-
-
-@pytest.fixture
-def run(cluster):
-    environ = {**os.environ, "NETWEFT_RUN_DIR": str(cluster.layout.run_dir)}
-
-    def command(*arguments):
-        done = subprocess.run(
-            [NETWEFT, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.stdout + done.stderr
-
-    return command
 
 
 def buckets(cluster):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import netweft_client
 import pytest
@@ -21,7 +18,6 @@ from tests.support.packets import REFUSED, tcp, udp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
-NETWEFT = Path(sys.executable).parent / "netweft"
 H1 = "192.0.2.1"
 
 
@@ -36,14 +32,6 @@ def cluster():
             client.create_network("front", host="h1", subnets=[netweft_client.SubnetSpec(subnet="10.73.0.0/24")])
             client.create_network("back", host="h1", internal=True)
         yield cluster
-
-
-@pytest.fixture
-def client(cluster):
-    with cluster.client() as client:
-        yield client
-        for sandbox in list(client.list_sandboxes()):
-            client.delete_sandbox(sandbox.id, force=True)
 
 
 @pytest.fixture
@@ -166,15 +154,7 @@ def test_a_killed_agent_comes_back_with_the_same_ports_and_keeps_them_from_other
         netns.call(cluster.host("h1"), lambda: socket.create_server(("0.0.0.0", numbers(made.endpoint)[0])))
 
 
-def test_the_command_line_publishes_shows_and_changes(cluster, client):
-    environ = {**os.environ, "NETWEFT_RUN_DIR": str(cluster.layout.run_dir)}
-
-    def run(*arguments):
-        done = subprocess.run(
-            [NETWEFT, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.stdout + done.stderr
-
+def test_the_command_line_publishes_shows_and_changes(client, run):
     attached = run("attach", "front", "web", "--host", "h1", "-p", "8080:80", "-p", "127.0.0.1:8081-8082:81-82/udp")
     changed = run("endpoint", "update", client_name(client), "--publish-add", "8090:90", "--publish-rm", "80")
     refused = run("attach", "front", "other", "--host", "h1", "-p", "8090:90")

@@ -59,6 +59,8 @@ RunDir = Annotated[
         help="Folder of the stack; by default /run/netweft, or the user's own.",
     ),
 ]
+StateDir = Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")]
+DEFAULT_STATE_DIR = Path("/var/lib/netweft")
 Host = Annotated[str, typer.Option("--host", metavar="HOST", help="Host by name or id; needed if there are several.")]
 Netns = Annotated[str, typer.Option("--netns", metavar="PATH", help="Use the network namespace at this path.")]
 Pid = Annotated[int, typer.Option("--pid", metavar="PID", min=0, help="Use the network namespace of this process.")]

@@ -88,6 +88,25 @@ def write_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+def write_stream(values: Iterable[Any], form: Format, *, line: Callable[[Any], str]) -> None:
+    """Write values as they come, each flushed for whoever reads along.
+
+    Args:
+        values: Values of the client.
+        form: JSON is one compact line a value, YAML a document.
+        line: Text of a value for people.
+    """
+    for value in values:
+        if form is Format.JSON:
+            write_line(value)
+        elif form is Format.YAML:
+            sys.stdout.write("---\n")
+            write_data(value, form)
+        else:
+            write_lines([line(value)])
+        sys.stdout.flush()
+
+
 def write_lines(lines: Iterable[str]) -> None:
     """Write lines."""
     sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -494,31 +494,21 @@ class AsyncClient:
             NotFound: There is none.
             FailedPrecondition: Its host refused it (a port is taken); the endpoint is as it was.
         """
-        spec = model.EndpointSpec(
-            network=network,
-            ports=tuple(ports or ()),
+        given = _given(
+            ports=ports,
             bandwidth=bandwidth,
-            dns_names=tuple(dns_names or ()),
-            gateway_priority=gateway_priority or 0,
-            labels=labels or {},
-            routes=tuple(routes or ()),
-            sysctls=sysctls or {},
+            dns_names=dns_names,
+            gateway_priority=gateway_priority,
+            labels=labels,
+            routes=routes,
+            sysctls=sysctls,
         )
-        given = {
-            "ports": ports,
-            "bandwidth": bandwidth,
-            "dns_names": dns_names,
-            "gateway_priority": gateway_priority,
-            "labels": labels,
-            "routes": routes,
-            "sysctls": sysctls,
-        }
         request = endpoint_pb2.UpdateEndpointRequest(
             request_id=request_id or new_request_id(),
             endpoint=endpoint,
             network=network,
-            spec=convert.endpoint_spec(spec),
-            update_mask=_mask(given),
+            spec=convert.endpoint_spec(model.EndpointSpec(network=network, **given)),
+            update_mask=field_mask_pb2.FieldMask(paths=given),
         )
         response = await self._call(self._endpoints.UpdateEndpoint, request, timeout_s)
         return convert.answer(convert.endpoint, response.endpoint)
@@ -606,33 +596,25 @@ class AsyncClient:
             NotFound: There is none.
             AlreadyExists: Its host has another sandbox of the new container id.
         """
-        spec = model.SandboxSpec(
-            container_id=container_id or "",
-            hostname=hostname or "",
-            domainname=domainname or "",
+        given = _given(
+            container_id=container_id,
+            hostname=hostname,
+            domainname=domainname,
             dns=dns,
-            extra_hosts=tuple(extra_hosts or ()),
-            labels=labels or {},
+            extra_hosts=extra_hosts,
+            labels=labels,
         )
-        given = {
-            "container_id": container_id,
-            "hostname": hostname,
-            "domainname": domainname,
-            "dns": dns,
-            "extra_hosts": extra_hosts,
-            "labels": labels,
-        }
         request = sandbox_pb2.UpdateSandboxRequest(
             request_id=request_id or new_request_id(),
             sandbox=sandbox,
-            spec=convert.sandbox_spec(spec),
-            update_mask=_mask(given),
+            spec=convert.sandbox_spec(model.SandboxSpec(**{"container_id": "", **given})),
+            update_mask=field_mask_pb2.FieldMask(paths=given),
         )
         response = await self._call(self._sandboxes.UpdateSandbox, request, timeout_s)
         return convert.answer(convert.sandbox, response.sandbox)
 
     async def refresh_sandbox(self, sandbox: str, *, timeout_s: float | None = None) -> tuple[model.PlanStep, ...]:
-        """Have a sandbox repaired and its addresses announced again; returns what had to be repaired.
+        """Have a sandbox repaired; returns what had to be repaired.
 
         Raises:
             NotFound: There is none.
@@ -1100,6 +1082,6 @@ def _batch_id(request_id: str, number: int) -> str:
     return request_id if number == 0 else f"{request_id}/{number}"
 
 
-def _mask(given: Mapping[str, object]) -> field_mask_pb2.FieldMask:
-    """Return the mask that names what is given."""
-    return field_mask_pb2.FieldMask(paths=[name for name, value in given.items() if value is not None])
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are given: what a spec is made of, and what its mask names."""
+    return {name: value for name, value in fields.items() if value is not None}

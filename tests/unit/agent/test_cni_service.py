@@ -314,6 +314,19 @@ async def test_a_del_without_a_controller_is_kept_and_done_before_the_next_add(w
     assert 1 == len(world.cluster.found)
 
 
+async def test_a_kept_del_whose_network_has_gone_lets_go_of_the_namespace(world):
+    await world.call("ADD", netns="/elsewhere/c1")
+    world.cluster.error = errors.Unavailable("UNREACHABLE", "no controller")
+    await world.call("DEL", netns="", descriptor=None)
+    world.cluster.error = None
+    del world.cluster.networks["front"]
+
+    await world.call("ADD", container="c2", network="back")
+
+    assert [] == list(world.pending)
+    assert set() == world.given.pinned
+
+
 async def test_an_add_waits_for_a_kept_del_that_is_under_way(world):
     await world.call("ADD")
     world.cluster.error = errors.Unavailable("UNREACHABLE", "no controller")

@@ -48,6 +48,9 @@ def test_the_exit_codes_are_in_the_help(capsys):
         (["attach", "n", "c", "d", "--ip", "10.0.0.1"], "for one container"),
         (["attach", "n", "c", "--netns", "/x", "--pid", "7"], "give one"),
         (["network", "ls", "--target", "nonsense"], "nonsense"),
+        (["host", "join", "127.0.0.1:1", "--token-file", "/nowhere/token"], "/nowhere/token cannot be read"),
+        (["host", "join", "127.0.0.1:1", "--token-file", "/dev/null"], "the token is not whole"),
+        (["host", "leave", "--state-dir", "/nowhere"], "/nowhere/host-id cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from netweft_cni import plugin
 from netweft_common import errors
 
-from netweft_cli import output
+from netweft_cli import options, output
 
 app = typer.Typer(help="The CNI plugin of container runtimes.", no_args_is_help=True)
 
 CAPABILITIES = ("portMappings", "ips", "mac", "bandwidth", "aliases", "dns")
-VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
-SOCKET = Path("/run/netweft/cni.sock")
-STATE_DIR = Path("/var/lib/netweft")
 PLUGIN = "netweft"
 MARK = b"netweft's CNI plugin"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
@@ -38,13 +36,13 @@ def install(
     priority: Annotated[
         int, typer.Option("--priority", min=0, max=99, help="The lowest one is a runtime's default network.")
     ] = 10,
-    cni_version: Annotated[str, typer.Option("--cni-version", help=f"One of {', '.join(VERSIONS)}.")] = "1.0.0",
+    cni_version: Annotated[str, typer.Option("--cni-version", help=f"One of {', '.join(plugin.VERSIONS)}.")] = "1.0.0",
     chain: Annotated[
         list[str] | None,
         typer.Option("--chain", metavar="PLUGIN", help="Plugin that comes after ours (tuning, say); may be repeated."),
     ] = None,
-    socket: Annotated[Path, typer.Option("--socket", help="The agent's socket.")] = SOCKET,
-    state_dir: Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")] = STATE_DIR,
+    socket: Annotated[Path, typer.Option("--socket", help="The agent's socket.")] = Path(plugin.SOCKET),
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there and not ours.")] = False,
 ) -> None:
     """Write the plugin's file and a network for it, and print where they are."""
@@ -55,21 +53,23 @@ def install(
             f"--name {called!r}: 1 to 128 letters, digits, '_', '.', '-', the first one a letter or digit",
             field="--name",
         )
-    if cni_version not in VERSIONS:
+    if cni_version not in plugin.VERSIONS:
         raise errors.InvalidArgument(
-            "FLAG_MALFORMED", f"--cni-version {cni_version!r} is none of {', '.join(VERSIONS)}", field="--cni-version"
+            "FLAG_MALFORMED",
+            f"--cni-version {cni_version!r} is none of {', '.join(plugin.VERSIONS)}",
+            field="--cni-version",
         )
-    plugin: dict[str, Any] = {
+    own: dict[str, Any] = {
         "type": PLUGIN,
         "network": network,
         "capabilities": dict.fromkeys(CAPABILITIES, True),
     }
-    if socket != SOCKET:
-        plugin["socket"] = str(socket.absolute())
-    if state_dir != STATE_DIR:
-        plugin["stateDir"] = str(state_dir.absolute())
+    if socket != Path(plugin.SOCKET):
+        own["socket"] = str(socket.absolute())
+    if state_dir != Path(plugin.STATE_DIR):
+        own["stateDir"] = str(state_dir.absolute())
     others: list[dict[str, Any]] = [{"type": one} for one in chain or ()]
-    conflist = {"cniVersion": cni_version, "name": called, "plugins": [plugin, *others]}
+    conflist = {"cniVersion": cni_version, "name": called, "plugins": [own, *others]}
     binary, conf = bin_dir / PLUGIN, conf_dir / f"{priority:02}-{called}.conflist"
     if not force:
         _refuse_foreign(binary, is_ours=lambda text: MARK in text)

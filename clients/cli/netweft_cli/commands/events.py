@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,15 +32,8 @@ def events(
     With -o json each event is one line. A controller that restarts is met again; nothing is missed meanwhile.
     """
     with options.connect(target, timeout) as client:
-        for event in itertools.islice(client.watch(*(filters or ()), after_revision=since), limit):
-            if form is output.Format.JSON:
-                output.write_line(event)
-            elif form is output.Format.YAML:
-                sys.stdout.write("---\n")
-                output.write_data(event, form)
-            else:
-                sys.stdout.write(_line(event, wide=form is output.Format.WIDE) + "\n")
-            sys.stdout.flush()
+        found = itertools.islice(client.watch(*(filters or ()), after_revision=since), limit)
+        output.write_stream(found, form, line=functools.partial(_line, wide=form is output.Format.WIDE))
 
 
 def _line(event: netweft_client.Event, *, wide: bool) -> str:

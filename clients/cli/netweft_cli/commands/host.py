@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from netweft_common import errors
 
 from netweft_cli import options, output
 from netweft_cli.commands import common
-
-StateDir = Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")]
-DEFAULT_STATE_DIR = Path("/var/lib/netweft")
 
 app = typer.Typer(help="Hosts: machines with an agent.", no_args_is_help=True)
 
@@ -125,9 +123,7 @@ def join(
         str, typer.Option("--token-file", help="File that holds the token; -: standard input.")
     ] = "-",  # noqa: S107  # no secret
     name: Annotated[str, typer.Option("--name", help="Name of this host; without: the machine's own.")] = "",
-    state_dir: Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")] = Path(
-        "/var/lib/netweft"
-    ),
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     controller_target: Annotated[
         str, typer.Option("--controller", help="Where the agent reaches controllers, host:port.")
     ] = "",
@@ -136,11 +132,11 @@ def join(
     vtep: Annotated[str, typer.Option("--vtep", help="Tunnel address of this host; without: no overlays.")] = "",
 ) -> None:
     """Make this machine a host of the cluster that a token names; then start its agent."""
-    from netweft_common import pki  # noqa: PLC0415  # as above
+    from netweft_common import pki  # noqa: PLC0415  # certificates cost 60 ms
 
-    from netweft_cli import joining  # noqa: PLC0415  # certificates cost 60 ms
+    from netweft_cli import joining  # noqa: PLC0415  # as above
 
-    text = sys.stdin.read() if token_file == "-" else Path(token_file).read_text()  # noqa: S105  # no secret
+    text = sys.stdin.read() if token_file == "-" else _read(Path(token_file), "--token-file")  # noqa: S105  # no secret
     found = joining.join(pki.read_token(text), controller, name=name or _machine_name(), state_dir=state_dir)
     path = joining.configuration(
         state_dir, controller=controller_target, ipam=ipam, listen_at=listen, name=found, vtep=vtep
@@ -151,21 +147,28 @@ def join(
 @app.command("leave")
 def leave(
     force: Annotated[bool, typer.Option("--force", help="Take its sandboxes and endpoints along.")] = False,
-    state_dir: Annotated[Path, typer.Option("--state-dir", help="The agent's state folder.")] = Path(
-        "/var/lib/netweft"
-    ),
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     target: options.Target = "",
     timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
 ) -> None:
     """Take this machine out of its cluster, with the agent's own certificate; stop the agent afterwards."""
     from netweft_common import credentials  # noqa: PLC0415  # of this command alone
 
-    host_id = (state_dir / "host-id").read_text().strip()
+    host_id = _read(state_dir / "host-id", "--state-dir").strip()
     files = credentials.files(state_dir / "tls")
     with options.connect(target, timeout, tls_files=files) as client:
         client.delete_host(host_id, force=force)
     (state_dir / "host-id").unlink()
     output.write_lines([f"left; {state_dir} may be removed when the agent has stopped"])
+
+
+def _read(path: Path, flag: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.InvalidArgument(
+            "FILE_UNREADABLE", f"{flag}: {path} cannot be read: {error}; give another one", field=flag
+        ) from error
 
 
 def _machine_name() -> str:

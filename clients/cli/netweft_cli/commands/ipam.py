@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -191,15 +191,8 @@ def watch(
 ) -> None:
     """Print what happens to addresses as it happens, until interrupted; with -o json one line an event."""
     with options.connect(target, timeout) as client:
-        for event in itertools.islice(client.watch_leases(pool, after_id=since), limit):
-            if form is output.Format.JSON:
-                output.write_line(event)
-            elif form is output.Format.YAML:
-                sys.stdout.write("---\n")
-                output.write_data(event, form)
-            else:
-                sys.stdout.write(_line(event, wide=form is output.Format.WIDE) + "\n")
-            sys.stdout.flush()
+        found = itertools.islice(client.watch_leases(pool, after_id=since), limit)
+        output.write_stream(found, form, line=functools.partial(_line, wide=form is output.Format.WIDE))
 
 
 def _line(event: netweft_client.LeaseEvent, *, wide: bool) -> str:

@@ -39,7 +39,7 @@ QDISC_MAJOR = 0x6E77
 FILTER_PREFERENCE = 0x6E77
 """Preference (tc(8)) of the filters of ours."""
 
-_TICK_NS = 64
+TICK_NS = 64
 """Unit of time of the kernel's traffic control (PSCHED_SHIFT, net/pkt_sched.h)."""
 
 
@@ -345,7 +345,7 @@ class TokenBucket(Plain):
         if (self.rate, self.limit) != (observed.rate, observed.limit):
             return False
         # The kernel keeps the burst as time and tells it in units of 64 ns, as a number of 32 bits.
-        unit_bytes = self.rate * _TICK_NS / 1_000_000_000
+        unit_bytes = self.rate * TICK_NS / 1_000_000_000
         told = self.burst < unit_bytes * 2**32
         return not told or abs(self.burst - observed.burst) <= 1 + 2 * unit_bytes
 

@@ -8,6 +8,7 @@ the IPAM of another plugin: the endpoint is joined to nothing, and keeps its lea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -224,16 +225,17 @@ class CniService:
 
     async def _delete(self, request: Request, frame: bytes) -> None:
         """Take an attachment away; what is gone is gone, and what cannot go now goes later."""
-        key = self._name(_of(request))
+        name = self._name(_of(request))
         try:
-            await self._cluster.detach(request.network, key)
-        except errors.NotFound:
-            pass  # the network has gone, and with it what was in it
+            await self._detach(request.network, name)
         except (errors.Unavailable, errors.Conflict) as error:
-            log.warning("DEL is kept for later", endpoint=key, network=request.network, error=str(error))
+            log.warning("DEL is kept for later", endpoint=name, network=request.network, error=str(error))
             self._pending.keep(frame)
-            return
-        self._given.forget(key)
+
+    async def _detach(self, network: str, name: str) -> None:
+        with contextlib.suppress(errors.NotFound):  # the network has gone, and with it what was in it
+            await self._cluster.detach(network, name)
+        self._given.forget(name)
 
     async def _carry_out_pending(self) -> None:
         async with self._carrying_out:
@@ -241,12 +243,9 @@ class CniService:
                 try:
                     variables, config = unpack(frame)
                     request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
-                    await self._cluster.detach(request.network, self._name(_of(request)))
-                    self._given.forget(self._name(_of(request)))
+                    await self._detach(request.network, self._name(_of(request)))
                 except (errors.Unavailable, errors.Conflict):
                     return
-                except errors.NotFound:
-                    pass
                 except (errors.NetweftError, CniError) as error:
                     log.warning("a DEL that was kept is given up", file=name, error=str(error))
                 self._pending.drop(name)
@@ -265,10 +264,7 @@ class CniService:
             if one.labels.get(f"{LABEL}network") != request.name or known in request.valid:
                 continue
             try:
-                await self._cluster.detach(request.network, one.name)
-                self._given.forget(one.name)
-            except errors.NotFound:
-                continue
+                await self._detach(request.network, one.name)
             except errors.NetweftError as error:
                 failed.append(error)
         if failed:

@@ -105,8 +105,8 @@ def _may_ask(connection: socket.socket) -> bool:
 
 async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
     """Return one frame, whose first twelve bytes say how long it is, or as much as there is of it."""
-    parts, size, expected = b"", 0, 12
-    while size < expected:
+    frame, expected = b"", 12
+    while len(frame) < expected:
         await _readable(connection)
         data, control, _, _ = connection.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in control:
@@ -114,13 +114,12 @@ async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
                 descriptors += array.array("i", payload[: len(payload) // 4 * 4])
         if not data:
             break
-        parts += data
-        size += len(data)
-        if size >= 12:
-            expected = 12 + int.from_bytes(parts[4:8], "big") + int.from_bytes(parts[8:12], "big")
+        frame += data
+        if len(frame) >= 12:
+            expected = 12 + int.from_bytes(frame[4:8], "big") + int.from_bytes(frame[8:12], "big")
             if expected > MOST_BYTES:
                 break
-    return parts
+    return frame
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -6,17 +6,12 @@ something else there, or nothing: then the namespace is pinned by a bind mount i
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 from netweft_common import errors
 
 from netweft_agent.kernel import netns
-
-_MS_BIND = 0x1000
-_MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class GivenNamespaces:
@@ -45,11 +40,12 @@ class GivenNamespaces:
         return asked if self.leads_to(asked, descriptor) else self._pin(descriptor, key)
 
     def forget(self, key: str) -> None:
-        """Let go of a pinned namespace; idempotent."""
-        path = self._directory / key
-        if path.exists():
-            _libc.umount2(str(path).encode(), _MNT_DETACH)
-            path.unlink(missing_ok=True)
+        """Let go of a pinned namespace; idempotent.
+
+        Raises:
+            KernelError: The pin could not be removed.
+        """
+        netns.unpin(self._directory / key)
 
     def leads_to(self, path: str, descriptor: int) -> bool:
         """Return whether a path leads to the namespace of a descriptor."""
@@ -67,9 +63,9 @@ class GivenNamespaces:
         path = self._directory / key
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o400)
-        source = f"/proc/self/fd/{descriptor}"
-        if _libc.mount(source.encode(), str(path).encode(), b"none", _MS_BIND, None):
-            code = ctypes.get_errno()
+        try:
+            netns.bind(f"/proc/self/fd/{descriptor}", path)
+        except errors.KernelError:
             path.unlink()
-            raise errors.KernelError("mount --bind", str(path), code)
+            raise
         return str(path)

@@ -389,7 +389,7 @@ class Namespaces:
         if fd is not None:
             os.close(fd)
         if namespace.owned:
-            _unpin(self.pin(namespace.ns))
+            unpin(self.pin(namespace.ns))
 
     def _register(self, ns: Ns, source: str, fd: int) -> None:
         with self._lock:
@@ -405,7 +405,7 @@ class Namespaces:
     def _make(self, path: Path) -> int:
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _unpin(path)
+            unpin(path)
             os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         except OSError as error:
             raise errors.KernelError("touch", str(path), error.errno or errno.EIO) from error
@@ -413,9 +413,8 @@ class Namespaces:
             _check(_libc.unshare(_CLONE_NEWNET), "unshare", str(path))
             try:
                 fd = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-                target = os.fsencode(path)
                 try:
-                    _check(_libc.mount(_OWN.encode(), target, b"none", _MS_BIND, None), "mount --bind", str(path))
+                    bind(_OWN, path)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -433,7 +432,21 @@ def _identity(fd: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _unpin(path: Path) -> None:
+def bind(source: str, path: Path) -> None:
+    """Pin a namespace at a file that is there.
+
+    Raises:
+        KernelError: The kernel refused.
+    """
+    _check(_libc.mount(source.encode(), os.fsencode(path), b"none", _MS_BIND, None), "mount --bind", str(path))
+
+
+def unpin(path: Path) -> None:
+    """Remove a pin and its file. Idempotent.
+
+    Raises:
+        KernelError: One of them stays.
+    """
     if _libc.umount2(os.fsencode(path), _MNT_DETACH) and ctypes.get_errno() not in {errno.EINVAL, errno.ENOENT}:
         raise errors.KernelError("umount", str(path), ctypes.get_errno())
     try:

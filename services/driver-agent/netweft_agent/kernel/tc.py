@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from netweft_agent.domain.resources import FILTER_PREFERENCE, QDISC_MAJOR
+from netweft_agent.domain.resources import FILTER_PREFERENCE, QDISC_MAJOR, TICK_NS
 from netweft_agent.kernel import netlink
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
@@ -35,7 +35,6 @@ _ACT_STOLEN = 4
 _EGRESS_REDIRECT = 1
 _LINKLAYER_ETHERNET = 1
 _U32_MAX = (1 << 32) - 1
-_TICK_NS = 64
 
 _TCMSG = struct.Struct("=BBHiIII")
 _RATESPEC = struct.Struct("=BBHhHI")
@@ -142,7 +141,7 @@ def qdisc(body: bytes) -> Qdisc:
             rate = _RATESPEC.unpack(spec)[5]
             if _TBF_RATE64 in options:
                 rate = _U64.unpack_from(options[_TBF_RATE64])[0]
-            return Qdisc(index, handle, rate, ticks * _TICK_NS * rate // 1_000_000_000, limit)
+            return Qdisc(index, handle, rate, ticks * TICK_NS * rate // 1_000_000_000, limit)
     return Qdisc(index, handle, 0, 0, 0)
 
 

@@ -26,11 +26,11 @@ class Certificate:
         clock_: Time.
     """
 
-    def __init__(self, folder: Path, connection: client.Connection, clock_: clock.Clock | None = None) -> None:
+    def __init__(self, folder: Path, connection: client.Connection, clock_: clock.Clock = clock.SYSTEM) -> None:
         self._folder = folder
         self._connection = connection
         self._stub = host_pb2_grpc.HostServiceStub(connection.channel)
-        self._clock: clock.Clock = clock_ if clock_ is not None else clock.SystemClock()
+        self._clock = clock_
 
     async def run(self) -> None:
         """Renew until cancelled."""

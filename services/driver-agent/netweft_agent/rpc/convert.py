@@ -138,22 +138,13 @@ def ref(message: agent_pb2.ObjectRef, field: str = "object") -> Ref:
     kind = _KINDS.get(message.kind)
     if kind is None:
         raise InvalidArgument("BAD_KIND", f"{field} has no kind that this agent knows", field=f"{field}.kind")
-    return Ref(kind=kind, id=_id(message.id, f"{field}.id"))
-
-
-def identifier(text: str, field: str) -> str:
-    """Read an id.
-
-    Raises:
-        InvalidArgument: It is malformed.
-    """
-    return _id(text, field)
+    return Ref(kind=kind, id=identifier(message.id, f"{field}.id"))
 
 
 def network(message: network_pb2.Network, field: str) -> Network:
     """Read a network."""
     return Network(
-        id=_id(message.id, f"{field}.id"),
+        id=identifier(message.id, f"{field}.id"),
         name=message.name,
         driver=message.driver,
         subnets=tuple(_subnet(one, where) for one, where in _listed(message.subnets, f"{field}.subnets")),
@@ -169,7 +160,7 @@ def network(message: network_pb2.Network, field: str) -> Network:
 def sandbox(message: sandbox_pb2.Sandbox, field: str) -> Sandbox:
     """Read a sandbox."""
     return Sandbox(
-        id=_id(message.id, f"{field}.id"),
+        id=identifier(message.id, f"{field}.id"),
         container_id=message.container_id,
         source=_source(message.namespace, f"{field}.namespace"),
         hostname=_words(message.hostname, f"{field}.hostname"),
@@ -190,10 +181,10 @@ def sandbox(message: sandbox_pb2.Sandbox, field: str) -> Sandbox:
 def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
     """Read an endpoint."""
     return Endpoint(
-        id=_id(message.id, f"{field}.id"),
+        id=identifier(message.id, f"{field}.id"),
         name=message.name,
-        network_id=_id(message.network_id, f"{field}.network_id"),
-        sandbox_id=_id(message.sandbox_id, f"{field}.sandbox_id"),
+        network_id=identifier(message.network_id, f"{field}.network_id"),
+        sandbox_id=identifier(message.sandbox_id, f"{field}.sandbox_id"),
         mac=_mac(message.mac_address, f"{field}.mac_address"),
         addresses=_addresses(message.addresses, f"{field}.addresses"),
         dns_names=tuple(message.dns_names),
@@ -339,8 +330,8 @@ def published_ports(ports: Iterable[PublishedPort]) -> list[endpoint_pb2.Publish
 def peer(message: endpoint_pb2.Peer, field: str) -> Peer:
     """Read a peer."""
     return Peer(
-        endpoint_id=_id(message.endpoint_id, f"{field}.endpoint_id"),
-        network_id=_id(message.network_id, f"{field}.network_id"),
+        endpoint_id=identifier(message.endpoint_id, f"{field}.endpoint_id"),
+        network_id=identifier(message.network_id, f"{field}.network_id"),
         host_id=message.host_id,
         vtep=str(_address(message.vtep_address, f"{field}.vtep_address").ip),
         mac=_mac(message.mac_address, f"{field}.mac_address"),
@@ -451,7 +442,12 @@ def _gateway(text: str, subnet: Subnetwork, field: str) -> Interface | None:
     return found
 
 
-def _id(text: str, field: str) -> str:
+def identifier(text: str, field: str) -> str:
+    """Read an id.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
     if not _ID.fullmatch(text):
         raise InvalidArgument("BAD_ID", f"{field} is {text[:64]!r}; an id is 32 hexadecimal digits", field=field)
     return text

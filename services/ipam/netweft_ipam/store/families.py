@@ -399,9 +399,10 @@ class Families:
         index, names, texts, hosts, following = answer
         leases = records.read_leases(layout, index, zip(names, texts, strict=True), records.read_host_fields(hosts))
         start = 0 if after is None else bisect.bisect_right(leases.addresses, after)
+        part = leases.part(start, start + limit)
         if len(leases.addresses) - start > limit:
-            return LeasePage(leases.part(start, start + limit), leases.addresses[start + limit - 1])
-        return LeasePage(leases.part(start, start + limit), layout.base + int(following, 16) if following else None)
+            return LeasePage(part, part.addresses[-1])
+        return LeasePage(part, layout.base + int(following, 16) if following else None)
 
     def _layout(self, pool: PoolId) -> keys.Layout:
         return keys.layout(self._prefix, pool)

@@ -131,7 +131,7 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshSandbox(self, request, context):
-        """Compare one sandbox with the intent, repair what differs, announce its addresses again (libnetwork's Refresh).
+        """Compare one sandbox with the intent and repair what differs (libnetwork's Refresh). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
