@@ -150,6 +150,8 @@ def test_a_controller_that_stands_still_is_left_for_the_other_one(pair):
             assert {"e": "joined"} == await _settled(pair)
         finally:
             os.kill(pid, signal.SIGCONT)
+        # What it slept through it has yet to read, and so do those who ask it.
+        assert {"e": "joined"} == await _settled(pair)
 
     asyncio.run(run())
     asyncio.run(_clear(pair))
