@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netweft_cli import layout, main, netns, reach, rtnl, stack
+from netweft_cli import layout, main, netns, reach, rtnl, sandboxflags, stack
 
 from tests.support import logs
 
@@ -154,6 +154,65 @@ def test_the_single_verbs_of_the_model_work_one_after_the_other(netweft, network
     assert netweft.data("endpoint", "inspect", "e1", "--network", network)[0]["addresses"] == ["10.7.0.77/24"]
     netweft("endpoint", "rm", "e1", "--network", network)
     netweft("sandbox", "rm", "c3")
+
+
+def test_a_sandbox_is_changed_while_it_is_in_use_and_what_no_flag_names_stays(netweft, network):
+    netweft("attach", network, "c6", "--hostname", "web", "--dns", "192.0.2.1", "--dns-search", "a.example")
+    [box] = netweft.data("sandbox", "inspect", "c6")
+    files = netweft.run_dir / "hosts/host1/run/sandboxes" / box["id"]
+
+    netweft("sandbox", "update", "c6", "--hostname", "db", "--add-host", "peer=192.0.2.7", "--label", "a=b")
+    netweft("sandbox", "update", "c6", "--dns", "192.0.2.2", "--dns-option", "ndots:3", "--rename", "c7")
+    hosts, resolv = (files / "hosts").read_text(), (files / "resolv.conf").read_text()
+    [changed] = netweft.data("sandbox", "inspect", "c7")
+
+    assert hosts.splitlines()[-2:] == ["192.0.2.7\tpeer", "10.7.0.2\tdb"]
+    assert resolv == "nameserver 192.0.2.2\nsearch a.example\noptions ndots:3\n"
+    assert (changed["id"], changed["labels"]) == (box["id"], {"a": "b"})
+    assert "c6" in netweft("sandbox", "inspect", "c6", code=3)
+
+    [cleared] = netweft.data("sandbox", "update", "c7", *(f"--clear={one}" for one in sandboxflags.Clear))
+    assert [cleared[one] for one in ("hostname", "extra_hosts", "labels")] == ["", [], {}]
+    assert "peer" not in (files / "hosts").read_text()
+    netweft("sandbox", "rm", "--force", "c7")
+
+
+def test_a_change_that_names_nothing_is_refused(netweft, network):
+    netweft("sandbox", "create", "c8")
+
+    said = netweft("sandbox", "update", "c8", code=2)
+
+    assert "extra_hosts" in said
+    netweft("sandbox", "rm", "c8")
+
+
+def test_a_sandbox_without_drift_has_nothing_to_repair(netweft, network):
+    netweft("attach", network, "c1")
+
+    assert netweft("sandbox", "refresh", "c1") == "# nothing to repair\n"
+    assert netweft.data("sandbox", "refresh", "c1") == []
+    assert "none" in netweft("sandbox", "refresh", "none", code=3)
+    netweft("sandbox", "rm", "--force", "c1")
+
+
+def test_counters_of_a_sandbox_are_those_of_its_interfaces(netweft, network):
+    netweft("attach", network, "c1", "--interface", "web0", "--name", "e1")
+    [box] = netweft.data("sandbox", "inspect", "c1")
+    assert reach.reach(Path(box["netns_path"]), "10.7.0.1")
+
+    [counted] = netweft.data("sandbox", "stats", "c1")
+    titles, row = (line.split("   ") for line in netweft("sandbox", "stats", "c1").splitlines())
+
+    assert (counted["interface_name"], counted["endpoint_id"]) == ("web0", box["endpoint_ids"][0])
+    assert counted["rx_packets"] > 0
+    assert counted["tx_bytes"] > 0
+    assert [one.strip() for one in titles if one.strip()] == [
+        "INTERFACE", "ENDPOINT", "RX BYTES", "RX PACKETS", "RX DROPPED", "TX BYTES", "TX PACKETS", "TX DROPPED",
+    ]  # fmt: skip
+    assert [one.strip() for one in row if one.strip()][:2] == ["web0", "e1"]
+    assert "interface_name: web0" in netweft("sandbox", "stats", "c1", "-o", "yaml")
+    assert "none" in netweft("sandbox", "stats", "none", code=3)
+    netweft("sandbox", "rm", "--force", "c1")
 
 
 def test_a_namespace_of_others_is_used_and_left_alone(netweft, network, space):

@@ -164,9 +164,18 @@ def sandbox_spec(
         )
         if has_dns
         else None,
-        extra_hosts=tuple(_extra_host(text) for text in add_host or ()),
+        extra_hosts=extra_hosts(add_host),
         labels=mapping(label, "--label", bare=True),
     )
+
+
+def extra_hosts(texts: Sequence[str] | None) -> tuple[netweft_client.ExtraHost, ...]:
+    """Return the lines of hosts that NAME:ADDRESS texts ask for.
+
+    Raises:
+        InvalidArgument: A text has no name, or no address.
+    """
+    return tuple(_extra_host(text) for text in texts or ())
 
 
 def addresses(ip: str, ip6: str) -> tuple[str, ...]:

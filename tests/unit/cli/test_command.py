@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import netweft_client
 import pytest
 from netweft_cli import main, output
 
@@ -22,6 +23,7 @@ def elsewhere(monkeypatch, tmp_path) -> None:
     "arguments",
     [
         ["--help"], ["network", "create", "--help"], ["endpoint", "join", "-h"], ["sandbox", "--help"],
+        ["sandbox", "update", "-h"], ["sandbox", "refresh", "-h"], ["sandbox", "stats", "-h"],
         ["attach", "--help"], ["plan", "--help"], ["host", "rm", "--help"], ["demo", "--help"],
     ],
     ids=" ".join,
@@ -61,6 +63,20 @@ def test_a_malformed_command_is_one_line_and_exit_code_2(arguments, words, capsy
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("netweft: ")
     assert words in err
+
+
+def test_what_a_refresh_repaired_is_shown_as_the_commands_that_did_it(monkeypatch, capsys):
+    steps = (
+        netweft_client.PlanStep(command="ip route add default", namespace="sandbox/s1", owner="", inverse=""),
+        netweft_client.PlanStep(command="ip link set nwv-1 up", namespace="", owner="", inverse=""),
+    )
+    monkeypatch.setattr(netweft_client.Client, "refresh_sandbox", lambda _, name: {"c1": steps}[name])
+
+    assert main.main(["sandbox", "refresh", "c1", "--target", "unix:/nowhere"]) == 0
+
+    assert capsys.readouterr().out.splitlines() == [
+        "# in sandbox/s1", "  ip route add default", "# in the host", "  ip link set nwv-1 up"
+    ]  # fmt: skip
 
 
 def test_nobody_there_is_exit_code_7_with_advice(capsys):
