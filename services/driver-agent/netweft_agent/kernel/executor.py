@@ -13,6 +13,7 @@ import enum
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from netweft_common import errors
 
@@ -106,8 +107,8 @@ class Executor:
             Phase.PORTS: self._change_ports,
         }
         self._claimed: set[Table] = set()
-        self._ended: list[conntrack.Flows] = []
-        """Flows that lead to where a port led before this batch."""
+        self._ended: list[PortHold] = []
+        """Ports whose flows lead to where they led before this batch."""
         self._peers: dict[tuple[Ns, str], Link] = {}
 
     def execute(self, steps: Sequence[Operation]) -> list[errors.NetweftError | None]:
@@ -292,9 +293,11 @@ class Executor:
                 self._ports.release(before)
             one = run.steps[index].resource
             assert isinstance(one, PortHold), "phase() sorts by kind"
-            # UDP has no handshake, so a sender that was there before the port goes on with the entry that it has.
-            if before is not None or one.protocol == "udp":
-                self._ended.append(conntrack.Flows(one.protocol, one.address, one.port))
+            if isinstance(before, PortHold):
+                self._ended.append(before)
+            elif one.protocol == "udp":
+                # No handshake, so a sender that was there before the port goes on with the entry that it has.
+                self._ended.append(replace(one, targets=()))
         for (index, _), error in zip(added, self._ports.hold([one for _, one in added]), strict=True):
             if error is not None:
                 run.fail(index, error)
@@ -302,7 +305,8 @@ class Executor:
     def _end_flows(self) -> None:
         """End the flows of ports that led elsewhere before; by now no new one can begin."""
         ended, self._ended = self._ended, []
-        conntrack.end(self.sockets.get(HOST, netlink.NETLINK_NETFILTER), ended)
+        flows = conntrack.of_ports(ended, lambda: self._ports.held().values())
+        conntrack.end(self.sockets.get(HOST, netlink.NETLINK_NETFILTER), flows)
 
     def _change_firewall(self, run: Run, indices: Iterable[int]) -> None:
         by_ns: dict[Ns, list[int]] = defaultdict(list)
