@@ -167,7 +167,7 @@ def test_a_sandbox_is_changed_while_it_is_in_use_and_what_no_flag_names_stays(ne
     [changed] = netweft.data("sandbox", "inspect", "c7")
 
     assert hosts.splitlines()[-2:] == ["192.0.2.7\tpeer", "10.7.0.2\tdb"]
-    assert resolv == "nameserver 192.0.2.2\nsearch a.example\noptions ndots:3\n"
+    assert resolv.startswith("nameserver 192.0.2.2\nsearch a.example\noptions ndots:3\n\n#")
     assert (changed["id"], changed["labels"]) == (box["id"], {"a": "b"})
     assert "c6" in netweft("sandbox", "inspect", "c6", code=3)
 
@@ -175,6 +175,40 @@ def test_a_sandbox_is_changed_while_it_is_in_use_and_what_no_flag_names_stays(ne
     assert [cleared[one] for one in ("hostname", "extra_hosts", "labels")] == ["", [], {}]
     assert "peer" not in (files / "hosts").read_text()
     netweft("sandbox", "rm", "--force", "c7")
+
+
+def test_what_a_container_edits_stays_and_lines_of_its_endpoints_come_and_go(netweft, network):
+    netweft("attach", network, "c6", "--hostname", "web", "--add-host", "up:host-gateway", "--name", "e6")
+    [box] = netweft.data("sandbox", "inspect", "c6")
+    files = netweft.run_dir / "hosts/host1/run/sandboxes" / box["id"]
+    hosts, resolv = files / "hosts", files / "resolv.conf"
+    before = hosts.read_text()
+    hosts.write_text(before.replace("localhost", "localhost me"))
+    resolv.write_text("nameserver 192.0.2.99\n")
+
+    netweft("sandbox", "update", "c6", "--dns", "192.0.2.1", "--hostname", "db")
+    renamed = hosts.read_text()
+    netweft("endpoint", "leave", "e6", "--network", network)
+
+    assert before == "127.0.0.1\tlocalhost\n10.7.0.1\tup\n10.7.0.2\tweb\n"
+    assert renamed == "127.0.0.1\tlocalhost me\n10.7.0.1\tup\n10.7.0.2\tdb\n"
+    assert hosts.read_text() == "127.0.0.1\tlocalhost me\n"
+    assert resolv.read_text() == "nameserver 192.0.2.99\n"
+    netweft("sandbox", "rm", "--force", "c6")
+
+
+@pytest.mark.parametrize("driver", ["bridge", "overlay"])
+def test_a_container_reaches_its_host_by_the_word_for_it(netweft, driver):
+    netweft("network", "create", "way", "--driver", driver)
+    netweft("attach", "way", "c6", "--add-host", "up:host-gateway")
+    [box] = netweft.data("sandbox", "inspect", "c6")
+    hosts = netweft.run_dir / "hosts/host1/run/sandboxes" / box["id"] / "hosts"
+
+    [address] = [line.split()[0] for line in hosts.read_text().splitlines() if line.endswith("\tup")]
+
+    assert reach.reach(Path(box["netns_path"]), address)
+    netweft("sandbox", "rm", "--force", "c6")
+    netweft("network", "rm", "way")
 
 
 def test_a_change_that_names_nothing_is_refused(netweft, network):

@@ -15,6 +15,7 @@ from netweft_agent.domain.objects import (
     Bandwidth,
     Endpoint,
     Facts,
+    HostFiles,
     Network,
     Object,
     Peer,
@@ -50,7 +51,7 @@ DRIVERS: Mapping[str, base.Driver] = {
     "host": HostDriver(),
     "null": NullDriver(),
 }
-RESOLV_CONF = "nameserver 192.0.2.53\nsearch example.net\n"
+HOST_FILES = HostFiles(resolv_conf="nameserver 192.0.2.53\nsearch example.net\n")
 
 
 def oid(number: int) -> str:
@@ -172,7 +173,7 @@ class Rig:
         self.engine = self._make()
 
     def _make(self) -> Engine:
-        renderer = Renderer(self._drivers, self._facts, RESOLV_CONF)
+        renderer = Renderer(self._drivers, self._facts, HOST_FILES)
         return Engine(kernel=self.kernel, renderer=renderer, journal=self.journal)
 
     async def start(self) -> Self:
@@ -224,14 +225,14 @@ class Rig:
 
     def rendered(self) -> dict[Key, Resource]:
         """Render what the engine's store says, from nothing."""
-        renderer = Renderer(self._drivers, self._facts, RESOLV_CONF)
+        renderer = Renderer(self._drivers, self._facts, self.engine._renderer.host)  # tests may look inside
         wishes = renderer.render(self.engine.store, renderer.everything(self.engine.store))
         return {key: one for wanted in wishes.by_owner.values() for key, one in wanted.items()}
 
     def rendered_and_granted(self) -> dict[Key, Resource]:
         """Render what the store says, without settings, and without owners that contradict those who were first."""
         refused = self.engine._unrendered  # tests may look inside
-        renderer = Renderer(self._drivers, self._facts, RESOLV_CONF)
+        renderer = Renderer(self._drivers, self._facts, HOST_FILES)
         wishes = renderer.render(self.engine.store, renderer.everything(self.engine.store))
         return lasting(
             {

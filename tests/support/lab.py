@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from netweft_agent.domain.objects import Endpoint, Object, Ref
+from netweft_agent.domain.objects import Endpoint, HostFiles, Object, Ref
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Resource
 from netweft_agent.engine.desired import Desired
@@ -43,7 +43,7 @@ class Lab:
     def _start(self) -> None:
         self.kernel = self.host.run(lambda: LinuxKernel(self.run_dir))
         facts = dataclasses.replace(FACTS, run_dir=str(self.run_dir))
-        self.renderer = Renderer(DRIVERS, facts, "", self.kernel.ports)
+        self.renderer = Renderer(DRIVERS, facts, HostFiles(), self.kernel.ports)
 
     async def restart(self) -> tuple[Operation, ...]:
         """End the agent without a word and start another; return what the new one finds to do."""

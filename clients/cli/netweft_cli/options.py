@@ -70,7 +70,10 @@ Domainname = Annotated[str, typer.Option("--domainname", metavar="NAME", help="D
 Dns = Annotated[list[str] | None, typer.Option("--dns", metavar="ADDRESS", help="Name server; may be repeated.")]
 DnsSearch = Annotated[list[str] | None, typer.Option("--dns-search", metavar="DOMAIN", help="Search domain.")]
 DnsOption = Annotated[list[str] | None, typer.Option("--dns-option", metavar="OPTION", help="Resolver option.")]
-AddHost = Annotated[list[str] | None, typer.Option("--add-host", metavar="NAME:ADDRESS", help="Line of hosts.")]
+AddHost = Annotated[
+    list[str] | None,
+    typer.Option("--add-host", metavar="NAME:ADDRESS", help="Line of hosts; ADDRESS may be host-gateway."),
+]
 Ip = Annotated[str, typer.Option("--ip", metavar="ADDRESS", help="IPv4 address; by default the next free one.")]
 Ip6 = Annotated[str, typer.Option("--ip6", metavar="ADDRESS", help="IPv6 address; by default the next free one.")]
 MacAddress = Annotated[str, typer.Option("--mac-address", metavar="MAC", help="MAC address.")]

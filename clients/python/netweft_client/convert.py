@@ -284,7 +284,11 @@ def sandbox(wire: sandbox_pb2.Sandbox) -> model.Sandbox:
         if wire.HasField("dns")
         else None,
         extra_hosts=tuple(
-            model.ExtraHost(name=item.name, address=ipaddress.ip_address(item.address)) for item in wire.extra_hosts
+            model.ExtraHost(
+                name=item.name,
+                address=item.address if item.address == model.HOST_GATEWAY else ipaddress.ip_address(item.address),
+            )
+            for item in wire.extra_hosts
         ),
         hosts_path=wire.hosts_path,
         resolv_conf_path=wire.resolv_conf_path,

@@ -21,6 +21,10 @@ AddressLike = str | Address
 PrefixLike = str | Prefix
 
 
+HOST_GATEWAY = "host-gateway"
+"""As an extra host's address (Docker's word): the address by which the sandbox reaches its host, found out there."""
+
+
 class Scope(enum.StrEnum):
     """How far a network's data plane reaches."""
 
@@ -337,7 +341,7 @@ class Dns:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExtraHost:
-    """One more line of hosts."""
+    """One more line of hosts; its address may be `HOST_GATEWAY`."""
 
     name: str
     address: AddressLike

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import uuid
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
 from netweft_common import client, credentials, errors, lifecycle, logs, metrics, pki, server, settings, tls
 
-from netweft_agent.domain.objects import Facts
+from netweft_agent.domain.objects import Facts, HostFiles
 from netweft_agent.drivers import base
 from netweft_agent.engine.engine import Engine
 from netweft_agent.engine.journal import Journal
@@ -22,6 +23,7 @@ from netweft_agent.engine.render import Renderer
 from netweft_agent.frontends import cni, cni_socket
 from netweft_agent.frontends.cni_pending import Pending
 from netweft_agent.kernel import facts as kernel_facts
+from netweft_agent.kernel import hostfiles
 from netweft_agent.kernel.given import GivenNamespaces
 from netweft_agent.kernel.linux import LinuxKernel
 from netweft_agent.rpc import certificate, convert, link, servicer
@@ -31,8 +33,6 @@ from netweft_agent.settings import AgentSettings
 
 REGISTER_WAIT_S = 3.0
 SWITCH_INTERVAL_S = 0.0005
-
-RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,19 +70,22 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         underlay_mtu=found.underlay_mtu,
         run_dir=str(chosen.run_dir),
         features=found.features,
+        host_gateways=chosen.host_gateway_ip,
     )
+    own_files = hostfiles.Paths()
+    host_files = hostfiles.read(own_files)
     registry = metrics.new_registry()
     async with contextlib.AsyncExitStack() as stack:
         kernel = LinuxKernel(chosen.run_dir, tuple(Path(one) for one in chosen.file_roots))
         stack.push_async_callback(kernel.close)
         journal = Journal(chosen.state_dir / "journal")
         stack.callback(journal.close)
-        engine = Engine(
-            kernel=kernel, renderer=Renderer(drivers, facts, host_resolv_conf(), kernel.ports), journal=journal
-        )
+        engine = Engine(kernel=kernel, renderer=Renderer(drivers, facts, host_files, kernel.ports), journal=journal)
         await engine.start()
         life.spawn(engine.run(), name="engine")
         life.spawn(engine.repair_loop(chosen.repair_interval.total_seconds()), name="repair")
+        changed_files = hostfiles.changes(own_files, host_files, interval_s=chosen.repair_interval.total_seconds())
+        life.spawn(follow_host(engine, changed_files), name="host files")
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
         report = host_facts(found, drivers)
@@ -149,9 +152,13 @@ async def keep_leases(
     return LeaseKeeper(connections, engine, host_id, interval_s=chosen.lease_interval.total_seconds())
 
 
-def host_resolv_conf() -> str:
-    """Return the text of the host's resolv.conf; empty where there is none."""
-    return RESOLV_CONF.read_text(errors="replace") if RESOLV_CONF.exists() else ""
+async def follow_host(engine: Engine, changed: AsyncIterator[HostFiles]) -> None:
+    """Have sandboxes' files follow the host's, until cancelled."""
+    async for files in changed:
+        try:
+            await engine.follow_host(files)
+        except errors.NetweftError as error:
+            logs.get().warning("files of sandboxes do not follow the host's", error=str(error))
 
 
 def own_id(state_dir: Path) -> str:

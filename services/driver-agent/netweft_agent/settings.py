@@ -55,6 +55,13 @@ class AgentSettings(settings.ServiceSettings):
             "Folders below which hosts and resolv.conf may be written where a caller says; several by comma."
         ),
     )
+    host_gateway_ip: tuple[str, ...] = field(
+        default=(),
+        metadata=settings.about(
+            "What an extra host at host-gateway gets, one address a family, by comma; empty: this host's address on the"
+            " network that gives the sandbox its default route, or else vtep_address."
+        ),
+    )
     repair_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=60),
         metadata=settings.about("How often the whole kernel is compared with the intent, besides the kernel's events."),

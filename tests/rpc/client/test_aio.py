@@ -94,6 +94,14 @@ async def test_each_kind_of_namespace_survives(client, namespace):
     assert namespace == (await client.create_sandbox(spec)).namespace
 
 
+async def test_the_word_for_the_way_to_the_host_is_no_address_and_survives(client):
+    extra = netweft_client.ExtraHost(name="up", address=netweft_client.model.HOST_GATEWAY)
+
+    found = await client.create_sandbox(netweft_client.SandboxSpec(container_id="c1", extra_hosts=(extra,)))
+
+    assert (extra,) == found.extra_hosts
+
+
 async def test_dns_and_extra_hosts_survive(client):
     dns = netweft_client.Dns(servers=("192.0.2.53",), search=("example.com",), options=("ndots:0",))
     extra = netweft_client.ExtraHost(name="db", address=ipaddress.ip_address("192.0.2.9"))

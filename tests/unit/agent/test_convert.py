@@ -105,7 +105,10 @@ def test_a_sandbox_is_read_whole():
         hostname="web",
         domainname="example.net",
         dns=sandbox_pb2.DnsConfig(servers=["192.0.2.1"], search=["a", "b"], options=["ndots:0"]),
-        extra_hosts=[sandbox_pb2.ExtraHost(name="db", address="10.0.0.9")],
+        extra_hosts=[
+            sandbox_pb2.ExtraHost(name="db", address="10.0.0.9"),
+            sandbox_pb2.ExtraHost(name="up", address="host-gateway"),
+        ],
         hosts_path="/c/hosts",
         resolv_conf_path="/c/resolv.conf",
     )
@@ -121,7 +124,7 @@ def test_a_sandbox_is_read_whole():
         dns_servers=("192.0.2.1",),
         dns_search=("a", "b"),
         dns_options=("ndots:0",),
-        extra_hosts=(("db", "10.0.0.9"),),
+        extra_hosts=(("db", "10.0.0.9"), ("up", "host-gateway")),
         hosts_path="/c/hosts",
         resolv_conf_path="/c/resolv.conf",
         revision=2,

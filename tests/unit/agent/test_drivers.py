@@ -19,7 +19,7 @@ from tests.support import golden
 from tests.support.agent import (
     DRIVERS,
     FACTS,
-    RESOLV_CONF,
+    HOST_FILES,
     endpoint,
     limits,
     network,
@@ -193,7 +193,7 @@ def whole(case: Case, *, attached: bool):
         for one in endpoints
     ]
     state = case.render() if attached else HostState()
-    state.add(f"sandbox/{case.box.id}", *sandbox_domain.render(case.box, members, case.facts, RESOLV_CONF))
+    state.add(f"sandbox/{case.box.id}", *sandbox_domain.render(case.box, members, case.facts, HOST_FILES))
     return state
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,46 @@ def test_an_edited_file_reads_as_nobodys_and_is_left_alone(files, hosts):
 
     assert (None, "one\nmine\n") == (seen.content, text(hosts("")))
     assert hosts("two\n").matches(seen)
+
+
+EXCHANGED = {
+    "a line comes": ([], ["10.0.0.2\tweb"], "1\tone\nmine\n", "1\tone\nmine\n10.0.0.2\tweb\n"),
+    "a line goes, by exact match": (["1\tone"], [], "1\tone\n1\tone two\n#1\tone\n", "1\tone two\n#1\tone\n"),
+    "one for another": (["1\tone"], ["2\ttwo"], "1\tone\nmine\n", "mine\n2\ttwo\n"),
+    "all of the same": (["1\tone"], [], "1\tone\nmine\n1\tone\n", "mine\n"),
+    "one that was edited away is not put back": (["1\tone"], ["1\tone", "2\ttwo"], "mine\n", "mine\n2\ttwo\n"),
+    "one that somebody wrote before": ([], ["1\tone"], "1\tone\nmine\n", "1\tone\nmine\n"),
+    "after a last line without an end": ([], ["1\tone"], "mine", "mine\n1\tone\n"),
+    "into a file that is not UTF-8": ([], ["1\tone"], "\udcff\udcfe\n", "\udcff\udcfe\n1\tone\n"),
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    old: list[str]
+    new: list[str]
+    edited: str
+    expected: str
+
+
+@pytest.mark.parametrize("case", [Exchange(*one) for one in EXCHANGED.values()], ids=EXCHANGED)
+def test_lines_come_and_go_in_a_file_that_somebody_edited(files, hosts, case):
+    before = replace(hosts("as it was\n"), lines=tuple(case.old))
+    after = replace(hosts("as it shall be\n"), lines=tuple(case.new))
+    files.write(before)
+    path = Path(before.path)
+    path.write_bytes(os.fsencode(case.edited))
+    inode = path.stat().st_ino
+    seen = files.read(before)
+
+    files.write(after, before)
+
+    assert before.matches(seen)
+    assert after.matches(seen) is (case.old == case.new)
+    assert os.fsencode(case.expected) == path.read_bytes()
+    assert inode == path.stat().st_ino
+    assert after.matches(files.read(after))
+    assert files.read(after).content is None
 
 
 def test_a_file_that_was_given_to_us_is_taken_over(files, tmp_path):

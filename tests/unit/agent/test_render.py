@@ -8,9 +8,9 @@ from netweft_agent.engine.render import Renderer, Scope
 from netweft_agent.engine.store import ObjectStore
 from netweft_common.errors import FailedPrecondition, InvalidArgument, NetweftError, NotFound
 
-from tests.support.agent import DRIVERS, FACTS, RESOLV_CONF, endpoint, network, oid, peer, port, sandbox
+from tests.support.agent import DRIVERS, FACTS, HOST_FILES, endpoint, network, oid, peer, port, sandbox
 
-RENDERER = Renderer(DRIVERS, FACTS, RESOLV_CONF)
+RENDERER = Renderer(DRIVERS, FACTS, HOST_FILES)
 
 
 def store_of(*items):
@@ -118,7 +118,7 @@ class Faulty:
 @pytest.mark.parametrize(("where", "owner"), [("render", f"endpoint/{oid(1001)}"), ("gateway", f"sandbox/{oid(101)}")])
 def test_a_bug_of_a_driver_is_told_with_driver_and_network(where, owner):
     store = store_of(network(driver="faulty"), sandbox(), endpoint())
-    renderer = Renderer({"faulty": Faulty(where)}, FACTS, RESOLV_CONF)
+    renderer = Renderer({"faulty": Faulty(where)}, FACTS, HOST_FILES)
 
     refused = renderer.render(store, renderer.everything(store)).refused
 
@@ -138,7 +138,7 @@ CHECKS = {
 
 @pytest.mark.parametrize(("items", "one", "kind", "reason"), CHECKS.values(), ids=CHECKS)
 def test_an_endpoint_that_cannot_be_rendered_is_refused_before_anything_is_done(items, one, kind, reason):
-    renderer = Renderer({**DRIVERS, "faulty": Faulty("check")}, FACTS, RESOLV_CONF)
+    renderer = Renderer({**DRIVERS, "faulty": Faulty("check")}, FACTS, HOST_FILES)
 
     with pytest.raises(kind) as caught:
         renderer.check(store_of(*items), one)
@@ -196,7 +196,7 @@ class Counting:
 
 
 def test_an_endpoint_is_completed_with_the_ports_that_it_has_or_gets():
-    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF, Counting())
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, Counting())
     store = store_of(network(), sandbox())
 
     fresh = renderer.complete(store, endpoint(ports=(port(80), port(81, 8081))), None)
@@ -212,7 +212,7 @@ def test_an_endpoint_is_completed_with_the_ports_that_it_has_or_gets():
     ids=["without ports", "of an unknown network", "with its ports already"],
 )
 def test_an_endpoint_that_needs_no_port_is_left_as_it_is(item):
-    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF, Counting())
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, Counting())
 
     assert item is renderer.complete(store_of(network(), sandbox()), item, None)
 
@@ -223,7 +223,7 @@ def test_an_endpoint_gets_the_lowest_interface_name_that_is_free_in_its_sandbox(
     for number, name in enumerate(("eth0", "eth2", "net1")):
         store.put(endpoint(number, interface_name=name))
     store.put(endpoint(9, 1, 102, interface_name="eth1"))
-    renderer = Renderer(DRIVERS, FACTS, RESOLV_CONF)
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES)
 
     item = renderer.complete(store, endpoint(1009, 1, sandbox_number, interface_name=""), None)
 

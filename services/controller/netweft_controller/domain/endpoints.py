@@ -27,6 +27,8 @@ from netweft_controller.domain.objects import (
 from netweft_controller.domain.specs import AttachItem, EndpointSpec, SandboxRef, SandboxSpec
 from netweft_controller.domain.state import State
 
+HOST_GATEWAY = "host-gateway"
+"""Docker's word for the address by which a sandbox reaches its host; the agent finds out which that is."""
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _PRIORITY_LIMIT = 1 << 31
 _MACS_TRIED = 7
@@ -503,7 +505,8 @@ def check_files(spec: SandboxSpec, path: str) -> None:
     fields.count(spec.extra_hosts, fields.EXTRA_HOSTS_MAX, f"{path}.extra_hosts")
     for index, extra in enumerate(spec.extra_hosts):
         fields.host_name(extra.name, f"{path}.extra_hosts[{index}].name")
-        fields.any_address(extra.address, f"{path}.extra_hosts[{index}].address")
+        if extra.address != HOST_GATEWAY:
+            fields.any_address(extra.address, f"{path}.extra_hosts[{index}].address")
     if spec.dns is not None:
         fields.count((*spec.dns.servers, *spec.dns.search, *spec.dns.options), 64, f"{path}.dns")
         for index, server in enumerate(spec.dns.servers):

@@ -257,6 +257,7 @@ class Facts:
         underlay_mtu: Of the interface that holds the tunnel address, in bytes.
         run_dir: Absolute path of the agent's run directory.
         features: What its kernel can do, by the names of `kernel/facts.py`.
+        host_gateways: What extra hosts at `host-gateway` get, as its settings say; empty: it is found out.
     """
 
     host_id: str = ""
@@ -264,3 +265,20 @@ class Facts:
     underlay_mtu: int = 1500
     run_dir: str = "/run/netweft"
     features: frozenset[str] = frozenset()
+    host_gateways: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFiles:
+    """The host's own files that those of sandboxes are made from.
+
+    Attributes:
+        resolv_conf: Text of its resolv.conf(5), or where that leads to systemd-resolved alone, of the file with the
+            servers behind it; empty: there is none.
+        resolv_conf_path: Which file that was.
+        hosts: Text of its hosts(5); empty: there is none.
+    """
+
+    resolv_conf: str = ""
+    resolv_conf_path: str = "/etc/resolv.conf"
+    hosts: str = ""

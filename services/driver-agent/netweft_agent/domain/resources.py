@@ -571,13 +571,16 @@ class File(Plain):
 
     Attributes:
         path: Absolute.
-        content: Whole text; None only as observed: somebody else's edit stands, and is left alone.
+        content: Whole text; None only as observed: somebody else's edit stands.
+        lines: Those of the text that are put into a file that was edited, and taken out again; none: such a file is
+            left alone.
         in_place: True: the file was given by path and may be bind-mounted, so it is rewritten, not replaced.
     """
 
     ns: Ns
     path: str
     content: str | None
+    lines: tuple[str, ...] = ()
     in_place: bool = False
 
     @property
@@ -592,7 +595,7 @@ class File(Plain):
         return ()
 
     def matches(self, observed: Self) -> bool:
-        return observed.content is None or self.content == observed.content
+        return self.lines == observed.lines if observed.content is None else self.content == observed.content
 
     def add_command(self) -> str:
         return f"install -m 644 /dev/stdin {self.path}"

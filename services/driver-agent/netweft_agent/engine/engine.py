@@ -25,7 +25,7 @@ import structlog
 from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
 from netweft_agent.domain import leases
-from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox
+from netweft_agent.domain.objects import Endpoint, HostFiles, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
 from netweft_agent.engine.desired import Desired
@@ -254,6 +254,13 @@ class Engine:
         """
         held = self._sandbox(sandbox)
         return await self.reconcile({key[1] for key in self.desired.by_owner.get(str(held.ref), ())} | {held.ns})
+
+    async def follow_host(self, files: HostFiles) -> None:
+        """Render the files of all sandboxes anew from the host's as they are now; those that were edited stay.
+
+        What cannot be written is told as the sandbox's status, and tried again by the next reconcile.
+        """
+        await self._call(lambda: self._follow_host(files))
 
     async def statistics(self, sandbox: str) -> list[tuple[str, str, Statistics]]:
         """Return the interfaces of a sandbox by name: each with its endpoint's id, if it is one's, and its counters.
@@ -738,6 +745,17 @@ class Engine:
         if problems:
             raise problems[0]
         return steps
+
+    async def _follow_host(self, files: HostFiles) -> None:
+        self._renderer.host = files
+        concerned, refused = self._adopt(Scope(sandboxes={one.id for one in self.store.of_kind(Kind.SANDBOX)}))
+        steps = self._difference(concerned)
+        failed = {**await self._execute(steps, concerned), **refused}
+        log.info("sandboxes follow the host's files", files=len(steps), failed=len(failed))
+        for owner, error in failed.items():
+            ref = _ref(owner)
+            if ref in self.store.objects:
+                self._note(ref, error)
 
     async def _reconcile(self, namespaces: Collection[Ns] | None) -> tuple[Operation, ...]:
         done: list[Operation] = []

@@ -9,7 +9,21 @@ from netweft_common.errors import FailedPrecondition, Internal, NetweftError, No
 
 from netweft_agent.domain import ports
 from netweft_agent.domain import sandbox as sandbox_domain
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Kind, Network, Object, Peer, Ref, Sandbox
+from netweft_agent.domain.objects import (
+    Endpoint,
+    Facts,
+    HostFiles,
+    Interface,
+    Kind,
+    Network,
+    Object,
+    Peer,
+    Ref,
+    Sandbox,
+)
+from netweft_agent.domain.objects import (
+    Scope as Reach,
+)
 from netweft_agent.domain.ports import Reserver
 from netweft_agent.domain.resources import Key, Resource
 from netweft_agent.domain.state import HostState
@@ -79,16 +93,16 @@ class Renderer:
     Args:
         drivers: By name.
         facts: Of the host.
-        resolv_conf: Text of the host's resolv.conf.
+        host: The host's own files; may be exchanged, for what is rendered from then on.
         ports: Finds free ports of the host; None: every published port has to be named.
     """
 
     def __init__(
-        self, drivers: Mapping[str, Driver], facts: Facts, resolv_conf: str, ports: Reserver | None = None
+        self, drivers: Mapping[str, Driver], facts: Facts, host: HostFiles, ports: Reserver | None = None
     ) -> None:
         self.drivers = drivers
         self.facts = facts
-        self.resolv_conf = resolv_conf
+        self.host = host
         self.ports = ports
 
     def complete(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None) -> Endpoint:
@@ -191,7 +205,7 @@ class Renderer:
             except NetweftError as error:
                 wishes.refuse([f"sandbox/{identifier}"], error)
                 continue
-            parts = sandbox_domain.render(sandbox, members, self.facts, self.resolv_conf)
+            parts = sandbox_domain.render(sandbox, members, self.facts, self.host)
             wishes.by_owner[f"sandbox/{identifier}"] = {one.key: one for one in parts}
         return wishes
 
@@ -259,9 +273,21 @@ class Renderer:
                     network_name=network.name,
                     internal=network.internal,
                     gateways=self._gateways(network, endpoint),
+                    host=self._host_addresses(network, endpoint),
+                    ipv6=base.has_ipv6(endpoint, network_has=network.enable_ipv6),
                 )
             )
         return members
+
+    def _host_addresses(self, network: Network, endpoint: Endpoint) -> dict[int, Interface]:
+        """Return the host's own addresses on a network of one host; the gateway of one of many is nobody's own."""
+        if self.drivers[network.driver].scope is not Reach.LOCAL:
+            return {}
+        return {
+            one.subnet.version: one.gateway
+            for one in network.subnets
+            if one.gateway is not None and any(address.ip in one.subnet for address in endpoint.addresses)
+        }
 
     def _network(self, store: ObjectStore, endpoint: Endpoint) -> Network | None:
         return store.network(endpoint.network_id)

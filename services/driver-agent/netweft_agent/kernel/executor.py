@@ -277,7 +277,7 @@ class Executor:
             step = run.steps[index]
             try:
                 if isinstance(step.after, File):
-                    self._files.write(step.after)
+                    self._files.write(step.after, step.before if isinstance(step.before, File) else None)
                 elif isinstance(step.before, File):
                     self._files.remove(step.before)
             except errors.NetweftError as error:

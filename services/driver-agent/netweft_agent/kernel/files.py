@@ -1,6 +1,7 @@
 """Small managed files (hosts, resolv.conf), and the knowledge whether somebody else has edited them.
 
-A file that somebody edited is left alone from then on, as libnetwork does with resolv.conf. To tell, a file of ours
+A file that somebody edited is left alone from then on, as libnetwork does with resolv.conf; lines of hosts that come
+and go with endpoints still do, each as a whole (libnetwork's `etchosts.Add` and `Delete`). To tell, a file of ours
 carries a seal: the nanoseconds of its time of modification are made from its content. An edit gives it the clock's.
 The seal is set before the file gets its name, so a crash leaves the old file or the new one, both sealed. That costs
 one system call where a note beside the file would cost a file.
@@ -44,8 +45,12 @@ class Files:
         self._roots = None if roots is None else [Path(os.path.realpath(root)) for root in (*roots, run_dir)]
         self._notes = run_dir / "files"
 
-    def write(self, file: resources.File) -> None:
-        """Write the file unless somebody edited it; idempotent.
+    def write(self, file: resources.File, before: resources.File | None = None) -> None:
+        """Write the file; if somebody edited it, exchange no more than its lines. Idempotent.
+
+        Args:
+            file: As it shall be.
+            before: As it was to be until now; says which lines are to be taken out.
 
         Directories are made with mode 0755. Readers see old or new, except of a file that is written in place.
 
@@ -59,7 +64,8 @@ class Files:
         self._refuse_elsewhere(path)
         with _translated(f"install -m 644 /dev/stdin {path}", path):
             there = _read(file.path)
-            if self._edited(file, there):
+            if there is not None and self._edited(file, there):
+                _exchange(file, there.content, () if before is None else before.lines)
                 return
             if not file.in_place:
                 if there is None or there.content != content or not there.sealed:
@@ -97,7 +103,8 @@ class Files:
             if there is None:
                 return None
             content = None if self._edited(file, there) else there.content.decode(errors="replace")
-        return resources.File(ns=file.ns, path=file.path, content=content, in_place=file.in_place)
+        # Which lines of an edited file are gone for having been edited away cannot be told, and need not be.
+        return resources.File(ns=file.ns, path=file.path, content=content, lines=file.lines, in_place=file.in_place)
 
     def forgotten(self, wanted: Container[resources.Key]) -> Iterator[resources.File]:
         """Yield the files below the run directory that are as we wrote them, and that nobody wants."""
@@ -192,6 +199,19 @@ def _read(path: Path | str) -> _Content | None:
         return _Content(content, os.fstat(fd).st_mtime_ns % _SECOND_NS == _seal(content))
     finally:
         os.close(fd)
+
+
+def _exchange(file: resources.File, content: bytes, old: Sequence[str]) -> None:
+    """Take old lines out of an edited file and put new ones at its end; the inode stays, for it may be mounted."""
+    gone = {line.encode() for line in old} - {line.encode() for line in file.lines}
+    kept = [line for line in content.splitlines(keepends=True) if line.rstrip(b"\r\n") not in gone]
+    there = {line.rstrip(b"\r\n") for line in kept}
+    fresh = [line.encode() + b"\n" for line in file.lines if line not in old and line.encode() not in there]
+    if fresh and kept and not kept[-1].endswith(b"\n"):
+        kept[-1] += b"\n"
+    changed = b"".join([*kept, *fresh])
+    if changed != content:
+        _rewrite(Path(file.path), changed)
 
 
 def _rewrite(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, plan_pb2, san
 from netweft_common import status as status_map
 from netweft_common.errors import InvalidArgument
 
+from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import (
     Bandwidth,
     Endpoint,
@@ -169,13 +170,17 @@ def sandbox(message: sandbox_pb2.Sandbox, field: str) -> Sandbox:
         dns_search=tuple(_words(one, where) for one, where in _listed(message.dns.search, f"{field}.dns.search")),
         dns_options=tuple(_words(one, where) for one, where in _listed(message.dns.options, f"{field}.dns.options")),
         extra_hosts=tuple(
-            (_words(one.name, f"{where}.name"), _ip(one.address, f"{where}.address"))
+            (_words(one.name, f"{where}.name"), _extra_address(one.address, f"{where}.address"))
             for one, where in _listed(message.extra_hosts, f"{field}.extra_hosts")
         ),
         hosts_path=_path(message.hosts_path, f"{field}.hosts_path"),
         resolv_conf_path=_path(message.resolv_conf_path, f"{field}.resolv_conf_path"),
         revision=message.revision,
     )
+
+
+def _extra_address(text: str, field: str) -> str:
+    return text if text == sandbox_domain.HOST_GATEWAY else _ip(text, field)
 
 
 def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:

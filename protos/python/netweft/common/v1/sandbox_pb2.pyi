@@ -245,7 +245,9 @@ class ExtraHost(_message.Message):
     name: _builtins.str
     """Host name. Since 0.1."""
     address: _builtins.str
-    """IPv4 or IPv6 address. Since 0.1."""
+    """IPv4 or IPv6 address, or host-gateway (Docker's word, since 0.2): the address by which the sandbox reaches its host,
+    which the agent finds out; no line where there is none. Since 0.1.
+    """
     def __init__(
         self,
         *,
