@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from netweft_agent.domain.resources import HOST, PortHold
 from netweft_agent.kernel.conntrack import FEW, Flows, Translated, of_ports
@@ -49,11 +51,32 @@ MANY = FEW + 1
     ],
 )
 def test_what_ends_with_ports(ended, held, expected):
-    assert expected == of_ports(ended, lambda: held)
+    assert {HOST: expected} == of_ports(ended, lambda: held)
 
 
 def test_what_is_held_is_asked_for_only_where_many_end():
     def held():
         raise AssertionError("asked")
 
-    assert by_port(holds(2, A)) == of_ports(holds(2, A), held)
+    assert {HOST: by_port(holds(2, A))} == of_ports(holds(2, A), held)
+
+
+def test_ports_through_a_namespace_end_there_at_any_address_and_in_the_host_one_by_one():
+    inside = [replace(one, address="192.0.2.1", through="network/n") for one in holds(FEW + 1, A)]
+    beside = hold(99, f"{A}:99")
+
+    found = of_ports([*inside, beside], lambda: [beside])
+
+    expected = {
+        HOST: [*(Flows("tcp", "192.0.2.1", one.port) for one in inside), Flows("tcp", "0.0.0.0", 99)],
+        "network/n": [Translated(A)],
+    }
+    assert expected == found
+
+
+def test_ports_through_a_namespace_that_are_left_keep_their_flows():
+    inside = [replace(one, through="network/n") for one in holds(FEW + 2, A)]
+
+    found = of_ports(inside[:-1], lambda: inside[-1:])
+
+    assert [Flows("tcp", "*", one.port) for one in inside[:-1]] == found["network/n"]

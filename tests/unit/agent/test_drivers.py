@@ -72,6 +72,9 @@ SETTINGS = endpoint(
 )
 
 
+TWO_SUBNETS = subnets("10.1.0.0/24", "10.9.0.0/24", "fd00:1::/64", "fd00:9::/64")
+
+
 def overlay(**fields):
     return network(driver="overlay", **fields)
 
@@ -148,6 +151,23 @@ CASES = {
         (peer(addresses=(ip_interface("10.1.0.9/24"), ip_interface("fd00:1::9/64"))),),
     ),
     "overlay-internal": Case(overlay(internal=True)),
+    "overlay-subnets": Case(overlay(subnets=TWO_SUBNETS, enable_ipv6=True), (endpoint(addresses=DUAL_ADDRESSES),)),
+    "overlay-internal-subnets": Case(
+        overlay(subnets=TWO_SUBNETS, enable_ipv6=True, internal=True), (endpoint(addresses=DUAL_ADDRESSES),)
+    ),
+    "overlay-ipv6-only": Case(
+        overlay(subnets=subnets("fd00:1::/64"), enable_ipv4=False, enable_ipv6=True),
+        (endpoint(addresses=DUAL_ADDRESSES[1:]),),
+    ),
+    "overlay-ports": Case(
+        overlay(**DUAL),
+        (
+            endpoint(
+                addresses=DUAL_ADDRESSES,
+                ports=(port(80, 8080), port(53, 53, "192.0.2.1", "udp"), port(5432, 5432, "127.0.0.1")),
+            ),
+        ),
+    ),
     "overlay-mtu": Case(overlay(options={"mtu": "1300"})),
     "overlay-port": Case(overlay(options={"vxlan_port": "8472"})),
     "host": Case(network(driver="host", subnets=()), (endpoint(addresses=()),), box=sandbox(source="host")),
@@ -189,6 +209,7 @@ def whole(case: Case, *, attached: bool):
                 for version in (4, 6)
                 if (gateway := driver.gateway(case.network, one, version)) is not None
             },
+            routes=driver.routes(case.network, one),
         )
         for one in endpoints
     ]
@@ -333,7 +354,24 @@ PORTS = (port(80, 8080),)
 DUAL_NETWORK = network(**DUAL)
 
 PORT_REFUSALS = {
-    "on an overlay": (overlay(), endpoint(ports=PORTS), "PORTS_NOT_PUBLISHED"),
+    "on a host network": (network(driver="host", subnets=()), endpoint(ports=PORTS), "PORTS_NOT_PUBLISHED"),
+    "on an internal overlay": (overlay(internal=True), endpoint(ports=PORTS), "INTERNAL_NETWORK"),
+    "on an overlay without a gateway": (
+        overlay(subnets=subnets("-10.1.0.0/24")),
+        endpoint(ports=PORTS),
+        "NO_GATEWAY",
+    ),
+    "on an overlay from IPv6 to IPv4": (
+        overlay(),
+        endpoint(ports=(port(80, 80, "2001:db8::1"),)),
+        "NO_ADDRESS_OF_FAMILY",
+    ),
+    "on an overlay at [::1]": (overlay(), endpoint(ports=(port(80, 80, "::1"),)), "IPV6_LOOPBACK"),
+    "on an overlay one number to two ports": (
+        overlay(),
+        endpoint(ports=(port(80, 80, "127.0.0.1"), port(81, 80, "192.0.2.1"))),
+        "PORT_TWICE",
+    ),
     "on an internal network": (network(internal=True), endpoint(ports=PORTS), "INTERNAL_NETWORK"),
     "on a network without a gateway": (
         network(subnets=subnets("-10.1.0.0/24")),

@@ -55,6 +55,9 @@ class Cable:
     def gateway(self, network, endpoint, version):
         return None
 
+    def routes(self, network, endpoint):
+        return {}
+
     def interface_prefix(self, network):
         return "cab"
 

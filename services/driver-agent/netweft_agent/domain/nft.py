@@ -226,6 +226,9 @@ def payload(base: str, offset_bits: int, length_bits: int) -> Field:
 
 
 VXLAN_VNI = payload("th", 96, 24)
+VXLAN_VNI_AS_ADDRESS = Field("@th,96,32", IPV4_ADDR)
+"""A VXLAN's VNI with the reserved byte behind it, for concatenations, where nft can print no integers: 4096 (0x001000)
+is 0.16.0.0."""
 
 
 # --- statements ------------------------------------------------------------------------------------------------------

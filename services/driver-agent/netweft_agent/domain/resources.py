@@ -619,6 +619,8 @@ class PortHold(Plain):
         address: Canonical text; 0.0.0.0 and :: are all of the family; ANY_ADDRESS.
         targets: Where its packets are led to, `10.0.0.2:80` or `[fd00::2]:80`, at most one a family.
         holder: Whom to name to somebody else who wants it.
+        through: Namespace that its packets go through on their way to the targets, where they are translated a second
+            time, under the same number; empty: none.
     """
 
     ns: Ns
@@ -627,6 +629,7 @@ class PortHold(Plain):
     port: int
     targets: tuple[str, ...] = ()
     holder: str = field(default="", compare=False)
+    through: Ns = field(default="", compare=False)
 
     @property
     def key(self) -> Key:

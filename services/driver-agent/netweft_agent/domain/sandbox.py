@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from netweft_agent.domain.objects import Endpoint, Facts, HostFiles, Interface, Sandbox
-from netweft_agent.domain.resources import File, Link, Namespace, Resource, Route, Sysctl
+from netweft_agent.domain.objects import Endpoint, Facts, HostFiles, Interface, Sandbox, Subnetwork
+from netweft_agent.domain.resources import File, Link, Namespace, Ns, Resource, Route, Sysctl
 
 DEFAULT_ROUTE = {4: "0.0.0.0/0", 6: "::/0"}
 
@@ -45,6 +45,7 @@ class Member:
 
     Attributes:
         gateways: Gateway offered, by IP version.
+        routes: Further subnets of its network, with the gateway that leads there.
         host: Addresses of its host that it reaches, by IP version; empty: its network does not say.
         ipv6: Whether its interface has IPv6.
     """
@@ -53,6 +54,7 @@ class Member:
     network_name: str
     internal: bool
     gateways: dict[int, Interface]
+    routes: Mapping[Subnetwork, Interface] = field(default_factory=dict)
     host: Mapping[int, Interface] = field(default_factory=dict)
     ipv6: bool = True
 
@@ -86,6 +88,7 @@ def render(sandbox: Sandbox, members: Sequence[Member], facts: Facts, host: Host
         if chosen is not None:
             via = str(chosen.gateways[version].ip)
             wanted.append(Route(ns=ns, destination=destination, link=chosen.endpoint.interface_name, via=via))
+    wanted += _further_routes(ns, members)
     has_ipv6 = any(address.version == 6 for member in members for address in member.addresses)
     reached = host_gateways(members, facts)
     wanted += _files(
@@ -113,6 +116,26 @@ def _files(sandbox: Sandbox, facts: Facts, hosts_file: Hosts, resolv_conf: str) 
             in_place=bool(sandbox.resolv_conf_path),
         ),
     )
+
+
+def _further_routes(ns: Ns, members: Sequence[Member]) -> list[Resource]:
+    """Return the routes to other subnets of networks whose endpoint does not give the default route, which leads there.
+
+    What an endpoint is in, or routes itself, it reaches without; of two networks with one subnet, the first by name has
+    the route.
+    """
+    wanted: dict[str, Resource] = {}
+    taken = [one.network for member in members for one in member.endpoint.addresses]
+    taken += [one.destination for member in members for one in member.endpoint.routes]
+    for member in sorted(members, key=lambda one: (one.network_name, one.endpoint.id)):
+        for subnet, gateway in member.routes.items():
+            if member.gateways.get(subnet.version) == gateway and gateway_member(members, subnet.version) is member:
+                continue
+            if str(subnet) in wanted or any(one.version == subnet.version and one.overlaps(subnet) for one in taken):
+                continue
+            link = member.endpoint.interface_name
+            wanted[str(subnet)] = Route(ns=ns, destination=str(subnet), link=link, via=str(gateway.ip))
+    return list(wanted.values())
 
 
 def gateway_member(members: Sequence[Member], version: int) -> Member | None:

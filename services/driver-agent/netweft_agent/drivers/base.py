@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope, Subnetwork
 from netweft_agent.domain.resources import Address, Key, Resource, Route, Sysctl
 from netweft_agent.domain.state import HostState
 
@@ -126,6 +126,9 @@ class Driver(Protocol):
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Return the gateway that the endpoint offers its sandbox for an IP version, if any."""
+
+    def routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        """Return the network's other subnets, which its endpoint reaches by the gateway given, default route or not."""
 
     def interface_prefix(self, network: Network) -> str:
         """Return what the name of an endpoint's interface begins with when the endpoint names none."""
@@ -249,6 +252,26 @@ def subnet_gateway(network: Network, endpoint: Endpoint, version: int) -> Interf
                 if offered is not None and address.ip in one.subnet:
                     return offered
     return None
+
+
+def other_subnets(network: Network, endpoint: Endpoint) -> dict[Subnetwork, Interface]:
+    """Return the subnets of the network that hold none of the endpoint's addresses, with the gateway that leads there.
+
+    That is the network's own one in the endpoint's subnet of the same family; where there is none, nothing leads there.
+    """
+    if len(network.subnets) < 2:
+        return {}
+    found: dict[Subnetwork, Interface] = {}
+    for version in sorted(IP_VERSIONS):
+        own = [one.ip for one in endpoint.addresses if one.version == version]
+        if not own or (version == 6 and not has_ipv6(endpoint, network_has=network.enable_ipv6)):
+            continue
+        of_version = [one for one in network.subnets if one.subnet.version == version]
+        held = [one for one in of_version if any(address in one.subnet for address in own)]
+        gateway = next((one.gateway for one in held if one.gateway is not None), None)
+        if gateway is not None:
+            found |= {one.subnet: gateway for one in of_version if one not in held and one.gateway is not None}
+    return found
 
 
 _NO_IPV6 = "net.ipv6.conf.IFNAME.disable_ipv6"

@@ -7,13 +7,14 @@ by the kernel (bridge(8), `isolated`), not by filter rules: bridged frames pass 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
-from netweft_common.errors import FailedPrecondition, InvalidArgument
+from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import names, ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, PortHold, Resource, Sysctl
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base, firewall, guard, limits, publish
@@ -78,6 +79,10 @@ class BridgeDriver:
         """Offer the bridge's address, or the one that the network names."""
         return base.subnet_gateway(network, endpoint, version)
 
+    def routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        """Return the network's other subnets, between which the host forwards, unless it is internal."""
+        return {} if network.internal else base.other_subnets(network, endpoint)
+
     def interface_prefix(self, network: Network) -> str:
         """Return what the option says."""
         return base.parse(Options, network.options, driver=self.name).interface_prefix
@@ -121,45 +126,10 @@ def _check_network(network: Network, options: Options) -> None:
 def _check_ports(network: Network, endpoint: Endpoint) -> None:
     options = base.parse(Options, network.options, driver=BridgeDriver.name)
     of = _ways(network, endpoint, options, base.IP_VERSIONS)
-    for port in endpoint.ports:
-        ways = of(port)
-        what = f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
-        if network.internal:
-            raise FailedPrecondition(
-                "INTERNAL_NETWORK",
-                f"{what} cannot be published: network {network.name} is internal, so nothing outside reaches it; "
-                "publish it on another network of the sandbox",
-                network=network.name,
-            )
-        if port.host_address == "::1":
-            raise InvalidArgument(
-                "IPV6_LOOPBACK",
-                f"{what} cannot be published at [::1]: IPv6 has no way from the loopback address into a network; use "
-                "127.0.0.1, or an address of the host",
-                field="ports.host_address",
-            )
-        if not ways and any(options.mode(one.version) is Mode.ROUTED for one in endpoint.addresses):
-            continue  # it is opened at the endpoint's own address, whatever is said of the host's
-        if not ways:
-            versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
-            raise FailedPrecondition(
-                "NO_ADDRESS_OF_FAMILY",
-                f"{what} cannot be published at {port.host_address or options.host_binding}: the endpoint has "
-                f"{versions} addresses only, and nothing translates between families; publish it at an address of its "
-                "own family, or give the network the other one",
-                network=network.name,
-            )
-        if all(base.subnet_gateway(network, endpoint, one.version) is None for one in ways):
-            raise FailedPrecondition(
-                "NO_GATEWAY",
-                f"{what} cannot be published: network {network.name} has no gateway, so no answer would leave it; "
-                "make the network with one, or publish the port on another network of the sandbox",
-                network=network.name,
-            )
-        if not port.number:
-            raise FailedPrecondition(
-                "PORT_NOT_ASSIGNED", f"{what} has no port of the host yet; name one with host_port", field="ports"
-            )
+    routed = not network.internal and any(options.mode(one.version) is Mode.ROUTED for one in endpoint.addresses)
+    # In that mode it is opened at the endpoint's own address, whatever is said of the host's.
+    ports_ = [one for one in endpoint.ports if not routed or of(one) or one.host_address == "::1"]
+    publish.refuse_unreachable(network, replace(endpoint, ports=tuple(ports_)), of, options.host_binding)
     publish.refuse_twice(endpoint, of)
 
 

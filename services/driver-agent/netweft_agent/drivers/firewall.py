@@ -14,21 +14,23 @@
 | `trusted` | interface . interface | networks with trusted interfaces | who comes from there may come in |
 | `tunnel_ports` | UDP port | each overlay network | VXLAN may come here |
 | `tunnels` | VNI | each overlay network | ours; other VXLAN on the port is not judged |
-| `vteps4`, `vteps6` | address | each host with a peer | the only senders of VXLAN that is ours |
+| `vteps4`, `vteps6` | VNI . address | each host with a peer in the network | the only senders of that network's VXLAN |
 
 An accept here ends only our own chain: an administrator's chains (table `inet netweft-admin`, which is his) come first,
 and other programs' rules are asked as well. What endpoints may send is judged before all that, see `guard`.
+
+The namespace of an overlay network has a table of its own: see `way_out_inside`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 from netweft_agent.domain import names, nft
 from netweft_agent.domain.objects import Network, Subnetwork
-from netweft_agent.domain.resources import HOST, Ns, Resource
+from netweft_agent.domain.resources import HOST, Ns, Resource, Sysctl
 from netweft_agent.drivers import guard, publish
 
 TABLE = publish.TABLE
@@ -48,8 +50,8 @@ OPENED6 = nft.Set(name="opened6", key=(nft.IPV6_ADDR, nft.INET_PROTO, nft.INET_S
 TRUSTED = nft.Set(name="trusted", key=(nft.IFNAME, nft.IFNAME))
 TUNNEL_PORTS = nft.Set(name="tunnel_ports", key=(nft.INET_SERVICE,))
 TUNNELS = nft.Set(name="tunnels", key=(nft.VXLAN_VNI.type,))
-VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR,))
-VTEPS6 = nft.Set(name="vteps6", key=(nft.IPV6_ADDR,))
+VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR, nft.IPV4_ADDR))
+VTEPS6 = nft.Set(name="vteps6", key=(nft.IPV4_ADDR, nft.IPV6_ADDR))
 
 _BOTH_INTERFACES = (nft.META_IIFNAME, nft.META_OIFNAME)
 _VERSION_AND_BRIDGE = (nft.META_NFPROTO, nft.META_OIFNAME)
@@ -119,7 +121,7 @@ _INPUT = nft.NftChain(
         nft.rule(
             nft.Match(nft.UDP_DPORT, TUNNEL_PORTS),
             nft.Match(nft.VXLAN_VNI, TUNNELS),
-            nft.Match(source, vteps, op="!="),
+            nft.Match((nft.VXLAN_VNI_AS_ADDRESS, source), vteps, op="!="),
             nft.Counter(),
             nft.DROP,
         )
@@ -250,18 +252,25 @@ def leaving(subnet: Subnetwork, address: str = MASQUERADE) -> nft.NftElement:
     return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=(str(subnet),), value=(address,))
 
 
-def way_out(link: str, transit: Subnetwork) -> list[Resource]:
+def way_out(link: str, transit: Sequence[Subnetwork]) -> list[Resource]:
     """Render what the host's end of an overlay's way out needs: judged as a bridge is, and masqueraded.
+
+    An endpoint that calls a published port of its own network comes out of the link and goes back into it.
 
     Args:
         link: The host's end of the pair that leads into the network's namespace.
-        transit: Prefix of the pair's two addresses.
+        transit: Prefixes of the pair's addresses, one a family.
     """
-    return [*_BRIDGE_BASE, _element(BRIDGES, link), leaving(transit)]
+    return [
+        *_BRIDGE_BASE,
+        _element(BRIDGES, link),
+        _element(SAME_BRIDGE, link, link),
+        *(leaving(one) for one in transit),
+    ]
 
 
 def way_out_inside(ns: Ns, link: str) -> list[Resource]:
-    """Render the firewall of the network's own namespace: out with the pair's address, in with replies only.
+    """Render the firewall of the network's own namespace: out with the pair's address, in with replies and to ports.
 
     Args:
         ns: The network's namespace.
@@ -269,6 +278,7 @@ def way_out_inside(ns: Ns, link: str) -> list[Resource]:
     """
     return [
         nft.NftTable(ns=ns, table=TABLE),
+        *publish.inside(ns, link),
         nft.NftChain(
             ns=ns,
             table=TABLE,
@@ -276,6 +286,7 @@ def way_out_inside(ns: Ns, link: str) -> list[Resource]:
             base=nft.Base(type="filter", hook="forward", priority=0),
             rules=(
                 nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
+                nft.rule(nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.ACCEPT),
                 nft.rule(nft.Match(nft.META_IIFNAME, link), nft.DROP),
             ),
         ),
@@ -289,12 +300,31 @@ def way_out_inside(ns: Ns, link: str) -> list[Resource]:
     ]
 
 
+def no_redirects(ns: Ns) -> list[Resource]:
+    """Render that a network's gateway tells nobody of shorter ways between its subnets.
+
+    Both are on one bridge, so the kernel would; endpoints would keep routes that nobody takes back. For IPv4 there is
+    a setting, for IPv6 there is none (`ip6_forward` in net/ipv6/ip6_output.c).
+    """
+    return [
+        nft.NftTable(ns=ns, table=TABLE),
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="output",
+            base=nft.Base(type="filter", hook="output", priority=0),
+            rules=(nft.rule(nft.Match(nft.ICMPV6, "nd-redirect"), nft.DROP),),
+        ),
+        *(Sysctl(ns=ns, path=f"net/ipv4/conf/{which}/send_redirects", value="0") for which in ("all", "default")),
+    ]
+
+
 def tunnel(port: int, vni: int) -> list[Resource]:
     """Render that VXLAN of a VNI is judged: only known tunnel addresses may send it."""
     return [*_TUNNEL_BASE, _element(TUNNEL_PORTS, port), _element(TUNNELS, vni)]
 
 
-def remote(vtep: str) -> list[Resource]:
-    """Render that a tunnel address may send."""
+def remote(vni: int, vtep: str) -> list[Resource]:
+    """Render that a tunnel address may send VXLAN of a VNI."""
     spec = VTEPS4 if ip_address(vtep).version == 4 else VTEPS6
-    return [_element(spec, vtep)]
+    return [_element(spec, str(IPv4Address(vni << 8)), vtep)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
 
 from netweft_agent.domain import ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -55,6 +55,11 @@ class HostDriver:
         """Offer no gateway: the host has its own routes."""
         del network, endpoint, version
         return None
+
+    def routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        """Return none."""
+        del network, endpoint
+        return {}
 
     def interface_prefix(self, network: Network) -> str:
         """Return the usual one."""

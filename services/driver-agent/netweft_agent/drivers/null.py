@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from netweft_agent.domain import ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base
 
@@ -44,6 +44,11 @@ class NullDriver:
         """Offer no gateway."""
         del network, endpoint, version
         return None
+
+    def routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        """Return none."""
+        del network, endpoint
+        return {}
 
     def interface_prefix(self, network: Network) -> str:
         """Return the usual one."""

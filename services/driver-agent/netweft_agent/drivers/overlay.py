@@ -5,22 +5,25 @@ that subnets of different networks may overlap. The VXLAN device's socket stays 
 endpoint elsewhere there is a permanent neighbour (the device answers ARP and ND itself: proxy), a forwarding entry to
 the endpoint's host, and a static entry of the bridge, so nothing is flooded and nothing is guessed.
 
-The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway. From there a veth
-pair leads to the host, and traffic leaves with the host's address. It is translated twice, first to the pair's own
-address, which is unique in the cluster (a claim), so that equal subnets of different networks do not meet in the host.
+The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway, which leads between
+the network's subnets too. From there a veth pair leads to the host, and traffic leaves with the host's address. It is
+translated twice, first to the pair's own address, which is unique in the cluster (a claim), so that equal subnets of
+different networks do not meet in the host. Published ports come the same way back: the host leads them to the pair's
+address, under their own number, and the namespace from there to the endpoint; the client keeps its address
+(docs/decisions/0018-ports-of-overlay-endpoints.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
 
 from netweft_agent.domain import names, ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -35,8 +38,9 @@ from netweft_agent.domain.resources import (
     Sysctl,
     Vxlan,
 )
+from netweft_agent.domain.sandbox import DEFAULT_ROUTE
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, bridge, firewall, limits
+from netweft_agent.drivers import base, bridge, firewall, limits, publish
 
 BRIDGE = "br0"
 TUNNEL = "vxlan0"
@@ -48,6 +52,9 @@ TRANSIT = IPv4Network("169.254.0.0/16")
 
 TRANSIT_MAX = 21503
 """Keeps the transit addresses below 169.254.168.0: clouds serve metadata at 169.254.169.254."""
+
+TRANSIT6 = IPv6Network("fd6e:7765:6674::/112")
+"""Unique local addresses (RFC 4193) between a host and its networks' namespaces; the last 16 bits are those of IPv4."""
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds over IPv4 and IPv6: outer IP, UDP, VXLAN and inner Ethernet headers (RFC 7348 §5)."""
@@ -91,13 +98,13 @@ class OverlayDriver:
         self._own = base.OwnParts()
 
     def check(self, network: Network, attachment: base.Attachment, facts: Facts) -> None:
-        """Refuse a host without a tunnel address, its own namespace, limits that its kernel lacks, and published ports.
+        """Refuse a host without a tunnel address, its own namespace, limits its kernel lacks, and ports to nowhere.
 
         Raises:
             FailedPrecondition: One of them, or the network lacks one of its numbers.
+            InvalidArgument: No kernel can lead a port of the host into the network, or a port is published twice.
         """
         base.refuse_host_sandbox(self.name, attachment)
-        base.refuse_ports(self.name, attachment)
         limits.refuse_lacking(attachment.endpoint, facts)
         if not facts.vtep:
             raise FailedPrecondition(
@@ -117,6 +124,10 @@ class OverlayDriver:
                     network=network.name,
                     claim=claim.name,
                 )
+        if attachment.endpoint.ports:
+            of = _ways(network, attachment.endpoint, base.IP_VERSIONS)
+            publish.refuse_unreachable(network, attachment.endpoint, of, _ANY_HOST_ADDRESS)
+            publish.refuse_twice(attachment.endpoint, of, by_number=True)
 
     def render(
         self, network: Network, attachments: Sequence[base.Attachment], peers: Sequence[Peer], facts: Facts
@@ -132,14 +143,19 @@ class OverlayDriver:
             state.add(
                 attachment.owner,
                 *bridge.veth(attachment, ns=ns, master=BRIDGE, mtu=mtu, port=Port(), ipv6=network.enable_ipv6),
+                *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
             )
         for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
-            state.add(f"peer/{peer.id}", *_peer(peer, ns))
+            state.add(f"peer/{peer.id}", *_peer(peer, ns, network.claims["vni"]))
         return state
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Offer the bridge's address."""
         return base.subnet_gateway(network, endpoint, version)
+
+    def routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        """Return the network's other subnets: its gateway on each host leads there, of internal networks too."""
+        return base.other_subnets(network, endpoint)
 
     def interface_prefix(self, network: Network) -> str:
         """Return the usual one."""
@@ -147,9 +163,23 @@ class OverlayDriver:
         return base.INTERFACE_PREFIX
 
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
-        """Hold no ports."""
-        del network, endpoint
-        return ports.nowhere
+        """Return the host's addresses at which ports are translated."""
+        of = _ways(network, endpoint, base.IP_VERSIONS)
+        return lambda port: tuple(one.host_address for one in of(port))
+
+
+_ANY_HOST_ADDRESS = publish.UNSPECIFIED[4]
+
+
+def _ways(network: Network, endpoint: Endpoint, versions: Collection[int]) -> publish.Ways:
+    return publish.ways(endpoint, _ANY_HOST_ADDRESS, () if network.internal else versions)
+
+
+def _published(network: Network, attachment: base.Attachment, ns: str) -> list[Resource]:
+    of = _ways(network, attachment.endpoint, attachment.gateway_of)
+    addresses: dict[int, str] = {one.version: str(one[1]) for one in _transit(network)}
+    through = publish.Through(ns=ns, addresses=addresses)
+    return publish.render(attachment.endpoint, names.uplink(network.id), of, through)
 
 
 def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts) -> list[Resource]:
@@ -171,10 +201,7 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
             socket_ns=HOST,
         ),
     ]
-    if not network.internal:
-        wanted += [
-            Address(ns=ns, link=BRIDGE, address=str(one.gateway)) for one in network.subnets if one.gateway is not None
-        ]
+    wanted += _gateway(network, ns)
     if _leads_out(network):
         wanted += _way_out(network, ns, mtu)
     wanted += firewall.tunnel(options.vxlan_port, vni)
@@ -182,31 +209,65 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
 
 
 def _leads_out(network: Network) -> bool:
-    return network.enable_ipv4 and not network.internal
+    return not network.internal
+
+
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+def _versions(network: Network) -> list[int]:
+    return [4] * network.enable_ipv4 + [6] * network.enable_ipv6
+
+
+def _gateway(network: Network, ns: str) -> list[Resource]:
+    """Render the gateway; of an internal network where there are several subnets to lead between, and no way out."""
+    wanted: list[Resource] = []
+    for version in _versions(network):
+        own = [one.gateway for one in network.subnets if one.gateway is not None and one.subnet.version == version]
+        if network.internal and len(own) < 2:
+            continue
+        wanted += [Address(ns=ns, link=BRIDGE, address=str(one)) for one in own]
+        wanted.append(Sysctl(ns=ns, path=_FORWARDING[version], value="1"))
+        if len(own) > 1:
+            wanted += firewall.no_redirects(ns)
+    return wanted
+
+
+def _transit(network: Network) -> list[IPv4Network | IPv6Network]:
+    """Return the prefix of the pair that leads out, for each of the network's families: the host's address and ours."""
+    offset = 2 * network.claims["transit"]
+    four = IPv4Network((int(TRANSIT.network_address) + offset, 31))
+    six = IPv6Network((IPv6Address(int(TRANSIT6.network_address) + offset), 127))
+    return [four if version == 4 else six for version in _versions(network)]
 
 
 def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
     """Render the pair that leads from the network's namespace to the host."""
-    transit = IPv4Network((int(TRANSIT.network_address) + 2 * network.claims["transit"], 31))
-    outside, inside = transit
     link = names.uplink(network.id)
-    return [
-        Link(ns=HOST, name=link, kind="veth", mtu=mtu, ipv6=False, peer=PeerEnd(ns=ns, name=UPLINK)),
-        Link(ns=ns, name=UPLINK, kind="peer", mtu=mtu, ipv6=False, peer=PeerEnd(ns=HOST, name=link)),
-        Address(ns=HOST, link=link, address=f"{outside}/31"),
-        Address(ns=ns, link=UPLINK, address=f"{inside}/31"),
-        Route(ns=ns, destination="0.0.0.0/0", link=UPLINK, via=str(outside)),
-        Sysctl(ns=ns, path="net/ipv4/ip_forward", value="1"),
-        Sysctl(ns=HOST, path="net/ipv4/ip_forward", value="1"),
+    transit = _transit(network)
+    ipv6 = network.enable_ipv6
+    wanted: list[Resource] = [
+        Link(ns=HOST, name=link, kind="veth", mtu=mtu, ipv6=ipv6, peer=PeerEnd(ns=ns, name=UPLINK)),
+        Link(ns=ns, name=UPLINK, kind="peer", mtu=mtu, ipv6=ipv6, peer=PeerEnd(ns=HOST, name=link)),
         *firewall.way_out(link, transit),
         *firewall.way_out_inside(ns, UPLINK),
     ]
+    for prefix in transit:
+        outside, inside = prefix
+        wanted += [
+            Address(ns=HOST, link=link, address=f"{outside}/{prefix.prefixlen}"),
+            Address(ns=ns, link=UPLINK, address=f"{inside}/{prefix.prefixlen}"),
+            Route(ns=ns, destination=DEFAULT_ROUTE[prefix.version], link=UPLINK, via=str(outside)),
+            Sysctl(ns=ns, path=_FORWARDING[prefix.version], value="1"),
+            Sysctl(ns=HOST, path=_FORWARDING[prefix.version], value="1"),
+        ]
+    return wanted
 
 
-def _peer(peer: Peer, ns: str) -> list[Resource]:
+def _peer(peer: Peer, ns: str, vni: int) -> list[Resource]:
     return [
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac, vtep=peer.vtep),
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac),
         *(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=peer.mac) for one in peer.addresses),
-        *firewall.remote(peer.vtep),
+        *firewall.remote(vni, peer.vtep),
     ]

@@ -8,18 +8,22 @@
 
 The rules that look into them never change, so a port costs its elements whatever else is published
 (docs/decisions/0007-published-ports.md).
+
+Where a network has a namespace of its own, addresses of which may be another network's too, a port is led there first,
+under its own number, and by `any_ports4` and `any_ports6` of that namespace to its endpoint: see `Through`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from netweft_common.errors import InvalidArgument
+from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import nft
-from netweft_agent.domain.objects import Endpoint, PublishedPort
-from netweft_agent.domain.resources import ANY_ADDRESS, HOST, PortHold, Resource, Sysctl
+from netweft_agent.domain.objects import Endpoint, Network, PublishedPort
+from netweft_agent.domain.resources import ANY_ADDRESS, HOST, Ns, PortHold, Resource, Sysctl
+from netweft_agent.drivers import base
 
 TABLE = nft.Table("inet", "netweft")
 
@@ -89,6 +93,32 @@ BASE: tuple[Resource, ...] = (
 )
 """What there is as soon as there is a bridge network, published ports or not."""
 
+
+def inside(ns: Ns, link: str) -> list[Resource]:
+    """Render what leads published ports on inside a network's own namespace.
+
+    Args:
+        ns: The namespace.
+        link: By which packets come in from the host.
+    """
+    return [
+        *(nft.NftSet(ns=ns, table=TABLE, spec=ANY_PORTS[version]) for version in (4, 6)),
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="prerouting",
+            base=nft.Base(type="nat", hook="prerouting", priority=-100),
+            rules=(
+                nft.rule(nft.Match(nft.META_IIFNAME, link, op="!="), nft.RETURN),
+                *(
+                    nft.rule(nft.Dnat(_FAMILY[version], (nft.META_L4PROTO, nft.TH_DPORT), ANY_PORTS[version]))
+                    for version in (4, 6)
+                ),
+            ),
+        ),
+    ]
+
+
 MASQUERADED_SELF = tuple(
     nft.rule(nft.Match(fields, SELF[version]), nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.Masquerade())
     for version, fields in ((4, (nft.IP_SADDR, nft.IP_DADDR)), (6, (nft.IP6_SADDR, nft.IP6_DADDR)))
@@ -108,6 +138,19 @@ class Target:
     def is_any(self) -> bool:
         """Whether it is reached at all addresses of the host."""
         return self.host_address == UNSPECIFIED[self.version]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Through:
+    """A network's own namespace, which ports are led through.
+
+    Attributes:
+        ns: The namespace.
+        addresses: Its own ones, at which the host reaches it, by IP version.
+    """
+
+    ns: Ns
+    addresses: Mapping[int, str]
 
 
 Ways = Callable[[PublishedPort], tuple[Target, ...]]
@@ -142,8 +185,13 @@ def ways(endpoint: Endpoint, default_address: str, versions: Collection[int]) ->
     return of
 
 
-def refuse_twice(endpoint: Endpoint, of: Ways) -> None:
+def refuse_twice(endpoint: Endpoint, of: Ways, *, by_number: bool = False) -> None:
     """Refuse two bindings of one endpoint that want the same port of the host.
+
+    Args:
+        endpoint: The endpoint.
+        of: Where each binding leads.
+        by_number: Ports of one number lead to one port of the container, whichever address of the host they are at.
 
     Raises:
         InvalidArgument: There are such; names both.
@@ -153,7 +201,11 @@ def refuse_twice(endpoint: Endpoint, of: Ways) -> None:
         for way in of(port):
             others = seen.setdefault((port.protocol, way.version, port.number), [])
             for host_address, other in others:
-                if way.is_any or host_address in {way.host_address, UNSPECIFIED[way.version]}:
+                if (
+                    way.is_any
+                    or host_address in {way.host_address, UNSPECIFIED[way.version]}
+                    or (by_number and other.container_port != port.container_port)
+                ):
                     raise InvalidArgument(
                         "PORT_TWICE",
                         f"endpoint {endpoint.name} publishes its ports {other.container_port} and "
@@ -164,13 +216,66 @@ def refuse_twice(endpoint: Endpoint, of: Ways) -> None:
             others.append((way.host_address, port))
 
 
-def render(endpoint: Endpoint, bridge: str, of: Ways) -> list[Resource]:
+def refuse_unreachable(network: Network, endpoint: Endpoint, of: Ways, default_address: str) -> None:
+    """Refuse bindings that no kernel can lead into the endpoint.
+
+    Args:
+        network: Of the endpoint.
+        endpoint: With its bindings, those that lead somewhere with assigned ports.
+        of: Where each binding leads.
+        default_address: Host address of bindings that name none.
+
+    Raises:
+        FailedPrecondition: The network is internal, lacks the family or a gateway; or a port is not assigned.
+        InvalidArgument: A binding to the IPv6 loopback address, or two want the same port of the host.
+    """
+    for port in endpoint.ports:
+        ways = of(port)
+        what = f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
+        if network.internal:
+            raise FailedPrecondition(
+                "INTERNAL_NETWORK",
+                f"{what} cannot be published: network {network.name} is internal, so nothing outside reaches it; "
+                "publish it on another network of the sandbox",
+                network=network.name,
+            )
+        if port.host_address == "::1":
+            raise InvalidArgument(
+                "IPV6_LOOPBACK",
+                f"{what} cannot be published at [::1]: IPv6 has no way from the loopback address into a network; use "
+                "127.0.0.1, or an address of the host",
+                field="ports.host_address",
+            )
+        if not ways:
+            versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
+            raise FailedPrecondition(
+                "NO_ADDRESS_OF_FAMILY",
+                f"{what} cannot be published at {port.host_address or default_address}: the endpoint has "
+                f"{versions} addresses only, and nothing translates between families; publish it at an address of its "
+                "own family, or give the network the other one",
+                network=network.name,
+            )
+        if all(base.subnet_gateway(network, endpoint, one.version) is None for one in ways):
+            raise FailedPrecondition(
+                "NO_GATEWAY",
+                f"{what} cannot be published: network {network.name} has no gateway, so no answer would leave it; "
+                "make the network with one, or publish the port on another network of the sandbox",
+                network=network.name,
+            )
+        if not port.number:
+            raise FailedPrecondition(
+                "PORT_NOT_ASSIGNED", f"{what} has no port of the host yet; name one with host_port", field="ports"
+            )
+
+
+def render(endpoint: Endpoint, link: str, of: Ways, through: Through | None = None) -> list[Resource]:
     """Render an endpoint's bindings: held ports, map elements, and the way through 127.0.0.1.
 
     Args:
         endpoint: The endpoint, its bindings with assigned ports.
-        bridge: Name of its bridge.
+        link: Name of the host's link that leads to it, its bridge for instance.
         of: Where each binding leads; one that leads nowhere is left out.
+        through: Namespace that leads them on; None: the host reaches the endpoint's address itself.
     """
     wanted: list[Resource] = []
     holder = f"endpoint {endpoint.name} ({endpoint.id})"
@@ -188,23 +293,33 @@ def render(endpoint: Endpoint, bridge: str, of: Ways) -> list[Resource]:
                 port=port.number,
                 targets=tuple([_text(way.address, port.container_port) for way in found]),
                 holder=holder,
+                through="" if through is None else through.ns,
             )
         )
         for way in found:
-            wanted.append(_element(port, way))
+            if through is None:
+                wanted.append(_element(port, way, (way.address, port.container_port)))
+            else:
+                wanted.append(_element(port, way, (through.addresses[way.version], port.number)))
+                wanted.append(_onward(port, way, through.ns))
             versions[way.version] = way.address
             through_loopback = through_loopback or way.is_any or way.host_address.startswith("127.")
-    wanted += [
-        nft.NftElement(ns=HOST, table=TABLE, spec=SELF[version], item=(address, address))
-        for version, address in versions.items()
-    ]
+    if through is None:
+        wanted += [
+            nft.NftElement(ns=HOST, table=TABLE, spec=SELF[version], item=(address, address))
+            for version, address in versions.items()
+        ]
     if through_loopback and 4 in versions:
-        wanted.append(Sysctl(ns=HOST, path=f"net/ipv4/conf/{bridge}/route_localnet", value="1"))
+        wanted.append(Sysctl(ns=HOST, path=f"net/ipv4/conf/{link}/route_localnet", value="1"))
     return wanted
 
 
-def _element(port: PublishedPort, way: Target) -> nft.NftElement:
-    value = (way.address, port.container_port)
+def _onward(port: PublishedPort, way: Target, ns: Ns) -> nft.NftElement:
+    spec, value = ANY_PORTS[way.version], (way.address, port.container_port)
+    return nft.NftElement(ns=ns, table=TABLE, spec=spec, item=(port.protocol, port.number), value=value)
+
+
+def _element(port: PublishedPort, way: Target, value: tuple[str, int]) -> nft.NftElement:
     if way.is_any:
         spec, item = ANY_PORTS[way.version], (port.protocol, port.number)
         return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=item, value=value)

@@ -81,6 +81,17 @@ def _taken(owner: str, key: Key, holder: str) -> NetweftError:
             port=port,
             protocol=protocol,
         )
+    if kind == "nft-element" and ns.startswith("network/") and "any_ports" in name[2]:
+        protocol, _, port = name[3].partition(" . ")
+        return FailedPrecondition(
+            "PORT_IN_USE",
+            f"port {port}/{protocol} of this host leads to {holder} of the same network already, at another address; "
+            "with a network that has a namespace of its own, one number leads to one endpoint: publish another one",
+            object=owner,
+            holder=holder,
+            port=port,
+            protocol=protocol,
+        )
     return FailedPrecondition(
         "RESOURCE_TAKEN",
         f"{owner} needs {kind} {' '.join(name)} in {ns or 'the host'}, which {holder} has in another form; "

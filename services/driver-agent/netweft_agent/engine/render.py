@@ -20,6 +20,7 @@ from netweft_agent.domain.objects import (
     Peer,
     Ref,
     Sandbox,
+    Subnetwork,
 )
 from netweft_agent.domain.objects import (
     Scope as Reach,
@@ -227,6 +228,12 @@ class Renderer:
             raise _bug(network, error) from error
         return {version: gateway for version, gateway in offered.items() if gateway is not None}
 
+    def _routes(self, network: Network, endpoint: Endpoint) -> Mapping[Subnetwork, Interface]:
+        try:
+            return self.drivers[network.driver].routes(network, endpoint)
+        except Exception as error:  # as above
+            raise _bug(network, error) from error
+
     def _attachments(self, store: ObjectStore, scope: Scope) -> dict[str, list[Attachment]]:
         """Return the scope's endpoints with their sandboxes, by network.
 
@@ -275,6 +282,7 @@ class Renderer:
                     gateways=self._gateways(network, endpoint),
                     host=self._host_addresses(network, endpoint),
                     ipv6=base.has_ipv6(endpoint, network_has=network.enable_ipv6),
+                    routes=self._routes(network, endpoint),
                 )
             )
         return members

@@ -13,9 +13,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from netweft_agent.domain.resources import ANY_ADDRESS, PortHold
+from netweft_agent.domain.resources import ANY_ADDRESS, HOST, Ns, PortHold
 from netweft_agent.kernel import netlink
 
 _SUBSYSTEM = 1 << 8
@@ -78,14 +78,27 @@ class _Filter:
     exact: bool = True
 
 
-def of_ports(ended: Iterable[PortHold], held: Callable[[], Iterable[PortHold]]) -> list[Flows | Translated]:
-    """Say which flows end with these ports.
+def of_ports(ended: Iterable[PortHold], held: Callable[[], Iterable[PortHold]]) -> dict[Ns, list[Flows | Translated]]:
+    """Say which flows end with these ports, by the namespace that tracks them.
 
     Args:
         ended: They lead nowhere now, or elsewhere.
         held: Returns the ports that are held from now on; asked only where many ended.
     """
-    ports = list(dict.fromkeys(ended))
+    ports: dict[Ns, list[PortHold]] = {}
+    for one in dict.fromkeys(ended):
+        ports.setdefault(one.through, []).append(one)
+    found: dict[Ns, list[Flows | Translated]] = {HOST: []}
+    for ns, group in ports.items():
+        if ns != HOST:
+            # Seen from the host they all lead to the namespace; seen from there, to any address of the host.
+            found[HOST] += [Flows(one.protocol, one.address, one.port) for one in group]
+            group = [replace(one, address=ANY_ADDRESS) for one in group]  # noqa: PLW2901
+        found.setdefault(ns, []).extend(_of_group(group, lambda: [one for one in held() if one.through == ns]))  # noqa: B023  # called at once
+    return found
+
+
+def _of_group(ports: Sequence[PortHold], held: Callable[[], Iterable[PortHold]]) -> list[Flows | Translated]:
     by_target: dict[str, int] = {}
     for one in ports:
         for target in one.targets:

@@ -19,7 +19,18 @@ from netweft_common import errors
 
 from netweft_agent.domain.nft import NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import HOST, File, Key, Link, Namespace, Ns, PortHold, Rank, Resource, Sysctl
+from netweft_agent.domain.resources import (
+    HOST,
+    File,
+    Key,
+    Link,
+    Namespace,
+    Ns,
+    PortHold,
+    Rank,
+    Resource,
+    Sysctl,
+)
 from netweft_agent.kernel import conntrack, dumps, netlink, nft, nft_guests, rtnl, sysctl
 from netweft_agent.kernel.files import Files
 from netweft_agent.kernel.indexes import Indexes
@@ -305,8 +316,9 @@ class Executor:
     def _end_flows(self) -> None:
         """End the flows of ports that led elsewhere before; by now no new one can begin."""
         ended, self._ended = self._ended, []
-        flows = conntrack.of_ports(ended, lambda: self._ports.held().values())
-        conntrack.end(self.sockets.get(HOST, netlink.NETLINK_NETFILTER), flows)
+        for ns, flows in conntrack.of_ports(ended, lambda: self._ports.held().values()).items():
+            if self._namespaces.holds(ns):  # what is gone took its flows along
+                conntrack.end(self.sockets.get(ns, netlink.NETLINK_NETFILTER), flows)
 
     def _change_firewall(self, run: Run, indices: Iterable[int]) -> None:
         by_ns: dict[Ns, list[int]] = defaultdict(list)
