@@ -195,7 +195,7 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
             kind="vxlan",
             mtu=mtu,
             master=BRIDGE,
-            ipv6=False,
+            ipv6=network.enable_ipv6,  # without it the kernel takes no neighbours of that family
             vxlan=Vxlan(vni=vni, local=facts.vtep, port=options.vxlan_port),
             port=Port(learning=False, flood=False),
             socket_ns=HOST,
