@@ -33,7 +33,7 @@ def cluster():
     require_tool("ip")
     require_tool("nft")
     with support.running(*HOSTS, environ=SETTINGS) as cluster:
-        give_ipv6(cluster)
+        give_ipv6(cluster, *HOSTS)
         with cluster.client() as client:
             subnets = [SubnetSpec(subnet=one) for one in SUBNETS]
             for name in ("red", "blue", "shut"):
@@ -44,11 +44,11 @@ def cluster():
         yield cluster
 
 
-def give_ipv6(cluster):
+def give_ipv6(cluster, *hosts):
     """Give hosts and underlay IPv6 addresses, and the world outside one."""
-    for name, six in SIXES.items():
+    for name in hosts:
         with contextlib.closing(Netns.at(str(cluster.host(name)))) as host:
-            host.exec(["ip", "address", "add", f"{six}/64", "dev", "uplink", "nodad"])
+            host.exec(["ip", "address", "add", f"{SIXES[name]}/64", "dev", "uplink", "nodad"])
             host.exec(["ip", "route", "add", "default", "via", ROUTER6])
     with contextlib.closing(Netns.at(str(cluster.layout.underlay_netns))) as underlay:
         underlay.exec(["ip", "address", "add", f"{ROUTER6}/64", "dev", "underlay", "nodad"])

@@ -268,6 +268,8 @@ CHANGES = {
         (endpoint(bandwidth=limits(10_000_000)),),
     ),
     "limit-no-more": (CASES["bridge"], (endpoint(bandwidth=limits(10_000_000, 1_000_000)),), (endpoint(),)),
+    "publish-on-an-overlay": (CASES["overlay"], (endpoint(),), (endpoint(ports=(port(80, 8080),)),)),
+    "unpublish-on-an-overlay": (CASES["overlay"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
     "unpublish": (CASES["bridge"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
     "port-moves": (
         CASES["bridge"],

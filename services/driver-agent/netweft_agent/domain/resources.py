@@ -657,7 +657,9 @@ class PortHold(Plain):
         return f"{self.add_command()} && {self._flush()}"
 
     def _flush(self) -> str:
-        return f"conntrack -D -p {self.protocol} --orig-port-dst {self.port}"
+        command = f"conntrack -D -p {self.protocol} --orig-port-dst {self.port}"
+        inside = f" && ip netns exec {self.through.replace('/', '-')} {command}" if self.through else ""
+        return command + inside
 
 
 def as_down(link: Link) -> Link:
