@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,13 @@ from netweft_agent.domain.resources import File, Link, Namespace, Route, Sysctl
 from tests.support.agent import FACTS, endpoint, oid, sandbox
 
 
-def member(number=1001, name="net", *, v4="10.0.0.1/24", v6="", internal=False, **fields):
+def member(number=1001, name="net", *, v4="10.0.0.1/24", v6="", internal=False, others=(), **fields):
     gateways = {int(version): ip_interface(text) for version, text in (("4", v4), ("6", v6)) if text}
     fields.setdefault("interface_name", f"if{number}")
-    return domain.Member(endpoint=endpoint(number, **fields), network_name=name, internal=internal, gateways=gateways)
+    routes = {ip_network(subnet): ip_interface(gateway) for subnet, gateway in others}
+    return domain.Member(
+        endpoint=endpoint(number, **fields), network_name=name, internal=internal, gateways=gateways, routes=routes
+    )
 
 
 ONE, TWO, THREE = 1001, 1002, 1003
@@ -55,6 +58,37 @@ def test_the_default_route_is_given_by(members, version, expected, backwards):
 
 def render(box, *members, facts=FACTS, **host):
     return domain.render(box, members, facts, HostFiles(**{"resolv_conf": "nameserver 192.0.2.53\n", **host}))
+
+
+TO_10_9 = ("10.9.0.0/24", "10.0.0.1/24")
+
+FURTHER = {
+    "none where the default route leads there": ([member(ONE, others=[TO_10_9])], {}),
+    "of an internal network": ([member(ONE, v4="", others=[TO_10_9])], {"10.9.0.0/24": f"if{ONE}"}),
+    "beside another's default route": (
+        [member(ONE, "b", others=[TO_10_9]), member(TWO, "a", v4="10.2.0.1/24")],
+        {"10.9.0.0/24": f"if{ONE}"},
+    ),
+    "none to what the sandbox is in": (
+        [member(ONE, v4="", others=[TO_10_9]), member(TWO, addresses=(ip_interface("10.9.0.7/24"),))],
+        {},
+    ),
+    "the first network's by name, whatever came first": (
+        [member(TWO, "b", v4="", others=[TO_10_9]), member(ONE, "a", v4="", others=[TO_10_9])],
+        {"10.9.0.0/24": f"if{ONE}"},
+    ),
+    "of both families": (
+        [member(ONE, v4="", others=[TO_10_9, ("fd00:9::/64", "fd00:1::1/64")])],
+        {"10.9.0.0/24": f"if{ONE}", "fd00:9::/64": f"if{ONE}"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("members", "expected"), FURTHER.values(), ids=FURTHER)
+def test_further_subnets_of_a_network_have_routes(members, expected):
+    routes = [one for one in render(sandbox(), *members) if isinstance(one, Route)]
+
+    assert expected == {one.destination: one.link for one in routes if not one.destination.endswith("/0")}
 
 
 def test_a_sandbox_of_ours_has_namespace_loopback_and_files():
