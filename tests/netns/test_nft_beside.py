@@ -70,6 +70,7 @@ SHUT = [None, None, None, None]
 
 
 async def test_the_administrators_chains_are_there_and_come_first(lab):
+    """moby#4737, #22054: what the administrator drops is not opened by a published port."""
     await lab.put(DUAL, sandbox(), ITEM)
     before = ways(lab)
 
@@ -196,6 +197,7 @@ async def test_a_bridge_with_a_name_of_its_own_is_let_through_by_name(lab):
 
 
 async def test_beside_firewalld_all_ways_are_open(lab):
+    """CVE-2025-54388, CVE-2025-54410: firewalld's rules and ours do not undo each other."""
     load(lab, "firewalld")
     before = listed(lab, "inet firewalld")
     await lab.put(DUAL, sandbox(), ITEM)
@@ -205,6 +207,7 @@ async def test_beside_firewalld_all_ways_are_open(lab):
 
 
 async def test_firewalls_that_come_and_go_while_we_are_there_change_nothing_of_ours(lab):
+    """CVE-2025-54388, CVE-2025-54410: a reload of another firewall."""
     await lab.put(DUAL, sandbox(), ITEM)
     ours = listed(lab, "inet netweft", "bridge netweft")
     load(lab, "firewalld")
@@ -219,6 +222,7 @@ async def test_firewalls_that_come_and_go_while_we_are_there_change_nothing_of_o
 
 @pytest.mark.parametrize("name", ["default-drop", "ufw"])
 async def test_what_a_default_drop_firewall_shuts_stays_shut_until_it_is_opened_there(lab, name):
+    """moby#4737, #22054: a port that ufw or a policy of drop shuts is not opened by publishing it."""
     load(lab, name)
     await lab.put(DUAL, sandbox(), ITEM)
     shut = ways(lab)
@@ -252,6 +256,7 @@ STRANGER = endpoint(1002, 2, 102)
     ids=["nft flush ruleset", "iptables -F", "iptables -t nat -F"],
 )
 async def test_a_flush_by_others_leaves_ours_alone(lab, command):
+    """CVE-2025-54388, CVE-2025-54410: isolation holds through flushes, which find nothing of ours."""
     require_tool(command[0])
     if not kernel_nft.has_owner():
         pytest.skip("this kernel has no tables with an owner")
@@ -309,6 +314,7 @@ def old_kernel(monkeypatch):
     ["flush ruleset", "delete table inet netweft", "flush chain inet netweft forward", "delete table bridge netweft"],
 )
 async def test_in_an_old_kernel_what_others_flush_is_put_back_when_the_kernel_tells(lab, tmp_path, command):
+    """CVE-2025-54388, CVE-2025-54410: where a kernel lets others flush our tables, an event has them repaired."""
     engine = Engine(kernel=lab.kernel, renderer=lab.renderer, journal=Journal(tmp_path / "journal"))
     await engine.start()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:

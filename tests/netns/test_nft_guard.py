@@ -97,6 +97,7 @@ DROPPED = {
 
 
 async def test_an_endpoint_may_send_as_itself_and_as_nobody_else():
+    """CVE-2020-10749, CVE-2020-13401, CAP_NET_RAW: spoofed MAC, IP, ARP, ND; RA, redirects, DHCP servers."""
     async with new_lab() as lab:
         await lab.put(dual(), sandbox(), sandbox(102), red(), blue())
         every = {**PASSED, **DROPPED}
@@ -126,6 +127,7 @@ async def test_where_anti_spoofing_is_off_an_endpoint_may_send_what_it_likes():
 
 
 async def test_in_an_ipv4_network_no_ipv6_frame_passes():
+    """CVE-2024-32473, by frames made by hand."""
     async with new_lab() as lab:
         four = (ip_interface("10.1.0.5/24"),)
         await lab.put(

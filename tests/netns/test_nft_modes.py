@@ -65,6 +65,7 @@ INWARDS = {
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mode", INWARDS)
 async def test_each_gateway_mode_lets_in_and_out_what_it_says(lab, mode, version):
+    """moby#45610: direct access from a neighbour, and published ports, by gateway mode."""
     item = both(ports=(port(8080, 80),))
     await lab.put(dual(options=modes(mode)), sandbox(), item)
     box, own, outside = lab.box(item), OWN[version], NEIGHBOURS[version]
@@ -96,15 +97,16 @@ async def test_each_family_has_its_own_mode(lab):
     assert [NEIGHBOUR4, None, REFUSED, NEIGHBOUR6] == seen
 
 
-ACROSS = {"nat": None, "routed": None, "nat-unprotected": "10.2.0.5"}
+ACROSS = {"nat": [None, None], "routed": [None, None], "nat-unprotected": ["10.2.0.5", "fd00:2::5"]}
 
 
 @pytest.mark.parametrize("mode", ACROSS)
 async def test_networks_reach_each_other_only_where_the_mode_opens_all(lab, mode):
+    """CVE-2025-54410, by gateway mode."""
     item, other = both(), both(1002, 2, 102)
     await lab.put(dual(options=modes(mode)), dual(2), sandbox(), sandbox(102), item, other)
 
-    seen = tcp(lab.box(other), (OWN[4], 9), lab.box(item), (OWN[4], 9))
+    seen = [tcp(lab.box(other), (OWN[v], 9), lab.box(item), (OWN[v], 9)) for v in (4, 6)]
 
     assert ACROSS[mode] == seen
 
@@ -231,6 +233,7 @@ async def doubtful():
 
 @pytest.mark.parametrize("families", [(4, 6), (6,)], ids=["dual stack", "IPv6 only"])
 async def test_ipv6_is_usable_at_once_and_takes_no_advertisements(doubtful, families):
+    """CVE-2020-10749, CVE-2020-13401: `accept_ra` is 0 at both ends."""
     lab = doubtful
     nets = subnets(*(("10.1.0.0/24",) if 4 in families else ()), "fd00:1::/64")
     addresses = tuple(ip_interface(f"{OWN[v]}/{24 if v == 4 else 64}") for v in families)
@@ -250,7 +253,7 @@ async def test_ipv6_is_usable_at_once_and_takes_no_advertisements(doubtful, fami
 
 
 async def test_an_ipv4_network_has_no_ipv6_at_all(lab):
-    # CVE-2024-32473: a link-local address would be a way past all rules.
+    """CVE-2024-32473: a link-local address would be a way past all rules."""
     await lab.put(network(), sandbox(), endpoint())
 
     box = lab.box(endpoint())

@@ -171,7 +171,7 @@ async def test_a_port_is_published_at_the_named_address_alone(lab):
 
 
 async def test_a_port_published_at_127_0_0_1_is_unreachable_from_outside(lab):
-    # CVE-2020-8558: somebody has allowed packets to loopback addresses on the wire.
+    """CVE-2020-8558: even where somebody has allowed packets to loopback addresses on the wire."""
     lab.host.exec(["sysctl", "-qw", "net.ipv4.conf.wire0.route_localnet=1"])
     lab.neighbour.exec(["ip", "link", "set", "lo", "down"])
     lab.neighbour.exec(["ip", "route", "add", "127.0.0.1", "via", HOST4, "dev", "wire0", "table", "7"])
@@ -194,6 +194,7 @@ async def test_a_port_published_at_127_0_0_1_is_unreachable_from_outside(lab):
 
 
 async def test_an_endpoint_does_not_reach_what_listens_on_the_hosts_loopback_address(lab):
+    """CVE-2020-8558, from inside: a bridge with `route_localnet` is no way to services of the host."""
     item = one(port(8080, 80))
     await lab.put(dual(), sandbox(), item)
     box = lab.box(item)
@@ -207,7 +208,7 @@ async def test_an_endpoint_does_not_reach_what_listens_on_the_hosts_loopback_add
 
 
 async def test_packets_through_the_host_to_others_are_untouched(lab):
-    # CVE-2025-67499: only what is for the host itself is translated.
+    """CVE-2025-67499: only what is for the host itself is translated."""
     server = endpoint(1002, 2, 102, addresses=(ip_interface("10.2.0.6/24"), ip_interface("fd00:2::6/64")))
     client = one(port(8080, 7000))
     await lab.put(dual(), dual(2), sandbox(), sandbox(102), client, server)
@@ -218,6 +219,7 @@ async def test_packets_through_the_host_to_others_are_untouched(lab):
 
 
 async def test_a_neighbour_does_not_reach_an_endpoint_directly_published_or_not(lab):
+    """moby#45610: in nat mode a route to the subnet is no way in, with or without br_netfilter."""
     item = one(port(8080, 8080))
     await lab.put(dual(), sandbox(), item)
     lab.neighbour.exec(["ip", "route", "add", "10.1.0.0/24", "via", HOST4])

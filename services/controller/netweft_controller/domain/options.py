@@ -45,6 +45,8 @@ def _value(option: OptionInfo, value: str, path: str) -> str:
         return _bool(value, path)
     if option.type == "int":
         return _int(option, value, path)
+    if value == option.default_value:
+        return value  # though it has another form: an empty one means that there is none
     if option.choices and value not in option.choices:
         raise fields.invalid(path, f"{value!r} is none of {_list(option.choices)}", "OPTION_MALFORMED")
     if option.pattern and not re.fullmatch(option.pattern, value):

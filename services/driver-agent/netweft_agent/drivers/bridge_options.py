@@ -104,7 +104,8 @@ class Options:
         "",
         "Interfaces of the host, by colons, from which endpoints' own addresses may be reached.",
         aliases=("com.docker.network.bridge.trusted_host_interfaces",),
-        pattern=r"[^/:\s]{1,15}(:[^/:\s]{1,15}){0,31}",
+        # A comma is no separator here, and in no name that anybody gives: it would trust nobody, silently.
+        pattern=r"[^,/:\s]{1,15}(:[^,/:\s]{1,15}){0,31}",
     )
     interface_prefix: str = base.option(
         "eth",
