@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,3 +268,40 @@ def netns_paths(cluster: Cluster, host: str) -> Sequence[Path]:
     """Return the files of the namespaces that an agent has made."""
     folder = cluster.agent_dir(host) / "netns"
     return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def kernel(cluster: Cluster, *, handles: bool = True) -> dict[str, dict[str, object]]:
+    """Return what is configured in each namespace: links with their indexes, addresses, routes, entries, rules.
+
+    Args:
+        cluster: Whose hosts to look at; needs ip, bridge and nft.
+        handles: With the numbers by which the kernel knows rules: those of one that was made anew differ.
+    """
+    spaces = {host.name: cluster.host(host.name) for host in cluster.layout.hosts}
+    for host in cluster.layout.hosts:
+        spaces |= {f"{host.name} {path.name}": path for path in netns_paths(cluster, host.name)}
+    return {name: _kernel(path, handles=handles) for name, path in spaces.items()}
+
+
+def _kernel(path: Path, *, handles: bool) -> dict[str, object]:
+    # Learned entries come and go by themselves.
+    return {
+        "links": [_without_timers(link) for link in json.loads(_run(path, "ip", "-d", "-j", "link"))],
+        "addresses": _run(path, "ip", "-o", "-4", "address"),
+        "routes": _run(path, "ip", "-4", "route", "show", "table", "all"),
+        "neighbours": sorted(_run(path, "ip", "neigh", "show", "nud", "permanent").splitlines()),
+        "fdb": sorted(line for line in _run(path, "bridge", "fdb").splitlines() if re.search("permanent|static", line)),
+        "nft": _run(path, "nft", "-s", *(["-a"] if handles else []), "list", "ruleset"),
+    }
+
+
+def _run(path: Path, *command: str) -> str:
+    return netns.call(
+        path, lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    )
+
+
+def _without_timers(value):
+    if isinstance(value, dict):
+        return {key: _without_timers(item) for key, item in value.items() if "timer" not in key}
+    return [_without_timers(item) for item in value] if isinstance(value, list) else value

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import netweft_client
 import pytest
-from netweft_cli import demo, netns, reach, scenario
+from netweft_cli import demo, reach, scenario
 from netweft_client import EndpointSpec, SandboxSpec
 from netweft_common import errors
 
@@ -197,7 +194,7 @@ def test_both_agents_restart_without_a_lost_echo_or_a_change_to_the_kernel(workl
     for tool in ("ip", "bridge", "nft"):
         require_tool(tool)
     cluster = workload.cluster
-    before = kernel(cluster)
+    before = support.kernel(cluster)
     said = {name: len(cluster.log(name)) for name in AGENTS}
 
     with workload.talking():
@@ -208,41 +205,9 @@ def test_both_agents_restart_without_a_lost_echo_or_a_change_to_the_kernel(workl
         drift = support.settled(cluster)
 
     assert [] == drift
-    assert before == kernel(cluster)
+    assert before == support.kernel(cluster)
     for name in AGENTS:
         assert "repaired" not in cluster.log(name)[said[name] :]
-
-
-def kernel(cluster: support.Cluster) -> dict[str, dict[str, object]]:
-    """Return what is configured in each namespace: links with their indexes, addresses, routes, entries, rules."""
-    spaces = {host.name: cluster.host(host.name) for host in cluster.layout.hosts}
-    for host in cluster.layout.hosts:
-        spaces |= {f"{host.name} {path.name}": path for path in support.netns_paths(cluster, host.name)}
-    return {name: _kernel(path) for name, path in spaces.items()}
-
-
-def _kernel(path: Path) -> dict[str, object]:
-    # Learned entries come and go by themselves.
-    return {
-        "links": [_without_timers(link) for link in json.loads(_run(path, "ip", "-d", "-j", "link"))],
-        "addresses": _run(path, "ip", "-o", "-4", "address"),
-        "routes": _run(path, "ip", "-4", "route", "show", "table", "all"),
-        "neighbours": sorted(_run(path, "ip", "neigh", "show", "nud", "permanent").splitlines()),
-        "fdb": sorted(line for line in _run(path, "bridge", "fdb").splitlines() if re.search("permanent|static", line)),
-        "nft": _run(path, "nft", "-s", "-a", "list", "ruleset"),
-    }
-
-
-def _run(path: Path, *command: str) -> str:
-    return netns.call(
-        path, lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    )
-
-
-def _without_timers(value):
-    if isinstance(value, dict):
-        return {key: _without_timers(item) for key, item in value.items() if "timer" not in key}
-    return [_without_timers(item) for item in value] if isinstance(value, list) else value
 
 
 SEED = 20_240_607

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,28 @@ async def test_a_namespace_of_ours_outlives_the_agent_and_is_adopted(host: Host)
     assert (plan(desired, seen_before, {}), errors_) == ((), [])
     assert before == inode(host.kernel.netns_path("sandbox/s1"))
     assert plan(desired, await host.observe(desired), {}) == ()
+
+
+async def test_a_look_does_not_bring_back_what_is_removed_meanwhile(host: Host, monkeypatch):
+    await host.make(*sandbox())
+    looked, removed = threading.Event(), threading.Event()
+    look = host.kernel._observer.observe
+
+    def slow_look(*args):
+        seen = look(*args)
+        looked.set()
+        removed.wait(10)
+        return seen
+
+    monkeypatch.setattr(host.kernel._observer, "observe", slow_look)
+    looking = asyncio.ensure_future(host.kernel.observe(state(sandbox()), take_over=False))
+    await asyncio.to_thread(looked.wait, 10)
+    await host.remove(*sandbox())
+    removed.set()
+    seen = await looking
+
+    assert ("netns", "sandbox/s1") in seen.resources
+    assert ([], False) == (list((host.run_dir / "netns").iterdir()), host.kernel._namespaces.holds("sandbox/s1"))
 
 
 async def test_a_file_that_a_crash_left_without_its_namespace_goes_at_the_next_start(host: Host):

@@ -9,7 +9,20 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from netweft.controller.v1 import endpoint_pb2_grpc, event_pb2_grpc, host_pb2_grpc, network_pb2_grpc, sandbox_pb2_grpc
-from netweft_common import errors, identity, interceptors, lifecycle, logs, loops, metrics, pki, server, settings, tls
+from netweft_common import (
+    errors,
+    faults,
+    identity,
+    interceptors,
+    lifecycle,
+    logs,
+    loops,
+    metrics,
+    pki,
+    server,
+    settings,
+    tls,
+)
 from netweft_common.identity import Role
 
 from netweft_controller.clients.agents import Agents
@@ -270,6 +283,7 @@ def main() -> None:
     except errors.NetweftError as error:
         sys.exit(f"netweft-controller: {error.message}")
     logs.configure(level=config.log_level, style=config.log_format)
+    faults.arm()
     # All intent is in memory, in small objects that live long and refer to nobody: looking through them for cycles at
     # the default rate takes longer, the more endpoints there are.
     gc.freeze()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
-from netweft_common import client, credentials, errors, lifecycle, logs, metrics, pki, server, settings, tls
+from netweft_common import client, credentials, errors, faults, lifecycle, logs, metrics, pki, server, settings, tls
 
 from netweft_agent.domain.objects import Facts, HostFiles
 from netweft_agent.drivers import base
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     # The kernel's thread hands the interpreter back and forth with the loop's: waiting 5 ms for it would be an attach.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.configure(level=chosen.log_level, style=chosen.log_format)
+    faults.arm()
     return lifecycle.run(lambda life: serve(chosen, life), ready_fd=chosen.ready_fd)
 
 

@@ -836,6 +836,21 @@ async def test_a_journal_that_takes_writes_again_catches_up_before_it_says_the_p
     assert rig.rendered() == rig.kernel.state
 
 
+async def test_a_full_disk_refuses_only_what_it_has_to_keep(rig, monkeypatch):
+    await rig.put(1, *BRIDGE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("netweft_agent.engine.journal.os.write", _disk_full)
+        patch.setattr("netweft_agent.engine.journal.os.fsync", _disk_full)
+        statuses = await rig.engine.apply([*put(2, *BRIDGE), *gone(2, peer()), *put(2, endpoint(1002, confirmed=True))])
+    await rig.engine.reconcile()
+    await rig.restart()
+
+    assert ["", "", "", "", "JOURNAL_FULL"] == errors_of(statuses)
+    assert {2} == {item.revision for item in rig.engine.store.objects.values()}
+    assert endpoint(1002).ref in rig.engine.store.objects
+
+
 def _disk_full(*_args):
     raise OSError(28, "No space left on device")
 
@@ -974,6 +989,19 @@ async def test_observe_of_one_object_shows_its_part_and_its_drift(rig):
     assert ["ip address add 10.1.0.3/24 dev eth0"] == [step.command() for step in drift]
 
 
+async def test_looks_beside_the_engines_work_take_nothing_over(rig):
+    await rig.put(1, *BRIDGE)
+    before = rig.kernel.taken_over
+
+    await rig.engine.observe()
+    loop = asyncio.ensure_future(rig.engine.repair_loop(0.001, debounce_s=0))
+    seen = len(rig.kernel.observations)
+    await until(lambda: len(rig.kernel.observations) > seen)
+    loop.cancel()
+
+    assert before == rig.kernel.taken_over
+
+
 async def test_observe_of_an_unknown_object_says_so(rig):
     with pytest.raises(NotFound, match="holds no endpoint"):
         await rig.engine.observe(endpoint().ref)
@@ -1013,10 +1041,10 @@ async def test_the_repair_loop_outlives_a_kernel_that_does_not_answer(rig, monke
     whole = dict(rig.kernel.state)
     observe, failures = rig.kernel.observe, [Unavailable("BUSY", "busy")] * 3
 
-    async def failing(*args):
+    async def failing(*args, **fields):
         if failures:
             raise failures.pop()
-        return await observe(*args)
+        return await observe(*args, **fields)
 
     monkeypatch.setattr(rig.kernel, "observe", failing)
     del rig.kernel.state["route", f"sandbox/{oid(101)}", "0.0.0.0/0"]

@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_later_writes_work(path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "write", write)
-        with pytest.raises(Exhausted, match="cannot write its journal") as caught:
+        with pytest.raises(Exhausted, match=r"cannot write its journal .*: No space left on device") as caught:
             journal.append(put(2, sandbox()), Position(store_id="s", revision=2))
     after = path.read_bytes()
     journal.append(put(3, endpoint()))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from netweft_common import errors, logs
+from netweft_common import errors, faults, logs
 
 from netweft_controller.clients.ipam import Ask, Ipam, releases_of
 from netweft_controller.domain import commits, endpoints, tombs
@@ -141,6 +141,7 @@ class Attach:
             ready = [placements[index] for index in sorted(placements) if index not in self._results]
             if not ready:
                 break
+            faults.reach(faults.Point.ATTACH_LEASED)
             builder, made = endpoints.create(self._replica.state, ready, self._leases)
             outcome = await self._replica.commit(builder.build(self._remember(made), self._known))
             if isinstance(outcome, commits.Committed):
@@ -295,7 +296,9 @@ class Attach:
         if not joining:
             return
         made = [id_ for id_ in self._sandbox_ids if id_ in state.sandboxes]
+        faults.reach(faults.Point.ATTACH_RECORDED)
         answers = await self._joiner.apply([self._ids[index] for index in joining], made)
+        faults.reach(faults.Point.ATTACH_JOINED)
         self._results.update(zip(joining, answers, strict=True))
         attached = {
             index: answer for index, answer in zip(joining, answers, strict=True) if isinstance(answer, Attached)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from netweft_common import errors
+from netweft_common import errors, faults
 
 from netweft_controller.clients.agents import Agents
 from netweft_controller.clients.ipam import Ipam, releases_of
@@ -70,8 +70,11 @@ class Remover:
             What stands in the way, by id of endpoint or sandbox; those stay marked for the reconciler.
         """
         failures: Failures = {}
+        faults.reach(faults.Point.DETACH_MARKED)
         endpoints_here, sandboxes_here = await self._leave_hosts(endpoint_ids, sandbox_ids, failures, unasked=unasked)
+        faults.reach(faults.Point.DETACH_LEFT)
         released = await self._give_back(endpoints_here, failures)
+        faults.reach(faults.Point.DETACH_RELEASED)
         confirmed = [id_ for id_ in endpoints_here if id_ not in failures]
         if confirmed or sandboxes_here:
             try:
@@ -80,6 +83,7 @@ class Remover:
                 )
             except errors.NetweftError as error:
                 failures.update(dict.fromkeys((*confirmed, *sandboxes_here), error))
+        faults.reach(faults.Point.DETACH_ENDED)
         return failures
 
     async def _leave_hosts(

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable
 
-from netweft_common import backoff, errors, logs
+from netweft_common import backoff, errors, faults, logs
 
 from netweft_controller.domain import commits
 from netweft_controller.domain.objects import Endpoint, EndpointState, PublishedPort, Sandbox, SandboxState
@@ -104,6 +104,7 @@ class Settler:
             # A request is told of when all that it made is confirmed, which came in the same call.
             requests = dict(self._requests) if len(part) == len(self._confirmed) else {}
             await self._replica.decide(lambda state, p=part, r=requests: settle(state, p.values(), r.values()))  # type: ignore[misc]  # mypy infers no types for lambda defaults
+            faults.reach(faults.Point.ATTACH_CONFIRMED)
             for id_, one in part.items():
                 if self._confirmed.get(id_) is one:
                     del self._confirmed[id_]

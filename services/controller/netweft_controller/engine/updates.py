@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from netweft_common import deadline, errors
+from netweft_common import deadline, errors, faults
 
 from netweft_controller.domain import commits, names, updates
 from netweft_controller.domain.changes import HostKind
@@ -94,7 +94,9 @@ class Updater:
         if not record.value.is_active:
             self._settler.confirm((), request.remember(Outcome(items=(_told(record),))))
             return record
+        faults.reach(faults.Point.PUBLISH_RECORDED)
         statuses = await self._joiner.ask_hosts([done.id], [])
+        faults.reach(faults.Point.PUBLISH_JOINED)
         result = joined(self._replica.state, done.id, statuses)
         if isinstance(result, errors.NetweftError):
             if not isinstance(result, errors.Unavailable) and done.endpoint is not None:

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
+from netweft_common import faults
 from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
 from netweft_agent.domain import leases
@@ -107,6 +108,12 @@ class _Round:
     changes: dict[Ref, Change] = field(default_factory=dict)
     silent: list[Change] = field(default_factory=list)
     """Changes that ask nothing new of the kernel."""
+
+    def news(self, *, without: Collection[Ref]) -> Iterator[Change]:
+        """Yield what the journal is to be told of; of what was never held it need not say that it is gone."""
+        for ref, change in self.changes.items():
+            if ref not in without and (change.put is not None or self.before[ref][0] is not None):
+                yield change
 
 
 class Engine:
@@ -238,7 +245,7 @@ class Engine:
             raise NotFound("OBJECT_UNKNOWN", f"this host holds no {ref}", object=str(ref))
         wanted = dict(self.desired.resources if ref is None else self.desired.by_owner.get(str(ref), {}))
         spaces = None if ref is None else {key[1] for key in wanted}
-        found = await self._kernel.observe(wanted, spaces)
+        found = await self._kernel.observe(wanted, spaces, take_over=False)
         present = {key: one for key, one in found.resources.items() if ref is None or key in wanted}
         return present, plan(wanted, present, {key: self.desired.owner(key) for key in wanted})
 
@@ -316,7 +323,7 @@ class Engine:
         Changes under way show as drift here; the reconcile that follows looks again with nothing under way.
         """
         wanted = dict(self.desired.resources)
-        found = await self._kernel.observe(wanted)
+        found = await self._kernel.observe(wanted, take_over=False)
         present = {key: one for key, one in found.resources.items() if self._authoritative or key in wanted}
         return {step.resource.ns for step in plan(wanted, present, {})} | self._ailing_spaces()
 
@@ -473,15 +480,19 @@ class Engine:
             # What cannot even be rendered is put back before the kernel is touched.
             self._put_back(this, self._dispensable(this, _failed(this, refused)), this.scope)
             concerned = {**concerned, **self._adopt(this.scope)[0]}
+        faults.reach(faults.Point.CHANGE_STAGED)
         errors = {**await self._perform(concerned), **refused}
+        faults.reach(faults.Point.CHANGE_EXECUTED)
         failed = _failed(this, errors)
         undone = self._dispensable(this, failed)
+        kept = list(this.news(without=undone))
         try:
-            self._journal.append([*this.silent, *(one for ref, one in this.changes.items() if ref not in undone)])
+            self._journal.append([*this.silent, *kept])
         except NetweftError as error:
             self._behind = True
-            failed = dict.fromkeys(this.changes, error)
+            failed |= {change.ref: error for change in kept}
             undone = self._dispensable(this, failed)
+        faults.reach(faults.Point.CHANGE_KEPT)
         for ref, refusal in failed.items():
             log.warning("change refused", object=str(ref), revision=this.changes[ref].revision, error=str(refusal))
         if undone:

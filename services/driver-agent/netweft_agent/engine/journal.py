@@ -8,6 +8,7 @@ that it describes. A torn last line is dropped. It is rewritten when it has grow
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from netweft_common import faults
 from netweft_common.errors import Exhausted, FailedPrecondition
 
 from netweft_agent.domain.objects import (
@@ -129,7 +131,8 @@ class Journal:
         try:
             written = os.write(self._fd, data)
             if written != len(data):
-                raise OSError(28, "short write")  # noqa: TRY301  # the same answer as to a full disk
+                # The rest did not fit; the kernel would say so if it was asked again.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # one answer to both
         except OSError as error:
             with contextlib.suppress(OSError):  # then the next compaction mends it
                 os.ftruncate(self._fd, self._size)
@@ -156,6 +159,7 @@ class Journal:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            faults.reach(faults.Point.JOURNAL_REWRITTEN)
             fresh.replace(self._path)
             self._open()
         except OSError as error:

@@ -55,12 +55,17 @@ class Kernel(Protocol):
         Cancellation does not interrupt steps that were begun.
         """
 
-    async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
+    async def observe(
+        self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None, *, take_over: bool = True
+    ) -> Observation:
         """Look at the kernel.
 
         Args:
             wanted: Desired state: says which namespaces to look into, and which settings and files to read.
             namespaces: Only these; None: all of `wanted`, the host, and what earlier runs left behind.
+            take_over: Go on where an earlier run has stopped: open the namespaces that are there, hold the ports, own
+                the tables. False while somebody may be writing: what was seen may be gone by then, and would be made
+                or held again.
         """
 
     async def statistics(self, ns: Ns) -> dict[str, Statistics]:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from netweft_common import errors
+from netweft_common import errors, faults
 
 from netweft_agent.domain.nft import NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
@@ -59,6 +59,20 @@ class Phase(enum.Enum):
     DROP_LINKS = enum.auto()
     FILES = enum.auto()
     PORTS = enum.auto()
+
+
+_DONE = {
+    Phase.NAMESPACES: faults.Point.KERNEL_NAMESPACES,
+    Phase.DROP_NAMESPACES: faults.Point.KERNEL_UNPINNED,
+    Phase.SYSCTLS: faults.Point.KERNEL_SETTINGS,
+    Phase.FIREWALL: faults.Point.KERNEL_FIREWALL,
+    Phase.MASTERS: faults.Point.KERNEL_BRIDGES,
+    Phase.LINKS: faults.Point.KERNEL_LINKS,
+    Phase.INSIDE: faults.Point.KERNEL_INSIDE,
+    Phase.DROP_LINKS: faults.Point.KERNEL_DOOMED,
+    Phase.FILES: faults.Point.KERNEL_FILES,
+    Phase.PORTS: faults.Point.KERNEL_PORTS,
+}
 
 
 def phase(step: Operation) -> Phase:
@@ -135,8 +149,10 @@ class Executor:
         order = [index for index in range(len(steps)) if index not in late] if late else range(len(steps))
         for kind, group in itertools.groupby(order, key=lambda index: phase(steps[index])):
             self._carry_out(run, self._handlers[kind], list(group))
+            faults.reach(_DONE[kind])
         if late:
             self._carry_out(run, self._set_sysctls, sorted(late))
+            faults.reach(_DONE[Phase.SYSCTLS])
         if self._ended:
             self._end_flows()
         return run.results

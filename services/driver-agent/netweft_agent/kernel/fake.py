@@ -30,6 +30,7 @@ class FakeKernel:
         calls: Number of steps of each call of `execute`.
         counters: What `statistics` tells, by namespace and link.
         observations: Namespaces that `observe` was asked for, call by call.
+        taken_over: How often `observe` was to go on with what is there.
     """
 
     def __init__(self, *, fail_at: Callable[[Operation], errors.NetweftError | None] | None = None) -> None:
@@ -38,6 +39,7 @@ class FakeKernel:
         self.executed: list[Operation] = []
         self.calls: list[int] = []
         self.observations: list[frozenset[Ns] | None] = []
+        self.taken_over = 0
         self.counters: dict[tuple[Ns, str], Statistics] = {}
         self.fail_at = fail_at
         self.closed = False
@@ -85,10 +87,13 @@ class FakeKernel:
             self.executed.append(step)
         return run.results
 
-    async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
+    async def observe(
+        self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None, *, take_over: bool = True
+    ) -> Observation:
         """Look at the state; see api.Kernel. What is not in the asked namespaces is left out."""
         await asyncio.sleep(0)
         self.observations.append(None if namespaces is None else frozenset(namespaces))
+        self.taken_over += take_over
         seen = {}
         for key, resource in self.state.items():
             if namespaces is not None and resource.ns not in namespaces:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netweft_common import errors
+from netweft_common import errors, faults
 
 from netweft_agent.domain import resources
 from netweft_agent.domain.resources import Link, Ns
@@ -104,6 +104,7 @@ class Links:
             work.append(_Work(index, link, born=run.steps[index].before is None))
         work = self._check_namespaces(run, work)
         self._create(run, [item for item in work if item.born], peers, _TRIES)
+        faults.reach(faults.Point.KERNEL_VETHS)
         self._look(run, [item for item in work if not item.born and item.info is None and not item.settled])
         self._finish(run, [item for item in work if item.info is not None])
 

@@ -51,16 +51,20 @@ class LinuxKernel:
         with self._monitor.writing():
             return await self._writer.call(lambda: self._executor.execute(steps))
 
-    async def observe(self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None) -> Observation:
+    async def observe(
+        self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None, *, take_over: bool = True
+    ) -> Observation:
         """Look at the kernel; see api.Kernel."""
         await self._start()
         # What is doomed is still there for a moment, and would be seen.
         await self._writer.call(self._executor.flush)
         # A hold ends with the process that had it: after a restart it is taken again, and nothing has changed.
         unbound = [one for key, one in wanted.items() if isinstance(one, PortHold) and not self.ports.has(key)]
-        if unbound:
+        if unbound and take_over:
             await self._writer.call(lambda: self.ports.adopt(unbound))
         seen = await self._reader.call(lambda: self._observer.observe(wanted, namespaces))
+        if not take_over:
+            return seen
         # What exists gets no operation, so after a restart nothing else would open it for those that follow.
         found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
         unheld = [namespace for namespace in found if not self._namespaces.holds(namespace.ns)]

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from netweft_common import errors
+from netweft_common import errors, faults
 
 from netweft_agent.domain.resources import HOST, Namespace, Ns
 
@@ -409,6 +409,7 @@ class Namespaces:
             os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         except OSError as error:
             raise errors.KernelError("touch", str(path), error.errno or errno.EIO) from error
+        faults.reach(faults.Point.KERNEL_PIN)
         try:
             _check(_libc.unshare(_CLONE_NEWNET), "unshare", str(path))
             try:

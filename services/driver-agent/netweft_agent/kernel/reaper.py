@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 
-from netweft_common import errors
+from netweft_common import errors, faults
 
 from netweft_agent.domain import resources
 from netweft_agent.domain.resources import Ns
@@ -57,6 +57,7 @@ class Reaper:
         except errors.NetweftError:  # the namespace has gone, and the links with it
             return
         netlink.talk(sock, [rtnl.delete_group(resources.REAP_GROUP)])
+        faults.reach(faults.Point.KERNEL_REAPED)
 
     def reap_if_due(self) -> float | None:
         """Delete what has waited long enough; return the seconds until it is worth calling again, None if never."""
