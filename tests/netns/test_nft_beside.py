@@ -24,6 +24,7 @@ A4, A6 = "10.1.0.5", "fd00:1::5"
 DUAL = network(subnets=subnets("10.1.0.0/24", "fd00:1::/64"), enable_ipv6=True)
 ITEM = endpoint(addresses=(ip_interface(f"{A4}/24"), ip_interface(f"{A6}/64")), ports=(port(8080, 80),))
 FOLDER = Path(firewalls.__file__).parent
+DOCUMENTED = Path(__file__).parents[2] / "docs/dataplane/README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -227,9 +228,11 @@ async def test_what_a_default_drop_firewall_shuts_stays_shut_until_it_is_opened_
     await lab.put(DUAL, sandbox(), ITEM)
     shut = ways(lab)
 
-    # What docs/dataplane tells an administrator to add.
+    # What the documentation tells an administrator to add.
     chain = "inet filter forward" if name == "default-drop" else "ip filter ufw-user-forward"
-    nft(lab, f'add rule {chain} iifname "nwb-*" accept', f'add rule {chain} oifname "nwb-*" accept')
+    told = [line.removeprefix("nft ") for line in DOCUMENTED.read_text().splitlines() if f"rule {chain} " in line]
+    assert len(told) == 2
+    nft(lab, *told)
 
     assert SHUT[:1] == shut[:1]
     assert SHUT[2:3] == shut[2:3]

@@ -16,7 +16,11 @@ REWRITE = os.environ.get("GOLDEN_REWRITE", "") not in {"", "0"}
 
 def check(name: str, actual: str) -> None:
     """Compare text with the golden file of that name, `folder/case`; write it when told to rewrite."""
-    path = ROOT / f"{name}.txt"
+    check_file(ROOT / f"{name}.txt", actual)
+
+
+def check_file(path: Path, actual: str) -> None:
+    """Compare text with a file anywhere in the tree, as `check` does: of documentation, say."""
     if REWRITE:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(actual)
