@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface
+from typing import Any
 
 from netweft_agent.domain import nft
 from netweft_agent.domain.objects import Endpoint, HostFiles, Network, Object
@@ -47,11 +48,11 @@ def scenario(vtep: str = "192.0.2.2") -> list[Object]:
         vtep: Tunnel address of another host.
     """
 
-    def dual(number: int, **fields: object) -> Network:
+    def dual(number: int, **fields: Any) -> Network:
         prefixes = subnets(f"10.{number}.0.0/24", f"fd00:{number}::/64")
         return network(number, subnets=prefixes, enable_ipv6=True, **fields)
 
-    def one(number: int, net: int, last: int, **fields: object) -> Endpoint:
+    def one(number: int, net: int, last: int, **fields: Any) -> Endpoint:
         addresses = (ip_interface(f"10.{net}.0.{last}/24"), ip_interface(f"fd00:{net}::{last}/64"))
         mac = f"02:42:0a:{net:02x}:00:{last:02x}"
         return endpoint(number, net, number - 900, addresses=addresses, mac=mac, **fields)
