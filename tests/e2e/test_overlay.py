@@ -17,7 +17,12 @@ from tests.support.packets import tcp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
-SETTINGS = {**support.QUICK, **support.NONE_AHEAD, "NETWEFT_IPAM_QUARANTINE": "0s"}
+SETTINGS = {
+    **support.QUICK,
+    **support.NONE_AHEAD,
+    "NETWEFT_IPAM_QUARANTINE": "0s",
+    "NETWEFT_AGENT_PATH_INTERVAL": "500ms",
+}
 HOSTS = ("h1", "h2", "h3")
 VTEPS = {"h1": "192.0.2.1", "h2": "192.0.2.2", "h3": "192.0.2.3"}
 SIXES = {"h1": "2001:db8::1", "h2": "2001:db8::2", "h3": "2001:db8::3"}
@@ -223,3 +228,56 @@ def test_frames_of_an_unknown_tunnel_end_are_dropped_and_counted(cluster, client
 
     assert dict.fromkeys(senders, (False, 1)) == unknown
     assert (True, 0) == known
+
+
+def test_a_way_that_is_narrower_than_promised_is_found_and_told(cluster, client, run, open_ns):
+    """A switch that drops large frames without a word: connections would open, and hang."""
+    attach(client, "red", "a1", "a2", "b3")
+    hosts = {host.id: host.name for host in client.list_hosts()}
+    underlay = open_ns(cluster.layout.underlay_netns)
+
+    def narrow():
+        found = client.get_network("red").narrow_paths
+        return {(hosts[one.host_id], hosts[one.peer_host_id], one.mtu_bytes, one.needed_bytes) for one in found}
+
+    underlay.exec(["ip", "link", "set", "port2", "mtu", "1400"])
+    try:
+        expected = {(one, other, 1400, 1500) for one, other in (("h1", "h2"), ("h3", "h2"), ("h2", "h1"), ("h2", "h3"))}
+        found = support.wait_until(narrow, lambda ways: ways == expected)
+        shown = run("network", "inspect", "red")
+    finally:
+        underlay.exec(["ip", "link", "set", "port2", "mtu", "1500"])
+
+    assert expected == found
+    assert "packets of 1500 bytes do not get from host h1 to h2, only those of 1400; raise the MTU" in shown
+    assert set() == support.wait_until(narrow, lambda ways: not ways)
+
+
+def test_endpoints_follow_the_mtu_of_their_hosts_underlay(cluster, client, open_ns):
+    boxes = attach(client, "red", "a1", "a2")
+    h1, h2 = open_ns(cluster.host("h1")), open_ns(cluster.host("h2"))
+    inside = {name: open_ns(path) for name, path in boxes.items()}
+
+    def mtus():
+        return [host.facts.underlay_mtu_bytes for host in sorted(client.list_hosts(), key=lambda one: one.name)][:2]
+
+    def large(size):
+        command = ["ping", "-c1", "-W2", "-M", "do", "-s", str(size - 28), four("a2")]
+        return inside["a1"].exec(command, check=False).returncode == 0
+
+    before = large(1450)
+    for host in (h1, h2):
+        host.exec(["ip", "link", "set", "uplink", "mtu", "1400"])
+    try:
+        told = support.wait_until(mtus, lambda found: found == [1400, 1400])
+        while_narrow = [large(1450), large(1350)]
+    finally:
+        for host in (h1, h2):
+            host.exec(["ip", "link", "set", "uplink", "mtu", "1500"])
+    again = support.wait_until(mtus, lambda found: found == [1500, 1500])
+
+    assert before
+    assert [1400, 1400] == told
+    assert [False, True] == while_narrow
+    assert [1500, 1500] == again
+    assert large(1450)

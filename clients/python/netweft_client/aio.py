@@ -202,6 +202,7 @@ class AsyncClient:
             endpoint_count=response.endpoint_count,
             host_ids=tuple(response.host_ids),
             behind_host_ids=tuple(item.host_id for item in response.hosts if item.behind),
+            narrow_paths=convert.narrow_paths(response.narrow_paths),
         )
 
     async def wait_network(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from google.protobuf import message, timestamp_pb2
@@ -372,6 +372,20 @@ def host(wire: host_pb2.Host) -> model.Host:
         cordoned=wire.cordoned,
         token_expire_time=_time(wire, "token_expire_time"),
         drift=drift(wire.drift) if wire.HasField("drift") else None,
+        narrow_paths=narrow_paths(wire.narrow_paths.paths),
+    )
+
+
+def narrow_paths(wire: Iterable[host_pb2.NarrowPath]) -> tuple[model.NarrowPath, ...]:
+    """Read the narrow ways of a host or a network."""
+    return tuple(
+        model.NarrowPath(
+            host_id=one.host_id,
+            peer_host_id=one.peer_host_id,
+            mtu_bytes=one.mtu_bytes,
+            needed_bytes=one.needed_bytes,
+        )
+        for one in wire
     )
 
 

@@ -154,17 +154,36 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowPath:
+    """A way from one host to another that carries smaller packets than overlay networks promise.
+
+    Attributes:
+        host_id: Who found it.
+        peer_host_id: The other end.
+        mtu_bytes: Largest packet of the underlay that came through and back.
+        needed_bytes: Size of packet that the tunnel may send.
+    """
+
+    host_id: str
+    peer_host_id: str
+    mtu_bytes: int
+    needed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkDetails:
     """A network and who uses it.
 
     Attributes:
         behind_host_ids: Those of the hosts whose kernels do not have all of it yet, as far as is known.
+        narrow_paths: Ways between its hosts on which its largest packets are lost.
     """
 
     network: Network
     endpoint_count: int
     host_ids: tuple[str, ...]
     behind_host_ids: tuple[str, ...] = ()
+    narrow_paths: tuple[NarrowPath, ...] = ()
 
 
 # Endpoints
@@ -553,6 +572,7 @@ class Host:
         cordoned: It takes no new endpoints.
         token_expire_time: Of a pending host.
         drift: None: nothing had to be repaired.
+        narrow_paths: Ways to other hosts that carry less than its overlays promise.
     """
 
     id: str
@@ -567,6 +587,7 @@ class Host:
     cordoned: bool
     token_expire_time: dt.datetime | None
     drift: Drift | None
+    narrow_paths: tuple[NarrowPath, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,13 @@ from netweft_agent.domain.objects import Facts, HostFiles
 from netweft_agent.drivers import base
 from netweft_agent.engine.engine import Engine
 from netweft_agent.engine.journal import Journal
+from netweft_agent.engine.paths import PathWatch
 from netweft_agent.engine.render import Renderer
 from netweft_agent.frontends import cni, cni_socket
 from netweft_agent.frontends.cni_pending import Pending
 from netweft_agent.kernel import facts as kernel_facts
 from netweft_agent.kernel import hostfiles
+from netweft_agent.kernel import paths as kernel_paths
 from netweft_agent.kernel.given import GivenNamespaces
 from netweft_agent.kernel.linux import LinuxKernel
 from netweft_agent.rpc import certificate, convert, link, servicer
@@ -90,6 +92,7 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
         report = host_facts(found, drivers)
+        watch = watch_paths(chosen, engine)
         keeper = await keep_leases(chosen, tls_files, engine, host_id, stack)
         grpc_server = server.Server(
             listen_at=chosen.listen or (f"unix:{chosen.run_dir}/agent.sock",),
@@ -114,7 +117,9 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
             )
             if chosen.tls_dir is not None:
                 life.spawn(certificate.Certificate(chosen.tls_dir, connection).run(), name="certificate")
-            to_controller = link.Link(connection, engine, host, keeper)
+            to_controller = link.Link(connection, engine, host, keeper, watch)
+            if watch is not None:
+                watch.on_mtu = to_controller.set_underlay_mtu
             life.spawn(to_controller.run(), name="link")
             # Who waits for readiness expects the controller to know this host, where there is a controller.
             await to_controller.tried(REGISTER_WAIT_S)
@@ -127,10 +132,21 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
             )
             await stack.enter_async_context(cni_socket.serve(chosen.run_dir / "cni.sock", plugin))
             life.spawn(plugin.run(), name="cni")
+        if watch is not None:
+            life.spawn(watch.run(), name="paths")
         if keeper is not None:
             life.spawn(keeper.run(), name="leases")
         life.ready(grpc_server.targets)
         await life.stopped()
+
+
+def watch_paths(chosen: AgentSettings, engine: Engine) -> PathWatch | None:
+    """Return who watches the ways to other hosts; None where there is no tunnel address, or it is not wanted."""
+    interval_s = chosen.path_interval.total_seconds()
+    if not chosen.vtep_address or not interval_s:
+        return None
+    underlay = kernel_paths.Underlay(chosen.vtep_address)
+    return PathWatch(engine, kernel_paths.measure, underlay.mtu, interval_s=interval_s)
 
 
 async def keep_leases(

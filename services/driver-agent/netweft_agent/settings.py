@@ -62,6 +62,13 @@ class AgentSettings(settings.ServiceSettings):
             " network that gives the sandbox its default route, or else vtep_address."
         ),
     )
+    path_interval: dt.timedelta = field(
+        default=dt.timedelta(minutes=10),
+        metadata=settings.about(
+            "How often the ways to other hosts' tunnel addresses are asked whether they carry the largest packets, and"
+            " a new one within 10 s; 0: never."
+        ),
+    )
     repair_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=60),
         metadata=settings.about("How often the whole kernel is compared with the intent, besides the kernel's events."),

@@ -12,6 +12,7 @@ from netweft.common.v1 import host_pb2, network_pb2, sandbox_pb2
 from netweft.controller.v1 import host_pb2 as controller_pb2
 from netweft.controller.v1 import host_pb2_grpc as controller_grpc
 from netweft_agent.engine.journal import Position
+from netweft_agent.engine.paths import NarrowPath
 from netweft_agent.rpc import link
 from netweft_common import client, errors, server
 
@@ -53,6 +54,12 @@ class Controller(controller_grpc.HostServiceServicer):
             yield message
 
 
+class Watch:
+    """Knows which ways are narrow, as the test says."""
+
+    narrow = ()
+
+
 @contextlib.asynccontextmanager
 async def serving(controller, target):
     made = server.Server(listen_at=[target])
@@ -73,7 +80,8 @@ async def linked(rig, tmp_path, anyio_backend, monkeypatch):
         await stack.enter_async_context(serving(controller, target))
         connection = await stack.enter_async_context(client.Connection(target))
         host = host_pb2.Host(id="h" * 32, name="host1", agent_target="unix:/run/agent.sock")
-        made = link.Link(connection, rig.engine, host)
+        controller.watch = Watch()
+        controller.link = made = link.Link(connection, rig.engine, host, paths=controller.watch)
         task = asyncio.create_task(made.run())
         yield controller
         assert not task.done(), task
@@ -268,3 +276,31 @@ async def test_what_was_repaired_is_told_once(rig, linked):
 
     assert 1 == told.operations
     assert [("ip link set lo up", f"sandbox/{oid(101)}")] == [(one.command, one.namespace) for one in told.repairs]
+
+
+async def test_narrow_ways_are_told_when_they_change(linked):
+    way = NarrowPath(host_id="2" * 32, vtep="192.0.2.2", mtu_bytes=1400, needed_bytes=1500)
+    await until(lambda: linked.reports)
+
+    linked.watch.narrow = (way,)
+    count = len(linked.reports)
+    await until(lambda: len(linked.reports) > count + 2)
+    linked.watch.narrow = ()
+    count = len(linked.reports)
+    await until(lambda: len(linked.reports) > count + 2)
+
+    told = [
+        [(one.host_id, one.peer_host_id, one.mtu_bytes, one.needed_bytes) for one in report.narrow_paths.paths]
+        for report in linked.reports
+        if report.HasField("narrow_paths")
+    ]
+    assert [[], [("h" * 32, "2" * 32, 1400, 1500)], []] == told
+
+
+async def test_another_mtu_of_the_underlay_is_told_by_registering_again(linked):
+    await until(lambda: linked.reports)
+
+    linked.link.set_underlay_mtu(1400)
+    await until(lambda: len(linked.registered) > 1)
+
+    assert [0, 1400] == [one.facts.underlay_mtu_bytes for one in linked.registered]

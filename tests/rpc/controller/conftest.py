@@ -65,7 +65,10 @@ OVERLAY = common_host_pb2.DriverInfo(
     scope=common_network_pb2.SCOPE_GLOBAL,
     needs_addresses=True,
     claims=[common_host_pb2.ClaimInfo(name="vni", minimum=4096, maximum=4099, option="vni")],
-    options=[common_host_pb2.OptionInfo(name="vni", type="int", minimum=1, maximum=16777215)],
+    options=[
+        common_host_pb2.OptionInfo(name="vni", type="int", minimum=1, maximum=16777215),
+        common_host_pb2.OptionInfo(name="mtu", type="int", minimum=0, maximum=65485),
+    ],
 )
 HOST = common_host_pb2.DriverInfo(name="host", scope=common_network_pb2.SCOPE_LOCAL, single_network=True)
 

@@ -7,7 +7,7 @@ import datetime as dt
 
 import pytest
 from netweft.common.v1 import host_pb2 as common_host_pb2
-from netweft.controller.v1 import endpoint_pb2, host_pb2, sandbox_pb2
+from netweft.controller.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
 from netweft_common import errors, identity, pki, status
 from netweft_common.identity import Identity, Role
 from netweft_controller.engine.admission import Admission
@@ -266,3 +266,62 @@ async def test_an_agent_that_starts_again_has_repaired_nothing_yet(face):
     await face.hosts.RegisterHost(host_pb2.RegisterHostRequest(host=host))
 
     assert not (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.HasField("drift")
+
+
+# Ways between hosts
+
+
+def ways(host, *found):
+    paths = [
+        common_host_pb2.NarrowPath(
+            host_id=f"{host:032x}", peer_host_id=f"{peer:032x}", mtu_bytes=mtu, needed_bytes=1500
+        )
+        for peer, mtu in found
+    ]
+    narrow = common_host_pb2.NarrowPaths(paths=paths)
+    return host_pb2.ReportHostRequest(host_id=f"{host:032x}", narrow_paths=narrow)
+
+
+async def test_narrow_ways_are_shown_told_as_an_event_and_gone_when_they_are_wide(face):
+    revision = face.state.revision
+
+    for request in (ways(1, (2, 1400)), ways(1, (2, 1400)), host_pb2.ReportHostRequest(host_id=f"{1:032x}")):
+        await face.hosts.ReportHost(request)
+    shown = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.narrow_paths.paths
+    await face.hosts.RegisterHost(
+        host_pb2.RegisterHostRequest(host=(await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host)
+    )
+    kept = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.narrow_paths.paths
+    told = face.state.revision
+    await face.hosts.ReportHost(ways(1))
+
+    assert [(f"{2:032x}", 1400, 1500)] == [(one.peer_host_id, one.mtu_bytes, one.needed_bytes) for one in shown]
+    assert list(shown) == list(kept)
+    assert (revision + 1, revision + 2) == (told, face.state.revision)
+    assert not (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host.HasField("narrow_paths")
+
+
+async def test_a_host_tells_its_own_ways_only(face):
+    request = ways(1, (2, 1400))
+    request.narrow_paths.paths[0].host_id = f"{2:032x}"
+
+    with pytest.raises(errors.InvalidArgument, match="the reporting host's"):
+        await face.hosts.ReportHost(request)
+
+
+async def test_a_network_shows_narrow_ways_between_its_hosts_that_matter_to_it(face, make_item):
+    for name, mtu in (("wide", ""), ("small", "1300"), ("local", "")):
+        options = {"mtu": mtu} if mtu else {}
+        await face.network(name, driver="bridge" if name == "local" else "overlay", options=options)
+        for host in ("h1", "h2"):
+            await face.attach(make_item(name, f"{name}-{host}", host=host))
+    await face.hosts.ReportHost(ways(1, (2, 1400), (3, 1400)))
+
+    shown = {
+        name: (await face.networks.GetNetwork(network_pb2.GetNetworkRequest(network=name))).narrow_paths
+        for name in ("wide", "small", "local")
+    }
+
+    assert {"wide": [f"{2:032x}"], "small": [], "local": []} == {
+        name: [one.peer_host_id for one in found] for name, found in shown.items()
+    }

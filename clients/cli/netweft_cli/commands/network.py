@@ -87,6 +87,10 @@ def ls(
     output.show(networks, _columns(hosts), form=form, name=lambda network: network.name, quiet=quiet)
 
 
+def _warn(text: str) -> None:
+    typer.echo(f"netweft: {text}", err=True)
+
+
 @app.command("inspect")
 def inspect(
     names: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Id, name or unique id prefix.")],
@@ -97,7 +101,14 @@ def inspect(
     """Show all of one or more networks, with their number of endpoints and the hosts that have some."""
     with options.connect(target, timeout) as client:
         found = [client.get_network(name) for name in names]
-        hosts = common.host_names(client) if form.is_table else {}
+        narrow = [(one.network.name, path) for one in found for path in one.narrow_paths]
+        hosts = common.host_names(client) if form.is_table or narrow else {}
+    for network, path in narrow:
+        _warn(
+            f"warning: network {network}: packets of {path.needed_bytes} bytes do not get from host "
+            f"{hosts.get(path.host_id, path.host_id)} to {hosts.get(path.peer_host_id, path.peer_host_id)}, only those "
+            f"of {path.mtu_bytes}; raise the MTU of the way between them, or make the network with a lower --opt mtu="
+        )
     if form.is_data:
         output.write_data([common.flat(one.network, one) for one in found], form)
     else:

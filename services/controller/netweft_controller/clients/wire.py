@@ -24,6 +24,7 @@ from netweft_controller.domain.objects import (
     HostState,
     Namespace,
     NamespaceSource,
+    NarrowPath,
     Network,
     NetworkState,
     OptionInfo,
@@ -234,6 +235,29 @@ def drift_from(message: host_pb2.Drift) -> Drift:
     )
 
 
+def narrow_path(value: NarrowPath) -> host_pb2.NarrowPath:
+    """Return the message of a narrow way."""
+    return host_pb2.NarrowPath(
+        host_id=value.host_id,
+        peer_host_id=value.peer_host_id,
+        mtu_bytes=value.mtu_bytes,
+        needed_bytes=value.needed_bytes,
+    )
+
+
+def narrow_paths_from(message: host_pb2.NarrowPaths) -> tuple[NarrowPath, ...]:
+    """Return the narrow ways that an agent has found."""
+    return tuple(
+        NarrowPath(
+            host_id=one.host_id,
+            peer_host_id=one.peer_host_id,
+            mtu_bytes=one.mtu_bytes,
+            needed_bytes=one.needed_bytes,
+        )
+        for one in message.paths
+    )
+
+
 def sandbox(record: Record[Sandbox]) -> sandbox_pb2.Sandbox:
     """Return the message of a sandbox."""
     value = record.value
@@ -311,6 +335,8 @@ def host(record: Record[Host], state: HostState, heartbeat_ms: int) -> host_pb2.
         message.token_expire_time.FromMilliseconds(value.token_expires_ms)
     if value.drift is not None:
         message.drift.CopyFrom(drift(value.drift))
+    if value.narrow_paths:
+        message.narrow_paths.paths.extend(map(narrow_path, value.narrow_paths))
     if heartbeat_ms:
         message.heartbeat_time.FromMilliseconds(heartbeat_ms)
     return message

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netweft_common import errors
 
 from netweft_controller.domain import commits, fields
-from netweft_controller.domain.objects import Drift, Host, Record
+from netweft_controller.domain.objects import Drift, Host, NarrowPath, Record
 from netweft_controller.domain.state import State
 
 _DRIVERS_MAX = 64
 _FACTS_MAX = 4096
+_PATHS_MAX = 256
 
 
 def check(host: Host) -> None:
@@ -58,7 +59,7 @@ def register(state: State, host: Host) -> commits.Commit | None:
     record = state.hosts.get(host.id)
     if record is not None:
         # What is not the agent's to say.
-        host = dataclasses.replace(host, cordoned=record.value.cordoned)
+        host = dataclasses.replace(host, cordoned=record.value.cordoned, narrow_paths=record.value.narrow_paths)
         if record.value == host:
             return None
     builder = commits.Builder()
@@ -79,6 +80,25 @@ def drifted(state: State, host_id: str, drift: Drift) -> commits.Commit | None:
         return None
     builder = commits.Builder()
     builder.update(record, dataclasses.replace(record.value, drift=drift))
+    return builder.build()
+
+
+def narrowed(state: State, host_id: str, paths: Sequence[NarrowPath]) -> commits.Commit | None:
+    """Return the commit that records which ways of a host are narrow; None when that is known.
+
+    Raises:
+        InvalidArgument: They are too many, or another host's.
+    """
+    fields.count(paths, _PATHS_MAX, "narrow_paths.paths")
+    for index, one in enumerate(paths):
+        fields.object_id(one.peer_host_id, f"narrow_paths.paths[{index}].peer_host_id")
+        if one.host_id != host_id:
+            raise fields.invalid(f"narrow_paths.paths[{index}].host_id", f"it must be the reporting host's, {host_id}")
+    record = state.hosts.get(host_id)
+    if record is None or record.value.narrow_paths == tuple(paths):
+        return None
+    builder = commits.Builder()
+    builder.update(record, dataclasses.replace(record.value, narrow_paths=tuple(paths)))
     return builder.build()
 
 

@@ -358,6 +358,16 @@ class Drift:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowPath:
+    """A way from a host to another that carries less than its overlays promise; fields as in the message NarrowPath."""
+
+    host_id: str
+    peer_host_id: str
+    mtu_bytes: int
+    needed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """One machine with an agent.
 
@@ -368,6 +378,7 @@ class Host:
         token_digest: Of the secret by which a machine may become this host; empty: none may, or one has.
         token_expires_ms: Until when, in milliseconds since 1970 by the controllers' clocks.
         wants_name: Whoever joins may name it.
+        narrow_paths: Ways to other hosts that carry less than its overlays promise.
     """
 
     id: str
@@ -382,6 +393,7 @@ class Host:
     token_digest: str = ""
     token_expires_ms: int = 0
     wants_name: bool = False
+    narrow_paths: tuple[NarrowPath, ...] = ()
 
     @property
     def is_pending(self) -> bool:

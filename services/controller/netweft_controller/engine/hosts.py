@@ -11,7 +11,7 @@ from netweft_common.identity import Role
 from netweft_controller.clients.agents import Agents
 from netweft_controller.domain import commits, fields, hosts, names
 from netweft_controller.domain.changes import HostKind, Status
-from netweft_controller.domain.objects import Drift, EndpointState, Host, HostState, Record
+from netweft_controller.domain.objects import Drift, EndpointState, Host, HostState, NarrowPath, Record
 from netweft_controller.domain.state import State
 from netweft_controller.engine.liveness import Liveness
 from netweft_controller.engine.networks import NetworkEngine
@@ -132,6 +132,15 @@ class HostEngine:
             NetweftError: The store did not take it; the host tells it again.
         """
         await self._replica.decide(lambda state: hosts.drifted(state, host_id, drift))
+
+    async def note_narrow_paths(self, host_id: str, paths: Sequence[NarrowPath]) -> None:
+        """Record which ways of a host are narrow, so that it is told as an event and shown. Idempotent.
+
+        Raises:
+            InvalidArgument: They are too many, or another host's.
+            NetweftError: The store did not take it; the host tells it again.
+        """
+        await self._replica.decide(lambda state: hosts.narrowed(state, host_id, paths))
 
     async def cordon(self, word: str, *, cordoned: bool) -> Record[Host]:
         """Let a host take new endpoints, or no longer. Idempotent.

@@ -75,6 +75,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         want_full = self._hosts.report(request.host_id, statuses, full=request.full, revision=request.applied_revision)
         if request.HasField("drift"):
             await self._hosts.note_drift(request.host_id, wire.drift_from(request.drift))
+        if request.HasField("narrow_paths"):
+            await self._hosts.note_narrow_paths(request.host_id, wire.narrow_paths_from(request.narrow_paths))
         return host_pb2.ReportHostResponse(want_full=want_full)
 
     async def WatchHost(

@@ -9,7 +9,7 @@ from typing import Any
 from netweft.controller.v1 import network_pb2, network_pb2_grpc
 
 from netweft_controller.clients import wire
-from netweft_controller.domain import filters, names
+from netweft_controller.domain import filters, names, overlay
 from netweft_controller.engine import progress
 from netweft_controller.engine.networks import NetworkEngine
 from netweft_controller.rpc import convert
@@ -57,6 +57,7 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
                 for one in self._progress.of(record.value.id)
             ],
             revision=state.network_revision(record.value.id),
+            narrow_paths=[wire.narrow_path(one) for one in overlay.narrow_paths(state, record.value)],
         )
 
     async def WaitNetwork(

@@ -10,7 +10,7 @@ the network's subnets too. From there a veth pair leads to the host, and traffic
 translated twice, first to the pair's own address, which is unique in the cluster (a claim), so that equal subnets of
 different networks do not meet in the host. Published ports come the same way back: the host leads them to the pair's
 address, under their own number, and the namespace from there to the endpoint; the client keeps its address
-(docs/decisions/0018-ports-of-overlay-endpoints.md).
+(docs/decisions/0019-ports-of-overlay-endpoints.md).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class OverlayDriver:
         """Render the namespace with bridge and tunnel, a veth pair for each endpoint, and entries for each peer."""
         options = base.parse(Options, network.options, driver=self.name)
         ns = names.network_ns(network.id)
-        mtu = options.mtu or facts.underlay_mtu - OVERHEAD[6 if ":" in facts.vtep else 4]
+        mtu = options.mtu or facts.underlay_mtu - overhead(facts)
         state = HostState()
         own = self._own.get(network, facts, lambda: _network(network, options, ns, mtu, facts))
         state.take(f"network/{network.id}", own)
@@ -180,6 +180,17 @@ def _published(network: Network, attachment: base.Attachment, ns: str) -> list[R
     addresses: dict[int, str] = {one.version: str(one[1]) for one in _transit(network)}
     through = publish.Through(ns=ns, addresses=addresses)
     return publish.render(attachment.endpoint, names.uplink(network.id), of, through)
+
+
+def mtu_of(network: Network, facts: Facts) -> int:
+    """Return the MTU of a network's endpoints on this host, in bytes."""
+    options = base.parse(Options, network.options, driver=OverlayDriver.name)
+    return options.mtu or facts.underlay_mtu - overhead(facts)
+
+
+def overhead(facts: Facts) -> int:
+    """Return what VXLAN adds to a packet, in bytes."""
+    return OVERHEAD[6 if ":" in facts.vtep else 4]
 
 
 def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts) -> list[Resource]:

@@ -26,7 +26,18 @@ from netweft_common import faults
 from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
 
 from netweft_agent.domain import leases
-from netweft_agent.domain.objects import Endpoint, HostFiles, Kind, Network, Object, Peer, PublishedPort, Ref, Sandbox
+from netweft_agent.domain.objects import (
+    Endpoint,
+    Facts,
+    HostFiles,
+    Kind,
+    Network,
+    Object,
+    Peer,
+    PublishedPort,
+    Ref,
+    Sandbox,
+)
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
 from netweft_agent.engine.desired import Desired
@@ -268,6 +279,18 @@ class Engine:
         What cannot be written is told as the sandbox's status, and tried again by the next reconcile.
         """
         await self._call(lambda: self._follow_host(files))
+
+    async def follow_underlay(self, mtu_bytes: int) -> None:
+        """Render everything anew for another MTU of the interface that holds the tunnel address.
+
+        What cannot be brought to the kernel is told as its owner's status, and tried again by the next reconcile.
+        """
+        await self._call(lambda: self._follow_underlay(mtu_bytes))
+
+    @property
+    def facts(self) -> Facts:
+        """What drivers know of the host."""
+        return self._renderer.facts
 
     async def statistics(self, sandbox: str) -> list[tuple[str, str, Statistics]]:
         """Return the interfaces of a sandbox by name: each with its endpoint's id, if it is one's, and its counters.
@@ -757,12 +780,20 @@ class Engine:
             raise problems[0]
         return steps
 
+    async def _follow_underlay(self, mtu_bytes: int) -> None:
+        self._renderer.facts = replace(self._renderer.facts, underlay_mtu=mtu_bytes)
+        await self._render_anew(self._renderer.everything(self.store), "overlays follow the underlay's MTU")
+
     async def _follow_host(self, files: HostFiles) -> None:
         self._renderer.host = files
-        concerned, refused = self._adopt(Scope(sandboxes={one.id for one in self.store.of_kind(Kind.SANDBOX)}))
+        scope = Scope(sandboxes={one.id for one in self.store.of_kind(Kind.SANDBOX)})
+        await self._render_anew(scope, "sandboxes follow the host's files")
+
+    async def _render_anew(self, scope: Scope, event: str) -> None:
+        concerned, refused = self._adopt(scope)
         steps = self._difference(concerned)
         failed = {**await self._execute(steps, concerned), **refused}
-        log.info("sandboxes follow the host's files", files=len(steps), failed=len(failed))
+        log.info(event, steps=len(steps), failed=len(failed))
         for owner, error in failed.items():
             ref = _ref(owner)
             if ref in self.store.objects:

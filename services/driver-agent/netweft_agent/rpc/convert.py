@@ -37,6 +37,7 @@ from netweft_agent.domain.objects import (
 from netweft_agent.domain.plan import Operation
 from netweft_agent.drivers.base import Driver
 from netweft_agent.engine.engine import Drift, Status
+from netweft_agent.engine.paths import NarrowPath
 from netweft_agent.engine.store import Change
 from netweft_agent.kernel.api import Statistics
 
@@ -355,6 +356,18 @@ def status_message(status: Status) -> agent_pb2.ObjectStatus:
         interface_name=status.interface_name,
         was_applied=status.applied,
         ports=published_ports(status.ports),
+    )
+
+
+def narrow_paths(host_id: str, found: Iterable[NarrowPath]) -> host_pb2.NarrowPaths:
+    """Write which ways from this host are narrow."""
+    return host_pb2.NarrowPaths(
+        paths=[
+            host_pb2.NarrowPath(
+                host_id=host_id, peer_host_id=one.host_id, mtu_bytes=one.mtu_bytes, needed_bytes=one.needed_bytes
+            )
+            for one in found
+        ]
     )
 
 

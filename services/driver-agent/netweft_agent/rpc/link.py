@@ -20,6 +20,7 @@ from netweft_common import client, errors
 
 from netweft_agent.engine.engine import Drift, Engine, Status
 from netweft_agent.engine.journal import Position
+from netweft_agent.engine.paths import NarrowPath, PathWatch
 from netweft_agent.engine.store import Change
 from netweft_agent.rpc import convert
 from netweft_agent.rpc.leases import LeaseKeeper
@@ -40,10 +41,16 @@ class Link:
         engine: The host's engine.
         host: What to register.
         leases: Who knows which endpoints have lost their addresses to others; None: nobody does.
+        paths: Who knows which ways to other hosts are narrow; None: nobody does.
     """
 
     def __init__(
-        self, connection: client.Connection, engine: Engine, host: host_pb2.Host, leases: LeaseKeeper | None = None
+        self,
+        connection: client.Connection,
+        engine: Engine,
+        host: host_pb2.Host,
+        leases: LeaseKeeper | None = None,
+        paths: PathWatch | None = None,
     ) -> None:
         self._leases = leases
         self._connection = connection
@@ -52,6 +59,9 @@ class Link:
         self._host = host
         self._full_report = True
         self._told_drift = Drift()
+        self._paths = paths
+        self._told_paths: tuple[NarrowPath, ...] | None = None
+        self._is_stale = False
         self._further = asyncio.Event()
         self._delay_s = FIRST_RETRY_S
         self._tried = asyncio.Event()
@@ -61,6 +71,12 @@ class Link:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._tried.wait()
+
+    def set_underlay_mtu(self, mtu_bytes: int) -> None:
+        """Have the controller told another MTU of the interface that holds the tunnel address."""
+        self._host.facts.underlay_mtu_bytes = mtu_bytes
+        self._is_stale = True
+        self._further.set()
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""
@@ -79,6 +95,8 @@ class Link:
         )
         self._full_report = True
         self._told_drift = Drift()
+        self._told_paths = None
+        self._is_stale = False
         self._tried.set()
         log.info("registered", host_id=self._host.id, host_name=self._host.name)
         return float(answer.report_interval_seconds or 5)
@@ -120,11 +138,14 @@ class Link:
     async def _report(self, interval_s: float) -> None:
         """Send heartbeats with the statuses that changed."""
         while True:
+            if self._is_stale:
+                await self._register()
             full = self._full_report
             self._full_report = False
             self._further.clear()
             statuses = self._statuses(full=full)
             drift = self._engine.drift
+            narrow = self._paths.narrow if self._paths is not None else self._told_paths
             try:
                 answer = await self._connection.call(
                     self._stub.ReportHost,
@@ -134,10 +155,14 @@ class Link:
                         statuses=[convert.status_message(one) for one in statuses],
                         full=full,
                         drift=convert.drift(drift) if drift != self._told_drift else None,
+                        narrow_paths=convert.narrow_paths(self._host.id, narrow)
+                        if narrow is not None and narrow != self._told_paths
+                        else None,
                     ),
                     timeout_s=10,
                 )
                 self._told_drift = drift
+                self._told_paths = narrow
             except errors.NetweftError:
                 self._full_report = True
                 raise

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from netweft.common.v1 import network_pb2 as netweft_dot_common_dot_v1_dot_network__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetweft/common/v1/host.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fnetweft/common/v1/network.proto\"\xdb\x03\n\x04Host\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x61gent_target\x18\x03 \x01(\t\x12\x14\n\x0cvtep_address\x18\x04 \x01(\t\x12+\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x1c.netweft.common.v1.HostFacts\x12\x33\n\x06labels\x18\x06 \x03(\x0b\x32#.netweft.common.v1.Host.LabelsEntry\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.netweft.common.v1.HostState\x12\x32\n\x0eheartbeat_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x04\x12\'\n\x05\x64rift\x18\n \x01(\x0b\x32\x18.netweft.common.v1.Drift\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x08\x12\x17\n\x0ftls_server_name\x18\x0c \x01(\t\x12\x35\n\x11token_expire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x05\x44rift\x12\x12\n\noperations\x18\x01 \x01(\x04\x12*\n\x07repairs\x18\x02 \x03(\x0b\x32\x19.netweft.common.v1.Repair\"f\n\x06Repair\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\"\xcf\x01\n\tHostFacts\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x16\n\x0ekernel_release\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12.\n\x07\x64rivers\x18\x05 \x03(\x0b\x32\x1d.netweft.common.v1.DriverInfo\x12\x1a\n\x12underlay_mtu_bytes\x18\x06 \x01(\r\x12\x0e\n\x06routes\x18\x07 \x03(\t\x12\x14\n\x0cname_servers\x18\x08 \x03(\t\"\xd2\x01\n\nDriverInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05scope\x18\x02 \x01(\x0e\x32\x18.netweft.common.v1.Scope\x12,\n\x06\x63laims\x18\x03 \x03(\x0b\x32\x1c.netweft.common.v1.ClaimInfo\x12.\n\x07options\x18\x04 \x03(\x0b\x32\x1d.netweft.common.v1.OptionInfo\x12\x17\n\x0fneeds_addresses\x18\x05 \x01(\x08\x12\x16\n\x0esingle_network\x18\x06 \x01(\x08\"K\n\tClaimInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07minimum\x18\x02 \x01(\r\x12\x0f\n\x07maximum\x18\x03 \x01(\r\x12\x0e\n\x06option\x18\x04 \x01(\t\"\xa9\x01\n\nOptionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x15\n\rdefault_value\x18\x04 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x0f\n\x07minimum\x18\x06 \x01(\x03\x12\x0f\n\x07maximum\x18\x07 \x01(\x03\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12\x0f\n\x07pattern\x18\t \x01(\t*j\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_READY\x10\x01\x12\x13\n\x0fHOST_STATE_LOST\x10\x02\x12\x16\n\x12HOST_STATE_PENDING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetweft/common/v1/host.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fnetweft/common/v1/network.proto\"\x91\x04\n\x04Host\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x61gent_target\x18\x03 \x01(\t\x12\x14\n\x0cvtep_address\x18\x04 \x01(\t\x12+\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x1c.netweft.common.v1.HostFacts\x12\x33\n\x06labels\x18\x06 \x03(\x0b\x32#.netweft.common.v1.Host.LabelsEntry\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.netweft.common.v1.HostState\x12\x32\n\x0eheartbeat_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x04\x12\'\n\x05\x64rift\x18\n \x01(\x0b\x32\x18.netweft.common.v1.Drift\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x08\x12\x17\n\x0ftls_server_name\x18\x0c \x01(\t\x12\x35\n\x11token_expire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0cnarrow_paths\x18\x0e \x01(\x0b\x32\x1e.netweft.common.v1.NarrowPaths\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x0bNarrowPaths\x12,\n\x05paths\x18\x01 \x03(\x0b\x32\x1d.netweft.common.v1.NarrowPath\"\\\n\nNarrowPath\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0cpeer_host_id\x18\x02 \x01(\t\x12\x11\n\tmtu_bytes\x18\x03 \x01(\r\x12\x14\n\x0cneeded_bytes\x18\x04 \x01(\r\"G\n\x05\x44rift\x12\x12\n\noperations\x18\x01 \x01(\x04\x12*\n\x07repairs\x18\x02 \x03(\x0b\x32\x19.netweft.common.v1.Repair\"f\n\x06Repair\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\"\xcf\x01\n\tHostFacts\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x16\n\x0ekernel_release\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12.\n\x07\x64rivers\x18\x05 \x03(\x0b\x32\x1d.netweft.common.v1.DriverInfo\x12\x1a\n\x12underlay_mtu_bytes\x18\x06 \x01(\r\x12\x0e\n\x06routes\x18\x07 \x03(\t\x12\x14\n\x0cname_servers\x18\x08 \x03(\t\"\xd2\x01\n\nDriverInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05scope\x18\x02 \x01(\x0e\x32\x18.netweft.common.v1.Scope\x12,\n\x06\x63laims\x18\x03 \x03(\x0b\x32\x1c.netweft.common.v1.ClaimInfo\x12.\n\x07options\x18\x04 \x03(\x0b\x32\x1d.netweft.common.v1.OptionInfo\x12\x17\n\x0fneeds_addresses\x18\x05 \x01(\x08\x12\x16\n\x0esingle_network\x18\x06 \x01(\x08\"K\n\tClaimInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07minimum\x18\x02 \x01(\r\x12\x0f\n\x07maximum\x18\x03 \x01(\r\x12\x0e\n\x06option\x18\x04 \x01(\t\"\xa9\x01\n\nOptionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x15\n\rdefault_value\x18\x04 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x0f\n\x07minimum\x18\x06 \x01(\x03\x12\x0f\n\x07maximum\x18\x07 \x01(\x03\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12\x0f\n\x07pattern\x18\t \x01(\t*j\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_READY\x10\x01\x12\x13\n\x0fHOST_STATE_LOST\x10\x02\x12\x16\n\x12HOST_STATE_PENDING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HOST_LABELSENTRY']._loaded_options = None
   _globals['_HOST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_HOSTSTATE']._serialized_start=1444
-  _globals['_HOSTSTATE']._serialized_end=1550
+  _globals['_HOSTSTATE']._serialized_start=1653
+  _globals['_HOSTSTATE']._serialized_end=1759
   _globals['_HOST']._serialized_start=118
-  _globals['_HOST']._serialized_end=593
-  _globals['_HOST_LABELSENTRY']._serialized_start=548
-  _globals['_HOST_LABELSENTRY']._serialized_end=593
-  _globals['_DRIFT']._serialized_start=595
-  _globals['_DRIFT']._serialized_end=666
-  _globals['_REPAIR']._serialized_start=668
-  _globals['_REPAIR']._serialized_end=770
-  _globals['_HOSTFACTS']._serialized_start=773
-  _globals['_HOSTFACTS']._serialized_end=980
-  _globals['_DRIVERINFO']._serialized_start=983
-  _globals['_DRIVERINFO']._serialized_end=1193
-  _globals['_CLAIMINFO']._serialized_start=1195
-  _globals['_CLAIMINFO']._serialized_end=1270
-  _globals['_OPTIONINFO']._serialized_start=1273
-  _globals['_OPTIONINFO']._serialized_end=1442
+  _globals['_HOST']._serialized_end=647
+  _globals['_HOST_LABELSENTRY']._serialized_start=602
+  _globals['_HOST_LABELSENTRY']._serialized_end=647
+  _globals['_NARROWPATHS']._serialized_start=649
+  _globals['_NARROWPATHS']._serialized_end=708
+  _globals['_NARROWPATH']._serialized_start=710
+  _globals['_NARROWPATH']._serialized_end=802
+  _globals['_DRIFT']._serialized_start=804
+  _globals['_DRIFT']._serialized_end=875
+  _globals['_REPAIR']._serialized_start=877
+  _globals['_REPAIR']._serialized_end=979
+  _globals['_HOSTFACTS']._serialized_start=982
+  _globals['_HOSTFACTS']._serialized_end=1189
+  _globals['_DRIVERINFO']._serialized_start=1192
+  _globals['_DRIVERINFO']._serialized_end=1402
+  _globals['_CLAIMINFO']._serialized_start=1404
+  _globals['_CLAIMINFO']._serialized_end=1479
+  _globals['_OPTIONINFO']._serialized_start=1482
+  _globals['_OPTIONINFO']._serialized_end=1651
 # @@protoc_insertion_point(module_scope)

@@ -88,6 +88,7 @@ class Host(_message.Message):
     CORDONED_FIELD_NUMBER: _builtins.int
     TLS_SERVER_NAME_FIELD_NUMBER: _builtins.int
     TOKEN_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NARROW_PATHS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 lower-case hexadecimal digits, kept by the agent in its state directory. Since 0.1."""
     name: _builtins.str
@@ -124,6 +125,10 @@ class Host(_message.Message):
     def token_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the join token of a pending host expires. Set by the controller. Since 0.2."""
 
+    @_builtins.property
+    def narrow_paths(self) -> Global___NarrowPaths:
+        """Ways to other hosts that carry less than its overlays promise; unset: none is known. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -140,14 +145,73 @@ class Host(_message.Message):
         cordoned: _builtins.bool = ...,
         tls_server_name: _builtins.str = ...,
         token_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        narrow_paths: Global___NarrowPaths | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "narrow_paths", b"narrow_paths", "token_expire_time", b"token_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "cordoned", b"cordoned", "drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "tls_server_name", b"tls_server_name", "token_expire_time", b"token_expire_time", "vtep_address", b"vtep_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_target", b"agent_target", "cordoned", b"cordoned", "drift", b"drift", "facts", b"facts", "heartbeat_time", b"heartbeat_time", "id", b"id", "labels", b"labels", "name", b"name", "narrow_paths", b"narrow_paths", "revision", b"revision", "state", b"state", "tls_server_name", b"tls_server_name", "token_expire_time", b"token_expire_time", "vtep_address", b"vtep_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
+class NarrowPaths(_message.Message):
+    """NarrowPaths are ways from a host to others that carry smaller packets than its overlay networks promise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___NarrowPath]:
+        """At most 256, by id of the other host. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[Global___NarrowPath] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NarrowPaths: _TypeAlias = NarrowPaths  # noqa: Y015
+
+@_typing.final
+class NarrowPath(_message.Message):
+    """NarrowPath is the way from one host's tunnel address to another's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    PEER_HOST_ID_FIELD_NUMBER: _builtins.int
+    MTU_BYTES_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """Host that found it. Since 0.2."""
+    peer_host_id: _builtins.str
+    """The other host. Since 0.2."""
+    mtu_bytes: _builtins.int
+    """Largest packet of the underlay that came through and back, in bytes. Since 0.2."""
+    needed_bytes: _builtins.int
+    """Size of packet that the tunnel may send there, in bytes. Since 0.2."""
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        peer_host_id: _builtins.str = ...,
+        mtu_bytes: _builtins.int = ...,
+        needed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "mtu_bytes", b"mtu_bytes", "needed_bytes", b"needed_bytes", "peer_host_id", b"peer_host_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NarrowPath: _TypeAlias = NarrowPath  # noqa: Y015
 
 @_typing.final
 class Drift(_message.Message):

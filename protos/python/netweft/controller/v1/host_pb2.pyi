@@ -83,6 +83,7 @@ class ReportHostRequest(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    NARROW_PATHS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Host id. Since 0.1."""
     applied_revision: _builtins.int
@@ -97,6 +98,10 @@ class ReportHostRequest(_message.Message):
     def drift(self) -> _host_pb2.Drift:
         """What had to be repaired; unset: nothing new since the last report. Since 0.2."""
 
+    @_builtins.property
+    def narrow_paths(self) -> _host_pb2.NarrowPaths:
+        """All narrow ways that are known now; unset: nothing new since the last report. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,11 @@ class ReportHostRequest(_message.Message):
         statuses: _abc.Iterable[_agent_pb2.ObjectStatus] | None = ...,
         full: _builtins.bool = ...,
         drift: _host_pb2.Drift | None = ...,
+        narrow_paths: _host_pb2.NarrowPaths | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "narrow_paths", b"narrow_paths"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "drift", b"drift", "full", b"full", "host_id", b"host_id", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "drift", b"drift", "full", b"full", "host_id", b"host_id", "narrow_paths", b"narrow_paths", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from netweft.common.v1 import host_pb2 as netweft_dot_common_dot_v1_dot_host__pb2
 from netweft.common.v1 import network_pb2 as netweft_dot_common_dot_v1_dot_network__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#netweft/controller/v1/network.proto\x12\x15netweft.controller.v1\x1a\x1fnetweft/common/v1/network.proto\"\x89\x04\n\x14\x43reateNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64river\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12*\n\x07subnets\x18\x05 \x03(\x0b\x32\x19.netweft.common.v1.Subnet\x12I\n\x07options\x18\x06 \x03(\x0b\x32\x38.netweft.controller.v1.CreateNetworkRequest.OptionsEntry\x12G\n\x06labels\x18\x07 \x03(\x0b\x32\x37.netweft.controller.v1.CreateNetworkRequest.LabelsEntry\x12\x10\n\x08internal\x18\x08 \x01(\x08\x12\x14\n\x0c\x64isable_ipv4\x18\t \x01(\x08\x12\x13\n\x0b\x65nable_ipv6\x18\n \x01(\x08\x12\x13\n\x0bipam_driver\x18\x0b \x01(\t\x12\x15\n\raddress_space\x18\x0c \x01(\t\x12\x12\n\nattachable\x18\r \x01(\x08\x12\x15\n\rvalidate_only\x18\x0e \x01(\x08\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x15\x43reateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Network\"$\n\x11GetNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"\xb1\x01\n\x12GetNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Network\x12\x16\n\x0e\x65ndpoint_count\x18\x02 \x01(\r\x12\x10\n\x08host_ids\x18\x03 \x03(\t\x12\x32\n\x05hosts\x18\x04 \x03(\x0b\x32#.netweft.controller.v1.HostProgress\x12\x10\n\x08revision\x18\x05 \x01(\x04\"I\n\x0cHostProgress\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x62\x65hind\x18\x03 \x01(\x08\"K\n\x12WaitNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"@\n\x13WaitNetworkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x17\n\x0f\x62\x65hind_host_ids\x18\x02 \x03(\t\"M\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"]\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.netweft.common.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x14\x44\x65leteNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteNetworkResponse2\x9a\x04\n\x0eNetworkService\x12j\n\rCreateNetwork\x12+.netweft.controller.v1.CreateNetworkRequest\x1a,.netweft.controller.v1.CreateNetworkResponse\x12\x61\n\nGetNetwork\x12(.netweft.controller.v1.GetNetworkRequest\x1a).netweft.controller.v1.GetNetworkResponse\x12g\n\x0cListNetworks\x12*.netweft.controller.v1.ListNetworksRequest\x1a+.netweft.controller.v1.ListNetworksResponse\x12j\n\rDeleteNetwork\x12+.netweft.controller.v1.DeleteNetworkRequest\x1a,.netweft.controller.v1.DeleteNetworkResponse\x12\x64\n\x0bWaitNetwork\x12).netweft.controller.v1.WaitNetworkRequest\x1a*.netweft.controller.v1.WaitNetworkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#netweft/controller/v1/network.proto\x12\x15netweft.controller.v1\x1a\x1cnetweft/common/v1/host.proto\x1a\x1fnetweft/common/v1/network.proto\"\x89\x04\n\x14\x43reateNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64river\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12*\n\x07subnets\x18\x05 \x03(\x0b\x32\x19.netweft.common.v1.Subnet\x12I\n\x07options\x18\x06 \x03(\x0b\x32\x38.netweft.controller.v1.CreateNetworkRequest.OptionsEntry\x12G\n\x06labels\x18\x07 \x03(\x0b\x32\x37.netweft.controller.v1.CreateNetworkRequest.LabelsEntry\x12\x10\n\x08internal\x18\x08 \x01(\x08\x12\x14\n\x0c\x64isable_ipv4\x18\t \x01(\x08\x12\x13\n\x0b\x65nable_ipv6\x18\n \x01(\x08\x12\x13\n\x0bipam_driver\x18\x0b \x01(\t\x12\x15\n\raddress_space\x18\x0c \x01(\t\x12\x12\n\nattachable\x18\r \x01(\x08\x12\x15\n\rvalidate_only\x18\x0e \x01(\x08\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x15\x43reateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Network\"$\n\x11GetNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"\xe6\x01\n\x12GetNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Network\x12\x16\n\x0e\x65ndpoint_count\x18\x02 \x01(\r\x12\x10\n\x08host_ids\x18\x03 \x03(\t\x12\x32\n\x05hosts\x18\x04 \x03(\x0b\x32#.netweft.controller.v1.HostProgress\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x33\n\x0cnarrow_paths\x18\x06 \x03(\x0b\x32\x1d.netweft.common.v1.NarrowPath\"I\n\x0cHostProgress\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x62\x65hind\x18\x03 \x01(\x08\"K\n\x12WaitNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"@\n\x13WaitNetworkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x17\n\x0f\x62\x65hind_host_ids\x18\x02 \x03(\t\"M\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"]\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.netweft.common.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x14\x44\x65leteNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteNetworkResponse2\x9a\x04\n\x0eNetworkService\x12j\n\rCreateNetwork\x12+.netweft.controller.v1.CreateNetworkRequest\x1a,.netweft.controller.v1.CreateNetworkResponse\x12\x61\n\nGetNetwork\x12(.netweft.controller.v1.GetNetworkRequest\x1a).netweft.controller.v1.GetNetworkResponse\x12g\n\x0cListNetworks\x12*.netweft.controller.v1.ListNetworksRequest\x1a+.netweft.controller.v1.ListNetworksResponse\x12j\n\rDeleteNetwork\x12+.netweft.controller.v1.DeleteNetworkRequest\x1a,.netweft.controller.v1.DeleteNetworkResponse\x12\x64\n\x0bWaitNetwork\x12).netweft.controller.v1.WaitNetworkRequest\x1a*.netweft.controller.v1.WaitNetworkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,32 +37,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATENETWORKREQUEST_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_CREATENETWORKREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATENETWORKREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATENETWORKREQUEST']._serialized_start=96
-  _globals['_CREATENETWORKREQUEST']._serialized_end=617
-  _globals['_CREATENETWORKREQUEST_OPTIONSENTRY']._serialized_start=524
-  _globals['_CREATENETWORKREQUEST_OPTIONSENTRY']._serialized_end=570
-  _globals['_CREATENETWORKREQUEST_LABELSENTRY']._serialized_start=572
-  _globals['_CREATENETWORKREQUEST_LABELSENTRY']._serialized_end=617
-  _globals['_CREATENETWORKRESPONSE']._serialized_start=619
-  _globals['_CREATENETWORKRESPONSE']._serialized_end=687
-  _globals['_GETNETWORKREQUEST']._serialized_start=689
-  _globals['_GETNETWORKREQUEST']._serialized_end=725
-  _globals['_GETNETWORKRESPONSE']._serialized_start=728
-  _globals['_GETNETWORKRESPONSE']._serialized_end=905
-  _globals['_HOSTPROGRESS']._serialized_start=907
-  _globals['_HOSTPROGRESS']._serialized_end=980
-  _globals['_WAITNETWORKREQUEST']._serialized_start=982
-  _globals['_WAITNETWORKREQUEST']._serialized_end=1057
-  _globals['_WAITNETWORKRESPONSE']._serialized_start=1059
-  _globals['_WAITNETWORKRESPONSE']._serialized_end=1123
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=1125
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=1202
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1204
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1297
-  _globals['_DELETENETWORKREQUEST']._serialized_start=1299
-  _globals['_DELETENETWORKREQUEST']._serialized_end=1358
-  _globals['_DELETENETWORKRESPONSE']._serialized_start=1360
-  _globals['_DELETENETWORKRESPONSE']._serialized_end=1383
-  _globals['_NETWORKSERVICE']._serialized_start=1386
-  _globals['_NETWORKSERVICE']._serialized_end=1924
+  _globals['_CREATENETWORKREQUEST']._serialized_start=126
+  _globals['_CREATENETWORKREQUEST']._serialized_end=647
+  _globals['_CREATENETWORKREQUEST_OPTIONSENTRY']._serialized_start=554
+  _globals['_CREATENETWORKREQUEST_OPTIONSENTRY']._serialized_end=600
+  _globals['_CREATENETWORKREQUEST_LABELSENTRY']._serialized_start=602
+  _globals['_CREATENETWORKREQUEST_LABELSENTRY']._serialized_end=647
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=649
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=717
+  _globals['_GETNETWORKREQUEST']._serialized_start=719
+  _globals['_GETNETWORKREQUEST']._serialized_end=755
+  _globals['_GETNETWORKRESPONSE']._serialized_start=758
+  _globals['_GETNETWORKRESPONSE']._serialized_end=988
+  _globals['_HOSTPROGRESS']._serialized_start=990
+  _globals['_HOSTPROGRESS']._serialized_end=1063
+  _globals['_WAITNETWORKREQUEST']._serialized_start=1065
+  _globals['_WAITNETWORKREQUEST']._serialized_end=1140
+  _globals['_WAITNETWORKRESPONSE']._serialized_start=1142
+  _globals['_WAITNETWORKRESPONSE']._serialized_end=1206
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=1208
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=1285
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1287
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1380
+  _globals['_DELETENETWORKREQUEST']._serialized_start=1382
+  _globals['_DELETENETWORKREQUEST']._serialized_end=1441
+  _globals['_DELETENETWORKRESPONSE']._serialized_start=1443
+  _globals['_DELETENETWORKRESPONSE']._serialized_end=1466
+  _globals['_NETWORKSERVICE']._serialized_start=1469
+  _globals['_NETWORKSERVICE']._serialized_end=2007
 # @@protoc_insertion_point(module_scope)

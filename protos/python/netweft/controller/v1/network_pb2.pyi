@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from netweft.common.v1 import host_pb2 as _host_pb2
 from netweft.common.v1 import network_pb2 as _network_pb2
 import builtins as _builtins
 import sys
@@ -196,6 +197,7 @@ class GetNetworkResponse(_message.Message):
     HOST_IDS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    NARROW_PATHS_FIELD_NUMBER: _builtins.int
     endpoint_count: _builtins.int
     """Number of its endpoints. Since 0.1."""
     revision: _builtins.int
@@ -212,6 +214,10 @@ class GetNetworkResponse(_message.Message):
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostProgress]:
         """How far each of these hosts has come, in the order of host_ids. Since 0.2."""
 
+    @_builtins.property
+    def narrow_paths(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.NarrowPath]:
+        """Ways between its hosts that carry less than it promises: larger packets are lost there. Since 0.2."""
+
     def __init__(
         self,
         *,
@@ -220,10 +226,11 @@ class GetNetworkResponse(_message.Message):
         host_ids: _abc.Iterable[_builtins.str] | None = ...,
         hosts: _abc.Iterable[Global___HostProgress] | None = ...,
         revision: _builtins.int = ...,
+        narrow_paths: _abc.Iterable[_host_pb2.NarrowPath] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "host_ids", b"host_ids", "hosts", b"hosts", "network", b"network", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "host_ids", b"host_ids", "hosts", b"hosts", "narrow_paths", b"narrow_paths", "network", b"network", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
