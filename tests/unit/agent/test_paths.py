@@ -85,9 +85,10 @@ async def test_a_way_is_narrow_until_it_carries_enough(rig):
 
     await world.watch.look()
     narrow = world.watch.narrow
-    world.carries, world.now = {}, 600
+    world.carries, world.now = {}, 60
     await world.watch.look()
 
+    assert [{"192.0.2.2": 1500, "192.0.2.3": 1500}, {"192.0.2.2": 1500}] == world.asked
     assert (NarrowPath(host_id=H2, vtep="192.0.2.2", mtu_bytes=1400, needed_bytes=1500),) == narrow
     assert () == world.watch.narrow
 

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 10.0
 """Longest time until a new tunnel end is noticed, or another MTU."""
+MENDING = 10
+"""A narrow way is asked so many times as often as others: somebody may be at work on it."""
 MOST = 256
 """Narrow ways that are told."""
 
@@ -122,7 +124,9 @@ class PathWatch:
 
     def _is_due(self, vtep: str, wanted: _Wanted, now: float) -> bool:
         last = self._measured.get(vtep)
-        return last is None or last.wanted != wanted or now - last.at_s >= self._interval_s
+        if last is None or last.wanted != wanted:
+            return True
+        return now - last.at_s >= (self._interval_s / MENDING if last.mtu_bytes else self._interval_s)
 
     def _note_wanted(self) -> None:
         if self._engine.position == self._seen:
