@@ -268,8 +268,9 @@ async def test_facts_name_the_host_and_its_drivers(agent):
     assert {"bridge", "overlay", "host", "null"} == {one.name for one in answer.facts.drivers}
 
 
-async def test_a_refresh_repairs_one_sandbox_and_says_what(agent):
+async def test_a_refresh_repairs_one_sandbox_says_what_and_announces_its_addresses(agent):
     await agent.call("Apply", agent_pb2.ApplyRequest(changes=attach()))
+    agent.rig.kernel.announced.clear()
     del agent.rig.kernel.state["route", f"sandbox/{oid(101)}", "0.0.0.0/0"]
     request = agent_pb2.RefreshSandboxRequest(sandbox_id=oid(101))
 
@@ -278,6 +279,7 @@ async def test_a_refresh_repairs_one_sandbox_and_says_what(agent):
 
     assert ["ip route add 0.0.0.0/0 via 10.1.0.1 dev eth0 proto 110"] == [one.command for one in first.repaired]
     assert [] == list(second.repaired)
+    assert [(f"sandbox/{oid(101)}", "eth0")] * 2 == [(one.ns, one.link) for one, _ in agent.rig.kernel.announced]
 
 
 async def test_counters_are_told_with_the_endpoint_that_has_the_interface(agent):

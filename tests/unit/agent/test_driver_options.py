@@ -116,6 +116,8 @@ BRIDGE_DEFAULTS = {
     "trusted_host_interfaces": "",
     "interface_prefix": "eth",
     "anti_spoof": True,
+    "advertise_addr_nmsgs": 3,
+    "advertise_addr_ms": 1000,
     "default_bridge": False,
 }
 
@@ -135,6 +137,8 @@ DOCKERS = {
     "com.docker.network.bridge.default_bridge": ("true", "default_bridge", True),
     "com.docker.network.bridge.trusted_host_interfaces": ("eth0:wg0", "trusted_host_interfaces", "eth0:wg0"),
     "com.docker.network.driver.mtu": ("9000", "mtu", 9000),
+    "com.docker.network.advertise_addr_nmsgs": ("0", "advertise_addr_nmsgs", 0),
+    "com.docker.network.advertise_addr_ms": ("100", "advertise_addr_ms", 100),
     "com.docker.network.host_ipv4": ("192.0.2.1", "snat_ipv4", "192.0.2.1"),
     "com.docker.network.host_ipv6": ("2001:db8::1", "snat_ipv6", "2001:db8::1"),
     "com.docker.network.container_iface_prefix": ("lan", "interface_prefix", "lan"),
@@ -156,6 +160,10 @@ BRIDGE_REFUSALS = {
     "a name that the kernel uses": ("bridge_name", "all"),
     "a name that is a folder": ("bridge_name", ".."),
     "no truth value": ("masquerade", "maybe"),
+    "more announcements than Docker sends": ("advertise_addr_nmsgs", "4"),
+    "fewer announcements than none": ("advertise_addr_nmsgs", "-1"),
+    "announcements in quick succession": ("advertise_addr_ms", "99"),
+    "announcements in slow succession": ("advertise_addr_ms", "2001"),
     "an MTU below IP's": ("mtu", "67"),
     "a negative MTU": ("mtu", "-1"),
     "an MTU beyond what fits": ("mtu", "65536"),

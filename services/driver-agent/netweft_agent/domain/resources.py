@@ -400,16 +400,35 @@ class Redirect(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advertise:
+    """That neighbours are told when an address comes to where it is; no state of the kernel.
+
+    Attributes:
+        network: Id of the network whose endpoints are the neighbours.
+        count: How many times.
+        interval_ms: Between two times, in milliseconds.
+        link: Of what is not on this host: by which link in the namespace its neighbours here are told.
+    """
+
+    network: str
+    count: int
+    interval_ms: int
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Address(Plain):
     """An address of a link.
 
     Attributes:
         address: With prefix length, for example 10.0.0.2/16. IPv6 is set with IFA_F_NODAD: addresses are allocated.
+        advertise: None: nobody is told of it.
     """
 
     ns: Ns
     link: str
     address: str
+    advertise: Advertise | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:
@@ -474,12 +493,17 @@ class Route(Plain):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour(Plain):
-    """A permanent neighbour (ip-neighbour(8)), always written with replace."""
+    """A permanent neighbour (ip-neighbour(8)), always written with replace.
+
+    Attributes:
+        advertise: None: nobody is told when it moves.
+    """
 
     ns: Ns
     link: str
     ip: str
     mac: str
+    advertise: Advertise | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:

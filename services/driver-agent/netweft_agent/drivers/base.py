@@ -18,7 +18,7 @@ from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Sandbox, Scope, Subnetwork
-from netweft_agent.domain.resources import Address, Key, Resource, Route, Sysctl
+from netweft_agent.domain.resources import Address, Advertise, Key, Resource, Route, Sysctl
 from netweft_agent.domain.state import HostState
 
 GROUP = "netweft.drivers"
@@ -171,6 +171,50 @@ def option(
     )
 
 
+def advertise_count() -> Any:
+    """Declare how many times endpoints' addresses are announced; Docker has it for all drivers."""
+    return option(
+        3,
+        "How many times neighbours are told of an endpoint's addresses, by gratuitous ARP and unsolicited neighbour "
+        "advertisements; 0: never.",
+        aliases=("com.docker.network.advertise_addr_nmsgs",),
+        minimum=0,
+        maximum=3,
+    )
+
+
+def advertise_interval() -> Any:
+    """Declare how long it is from one announcement to the next."""
+    return option(
+        1000,
+        "Milliseconds from one time that neighbours are told of an endpoint's addresses to the next.",
+        aliases=("com.docker.network.advertise_addr_ms",),
+        minimum=100,
+        maximum=2000,
+    )
+
+
+class Advertised(Protocol):
+    """Options that say how addresses are announced."""
+
+    @property
+    def advertise_addr_nmsgs(self) -> int:
+        """How many times."""
+
+    @property
+    def advertise_addr_ms(self) -> int:
+        """Milliseconds between two times."""
+
+
+def advertise(network: Network, options: Advertised, link: str = "") -> Advertise | None:
+    """Return how addresses of a network are announced; None: not at all."""
+    if not options.advertise_addr_nmsgs:
+        return None
+    return Advertise(
+        network=network.id, count=options.advertise_addr_nmsgs, interval_ms=options.advertise_addr_ms, link=link
+    )
+
+
 T = TypeVar("T")
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -282,7 +326,7 @@ def has_ipv6(endpoint: Endpoint, *, network_has: bool) -> bool:
     return network_has and endpoint.sysctls.get(_NO_IPV6, "0") == "0"
 
 
-def inside(attachment: Attachment, *, ipv6: bool) -> list[Resource]:
+def inside(attachment: Attachment, *, ipv6: bool, advertise: Advertise | None = None) -> list[Resource]:
     """Render what an endpoint sets on its interface in the sandbox: addresses, static routes, kernel settings.
 
     Without IPv6 on the interface, what needs it is left out.
@@ -290,8 +334,9 @@ def inside(attachment: Attachment, *, ipv6: bool) -> list[Resource]:
     endpoint, ns = attachment.endpoint, attachment.sandbox.ns
     link = endpoint.interface_name
     wanted: list[Resource] = [
-        Address(ns=ns, link=link, address=str(one))
-        for one in (*endpoint.addresses, *endpoint.link_local)
+        Address(ns=ns, link=link, address=str(one), advertise=told)
+        for addresses, told in ((endpoint.addresses, advertise), (endpoint.link_local, None))
+        for one in addresses
         if ipv6 or one.version == 4
     ]
     for route in endpoint.routes:

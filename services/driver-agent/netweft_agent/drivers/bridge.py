@@ -15,7 +15,7 @@ from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import names, ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
-from netweft_agent.domain.resources import HOST, Address, Link, PeerEnd, Port, PortHold, Resource, Sysctl
+from netweft_agent.domain.resources import HOST, Address, Advertise, Link, PeerEnd, Port, PortHold, Resource, Sysctl
 from netweft_agent.domain.state import HostState
 from netweft_agent.drivers import base, firewall, guard, limits, publish
 from netweft_agent.drivers.bridge_options import Mode, Options
@@ -69,6 +69,7 @@ class BridgeDriver:
                 port=port,
                 ipv6=network.enable_ipv6,
                 guarded=options.anti_spoof,
+                advertise=base.advertise(network, options),
             )
             ipv6 = base.has_ipv6(attachment.endpoint, network_has=network.enable_ipv6)
             may_send = guard.endpoint(attachment.endpoint, ipv6=ipv6) if options.anti_spoof else []
@@ -187,11 +188,13 @@ def veth(
     port: Port,
     ipv6: bool,
     guarded: bool = True,
+    advertise: Advertise | None = None,
 ) -> list[Resource]:
     """Render an endpoint's veth pair, its limits and addresses: one end a port of `master` in `ns`, one in the sandbox.
 
     IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood
-    multicast listener reports to all others. `guarded` says how the port is named, see `guard`.
+    multicast listener reports to all others. `guarded` says how the port is named, see `guard`; `advertise` how
+    neighbours are told of the addresses.
     """
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
     host_end = names.veth(endpoint.id, guarded=guarded)
@@ -217,6 +220,6 @@ def veth(
             ipv6=ipv6,
             peer=PeerEnd(ns=ns, name=host_end),
         ),
-        *base.inside(attachment, ipv6=ipv6),
+        *base.inside(attachment, ipv6=ipv6, advertise=advertise),
         *limits.render(endpoint, ns=ns, link=host_end, mtu=mtu),
     ]

@@ -117,6 +117,8 @@ class Options:
         default=True,
         doc="Let endpoints send only as themselves: with their own MAC and addresses, as no router or DHCP server.",
     )
+    advertise_addr_nmsgs: int = base.advertise_count()
+    advertise_addr_ms: int = base.advertise_interval()
     default_bridge: bool = base.option(
         default=False,
         doc="The network that Docker calls bridge, in which no names are resolved; the data plane is the same.",

@@ -27,6 +27,7 @@ from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Pe
 from netweft_agent.domain.resources import (
     HOST,
     Address,
+    Advertise,
     Fdb,
     Link,
     Namespace,
@@ -79,6 +80,8 @@ class Options:
         maximum=16777215,
     )
     vxlan_port: int = base.option(4789, "UDP port of the tunnel.", minimum=1024, maximum=49151)
+    advertise_addr_nmsgs: int = base.advertise_count()
+    advertise_addr_ms: int = base.advertise_interval()
 
 
 class OverlayDriver:
@@ -142,11 +145,20 @@ class OverlayDriver:
         for attachment in attachments:
             state.add(
                 attachment.owner,
-                *bridge.veth(attachment, ns=ns, master=BRIDGE, mtu=mtu, port=Port(), ipv6=network.enable_ipv6),
+                *bridge.veth(
+                    attachment,
+                    ns=ns,
+                    master=BRIDGE,
+                    mtu=mtu,
+                    port=Port(),
+                    ipv6=network.enable_ipv6,
+                    advertise=base.advertise(network, options),
+                ),
                 *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
             )
+        elsewhere = base.advertise(network, options, link=BRIDGE)
         for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
-            state.add(f"peer/{peer.id}", *_peer(peer, ns, network.claims["vni"]))
+            state.add(f"peer/{peer.id}", *_peer(peer, ns, network.claims["vni"], elsewhere))
         return state
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
@@ -275,10 +287,10 @@ def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
     return wanted
 
 
-def _peer(peer: Peer, ns: str, vni: int) -> list[Resource]:
+def _peer(peer: Peer, ns: str, vni: int, advertise: Advertise | None) -> list[Resource]:
     return [
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac, vtep=peer.vtep),
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac),
-        *(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=peer.mac) for one in peer.addresses),
+        *(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=peer.mac, advertise=advertise) for one in peer.addresses),
         *firewall.remote(vni, peer.vtep),
     ]

@@ -40,6 +40,7 @@ from netweft_agent.domain.objects import (
 )
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
+from netweft_agent.engine.announcing import Announcing
 from netweft_agent.engine.desired import Desired
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.render import Renderer, Scope
@@ -159,6 +160,7 @@ class Engine:
         self._untried: set[Ref] = set()
         """Refused before the kernel was asked, for want of something that may come: worth another try as they are."""
         self._unrendered: dict[str, NetweftError] = {}
+        self._announcing = Announcing(self.store)
         self._leftovers: dict[Key, str] = {}
         """What the kernel would not remove, with the owner that let go of it; tried again with each round."""
 
@@ -180,6 +182,7 @@ class Engine:
         await self._reconcile(None)
         for ref in objects:
             self._note(ref, self._failure(ref) or self._ill(ref), applied=True)
+        self._announcing.remember(self.desired.by_owner)
         log.info("engine started", objects=len(objects), resources=len(self.desired.resources))
 
     async def run(self) -> None:
@@ -267,11 +270,16 @@ class Engine:
     async def refresh(self, sandbox: str) -> tuple[Operation, ...]:
         """Compare a sandbox and the host's ends of its links with what is wanted, and return what had to be repaired.
 
+        Neighbours are told of its addresses again, when there is time.
+
         Raises:
             NotFound: The host does not hold the sandbox.
         """
         held = self._sandbox(sandbox)
-        return await self.reconcile({key[1] for key in self.desired.by_owner.get(str(held.ref), ())} | {held.ns})
+        spaces = {key[1] for key in self.desired.by_owner.get(str(held.ref), ())} | {held.ns}
+        answer = await self._call(lambda: self._refresh(sandbox, spaces))
+        assert isinstance(answer, tuple)
+        return answer
 
     async def follow_host(self, files: HostFiles) -> None:
         """Render the files of all sandboxes anew from the host's as they are now; those that were edited stay.
@@ -520,6 +528,7 @@ class Engine:
             log.warning("change refused", object=str(ref), revision=this.changes[ref].revision, error=str(refusal))
         if undone:
             await self._take_back(this, undone)
+        await self._announce()
         for ref, change in this.changes.items():
             self._settle(change, failed.get(ref))
         for owner, cause in errors.items():
@@ -641,6 +650,7 @@ class Engine:
         results = list(zip(steps, await self._kernel.execute(steps), strict=True))
         gone = {step.resource.key for step, error in results if step.after is None and error is None}
         for key in implied(gone, {key: self.known[key] for key in concerned if key in self.known}) if gone else ():
+            self._announcing.lost(key)
             self.known.pop(key)
             self._leftovers.pop(key, None)
         refusals = []
@@ -653,10 +663,23 @@ class Engine:
                 continue
             self._leftovers.pop(key, None)
             if step.after is None:
+                self._announcing.lost(key, step.before)
                 self.known.pop(key, None)
             else:
+                self._announcing.made(step)
                 self.known[key] = step.after
+        if self._announcing.gone:
+            self._kernel.hush(self._announcing.gone)
+            self._announcing.gone.clear()
         return self._blame(refusals)
+
+    async def _announce(self) -> None:
+        """Tell neighbours of what was made since the last time."""
+        told = self._announcing.take(self.desired.by_owner, self.known)
+        if told.later:
+            self._kernel.announce(told.later)
+        if told.now:
+            await self._kernel.announce_now(told.now)
 
     def _blame(self, refusals: Sequence[tuple[Operation, NetweftError]]) -> dict[str, NetweftError]:
         """Return the first error of each owner that has failed, in the order of the steps."""
@@ -829,9 +852,14 @@ class Engine:
             for step in done:
                 log.info("repaired", owner=step.owner, ns=step.resource.ns or "host", command=step.command())
         self._judge(errors)
+        await self._announce()
         if self._behind:
             self._reach(None)
         return tuple(done)
+
+    async def _refresh(self, sandbox: str, spaces: Collection[Ns]) -> tuple[Operation, ...]:
+        self._announcing.again(sandbox)
+        return await self._reconcile(spaces)
 
     def _note_repairs(self, done: Sequence[Operation]) -> None:
         now_ms = int(self._clock() * 1000)

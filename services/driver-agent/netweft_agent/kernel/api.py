@@ -11,6 +11,7 @@ from typing import Protocol
 
 from netweft_common.errors import NetweftError
 
+from netweft_agent.domain.announcement import Announcement, Place
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Ns, Resource
 
@@ -74,6 +75,15 @@ class Kernel(Protocol):
         Raises:
             NotFound: The namespace is not held.
         """
+
+    def announce(self, announcements: Collection[Announcement]) -> None:
+        """Have neighbours told, in the background; what cannot be told is left out without a word."""
+
+    async def announce_now(self, announcements: Collection[Announcement]) -> None:
+        """Tell neighbours once, and have the rest told in the background."""
+
+    def hush(self, places: Collection[Place]) -> None:
+        """Leave out what is still to be told of these places; idempotent."""
 
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes can open the namespace; empty when it is not held."""

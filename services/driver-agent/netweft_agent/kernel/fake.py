@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 
 from netweft_common import errors
 
+from netweft_agent.domain.announcement import Announcement, Place
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import HOST, File, Key, Link, Namespace, Ns, Resource, Sysctl
 from netweft_agent.kernel.api import Observation, Statistics
@@ -29,6 +30,8 @@ class FakeKernel:
         executed: Steps that took effect, in order, over all calls.
         calls: Number of steps of each call of `execute`.
         counters: What `statistics` tells, by namespace and link.
+        announced: What neighbours were told, in order, each with whether it was at once.
+        hushed: Of what they are told no more, in order.
         observations: Namespaces that `observe` was asked for, call by call.
         taken_over: How often `observe` was to go on with what is there.
     """
@@ -41,6 +44,8 @@ class FakeKernel:
         self.observations: list[frozenset[Ns] | None] = []
         self.taken_over = 0
         self.counters: dict[tuple[Ns, str], Statistics] = {}
+        self.announced: list[tuple[Announcement, bool]] = []
+        self.hushed: list[Place] = []
         self.fail_at = fail_at
         self.closed = False
         self._crash_after: int | None = None
@@ -109,6 +114,19 @@ class FakeKernel:
             one for one in self.state.values() if isinstance(one, Link) and one.ns == ns and one.kind != "loopback"
         ]
         return {link.name: self.counters.get((ns, link.name), Statistics()) for link in links}
+
+    def announce(self, announcements: Collection[Announcement]) -> None:
+        """Note what neighbours are told in the background."""
+        self.announced += [(one, False) for one in announcements]
+
+    async def announce_now(self, announcements: Collection[Announcement]) -> None:
+        """Note what neighbours are told at once."""
+        await asyncio.sleep(0)
+        self.announced += [(one, True) for one in announcements]
+
+    def hush(self, places: Collection[Place]) -> None:
+        """Note of what neighbours are told no more."""
+        self.hushed += places
 
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes could open the namespace; empty when it is not held."""

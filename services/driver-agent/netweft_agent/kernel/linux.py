@@ -1,15 +1,18 @@
-"""The real kernel: composes the writer thread, the reader thread and the event socket."""
+"""The real kernel: composes the writer thread, the reader thread, the announcer and the event socket."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 
 from netweft_common.errors import NetweftError
 
+from netweft_agent.domain.announcement import Announcement, Place
 from netweft_agent.domain.nft import NftTable
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource
+from netweft_agent.kernel.announcer import Announcer
 from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.executor import Executor
 from netweft_agent.kernel.files import Files
@@ -40,6 +43,7 @@ class LinuxKernel:
         """Held ports; also finds free ones."""
         self._executor = Executor(self._namespaces, files, self.ports)
         self._observer = Observer(self._namespaces, files, self.ports)
+        self._announcer = Announcer(self._namespaces)
         self._writer = Worker("netweft-writer", self._executor.idle)
         self._reader = Worker("netweft-reader")
         self._monitor = Monitor(self._namespaces, self._executor, self._reader)
@@ -79,6 +83,18 @@ class LinuxKernel:
         """Return the counters of a namespace's links but lo, by name; see api.Kernel."""
         return await self._reader.call(lambda: self._observer.statistics(ns))
 
+    def announce(self, announcements: Collection[Announcement]) -> None:
+        """Have neighbours told in the background; see api.Kernel."""
+        self._announcer.put(announcements)
+
+    async def announce_now(self, announcements: Collection[Announcement]) -> None:
+        """Tell neighbours; see api.Kernel. In the writer's thread, for on a large bridge it takes milliseconds."""
+        await self._writer.call(lambda: self._announcer.tell(announcements))
+
+    def hush(self, places: Collection[Place]) -> None:
+        """Leave out what is still to be told; see api.Kernel."""
+        self._announcer.drop(places)
+
     def netns_path(self, ns: Ns) -> str:
         """Return the path by which other processes can open the namespace; empty when it is not held."""
         return self._namespaces.path(ns)
@@ -91,6 +107,7 @@ class LinuxKernel:
         """Delete what waits to be deleted, and give up sockets and threads; idempotent."""
         if not self._writer.closed:
             await self._writer.call(self._executor.close)
+        await asyncio.to_thread(self._announcer.close)
         self._monitor.close()
         await self._writer.close()
         await self._reader.close()
