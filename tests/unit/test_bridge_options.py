@@ -101,6 +101,18 @@ CASES = {
         refuses=("", "e" * 12, "e/", "e:", "e t", "e%d"),
     ),
     "anti_spoof": Case(docker="", default=True, takes=BOOLS, refuses=NO_BOOLS),
+    "advertise_addr_nmsgs": Case(
+        docker="com.docker.network.advertise_addr_nmsgs",
+        default=3,
+        takes={"0": 0, "1": 1, "2": 2, "3": 3},
+        refuses=("", "-1", "4", "1.5", "often"),
+    ),
+    "advertise_addr_ms": Case(
+        docker="com.docker.network.advertise_addr_ms",
+        default=1000,
+        takes={"100": 100, "1000": 1000, "2000": 2000},
+        refuses=("", "0", "99", "2001", "1s"),
+    ),
 }
 
 
@@ -147,7 +159,7 @@ def test_what_an_option_refuses_is_told_by_its_name_with_what_was_asked_and_what
             asked({name: text})
         lines.append(f"{name}={text!r}\n  controller: {told.value.message}")
         assert f"options[{name!r}]" == told.value.field
-        if text or name in {"mtu", "interface_prefix"}:
+        if text or name in {"mtu", "interface_prefix", "advertise_addr_nmsgs", "advertise_addr_ms"}:
             with pytest.raises(errors.InvalidArgument) as alone:
                 base.parse(Options, {name: text}, driver="bridge")
             lines.append(f"  agent: {alone.value.message}")

@@ -615,7 +615,7 @@ class AsyncClient:
         return convert.answer(convert.sandbox, response.sandbox)
 
     async def refresh_sandbox(self, sandbox: str, *, timeout_s: float | None = None) -> tuple[model.PlanStep, ...]:
-        """Have a sandbox repaired; returns what had to be repaired.
+        """Have a sandbox repaired and its addresses announced again; returns what had to be repaired.
 
         Raises:
             NotFound: There is none.

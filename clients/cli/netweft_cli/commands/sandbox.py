@@ -132,7 +132,10 @@ def refresh(
     target: options.Target = "",
     timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
 ) -> None:
-    """Compare a sandbox with what its host's kernel has, repair what differs, and show what had to be repaired."""
+    """Compare a sandbox with what its host's kernel has, repair what differs, and show what had to be repaired.
+
+    Its neighbours are told of its addresses again.
+    """
     with options.connect(target, timeout) as client:
         repaired = client.refresh_sandbox(sandbox)
     if form.is_data:

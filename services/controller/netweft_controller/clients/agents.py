@@ -107,7 +107,7 @@ class Agents:
         return _steps(response.steps)
 
     async def refresh_sandbox(self, host: Host, sandbox_id: str) -> list[Step]:
-        """Have a host repair a sandbox; returns what had to be repaired.
+        """Have a host repair a sandbox and announce its addresses again; returns what had to be repaired.
 
         Raises:
             NetweftError: As the agent says.

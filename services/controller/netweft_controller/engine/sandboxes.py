@@ -66,7 +66,7 @@ class SandboxEngine:
         )
 
     async def refresh(self, word: str) -> list[Step]:
-        """Have a sandbox's host repair it; returns what was repaired. Idempotent.
+        """Have a sandbox's host repair it and announce its addresses again; returns what was repaired. Idempotent.
 
         Raises:
             NotFound: There is none.

@@ -89,7 +89,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     async def RefreshSandbox(
         self, request: sandbox_pb2.RefreshSandboxRequest, context: Any
     ) -> sandbox_pb2.RefreshSandboxResponse:
-        """Repair a sandbox."""
+        """Repair a sandbox and announce its addresses again."""
         del context
         await self._own.sandboxes([request.sandbox])
         steps = await self._sandboxes.refresh(request.sandbox)

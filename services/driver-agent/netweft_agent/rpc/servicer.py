@@ -127,7 +127,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     async def RefreshSandbox(  # noqa: N802
         self, request: agent_pb2.RefreshSandboxRequest, context: Context
     ) -> agent_pb2.RefreshSandboxResponse:
-        """Repair one sandbox."""
+        """Repair one sandbox and announce its addresses again."""
         del context
         done = await self._engine.refresh(convert.identifier(request.sandbox_id, "sandbox_id"))
         return agent_pb2.RefreshSandboxResponse(repaired=convert.steps(done))

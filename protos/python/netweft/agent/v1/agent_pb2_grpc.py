@@ -131,7 +131,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshSandbox(self, request, context):
-        """Compare one sandbox with the intent and repair what differs (libnetwork's Refresh). Idempotent.
+        """Compare one sandbox with the intent, repair what differs, and have its addresses announced to neighbours again as its
+        networks' options say, after the answer (libnetwork's Refresh). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

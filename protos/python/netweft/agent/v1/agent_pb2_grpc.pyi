@@ -50,7 +50,9 @@ class AgentServiceStub:
     DeleteSandbox: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DeleteSandboxRequest, _agent_pb2.DeleteSandboxResponse]
     """Remove one sandbox, its links and its files. Idempotent: one that is gone is OK."""
     RefreshSandbox: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RefreshSandboxRequest, _agent_pb2.RefreshSandboxResponse]
-    """Compare one sandbox with the intent and repair what differs (libnetwork's Refresh). Idempotent."""
+    """Compare one sandbox with the intent, repair what differs, and have its addresses announced to neighbours again as its
+    networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+    """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatisticsRequest, _agent_pb2.GetStatisticsResponse]
     """Return the counters of a sandbox's interfaces."""
     GetFacts: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetFactsRequest, _agent_pb2.GetFactsResponse]
@@ -78,7 +80,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     DeleteSandbox: _aio.UnaryUnaryMultiCallable[_agent_pb2.DeleteSandboxRequest, _agent_pb2.DeleteSandboxResponse]  # type: ignore[assignment]
     """Remove one sandbox, its links and its files. Idempotent: one that is gone is OK."""
     RefreshSandbox: _aio.UnaryUnaryMultiCallable[_agent_pb2.RefreshSandboxRequest, _agent_pb2.RefreshSandboxResponse]  # type: ignore[assignment]
-    """Compare one sandbox with the intent and repair what differs (libnetwork's Refresh). Idempotent."""
+    """Compare one sandbox with the intent, repair what differs, and have its addresses announced to neighbours again as its
+    networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+    """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatisticsRequest, _agent_pb2.GetStatisticsResponse]  # type: ignore[assignment]
     """Return the counters of a sandbox's interfaces."""
     GetFacts: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetFactsRequest, _agent_pb2.GetFactsResponse]  # type: ignore[assignment]
@@ -145,7 +149,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.RefreshSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.RefreshSandboxResponse, _abc.Awaitable[_agent_pb2.RefreshSandboxResponse]]:
-        """Compare one sandbox with the intent and repair what differs (libnetwork's Refresh). Idempotent."""
+        """Compare one sandbox with the intent, repair what differs, and have its addresses announced to neighbours again as its
+        networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def GetStatistics(

@@ -114,7 +114,8 @@ class SandboxServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshSandbox(self, request, context):
-        """Compare the sandbox with the intent on its host, and repair what differs (libnetwork's Refresh). Idempotent.
+        """Compare the sandbox with the intent on its host, repair what differs, and have its addresses announced to neighbours
+        again as its networks' options say, after the answer (libnetwork's Refresh). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class SandboxServiceStub:
     leaves the sandbox as it was. Idempotent by request_id.
     """
     RefreshSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.RefreshSandboxRequest, _sandbox_pb2.RefreshSandboxResponse]
-    """Compare the sandbox with the intent on its host, and repair what differs (libnetwork's Refresh). Idempotent."""
+    """Compare the sandbox with the intent on its host, repair what differs, and have its addresses announced to neighbours
+    again as its networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+    """
     GetSandboxStatistics: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.GetSandboxStatisticsRequest, _sandbox_pb2.GetSandboxStatisticsResponse]
     """Return the counters of the sandbox's interfaces, fresh from its host."""
 
@@ -72,7 +74,9 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     leaves the sandbox as it was. Idempotent by request_id.
     """
     RefreshSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.RefreshSandboxRequest, _sandbox_pb2.RefreshSandboxResponse]  # type: ignore[assignment]
-    """Compare the sandbox with the intent on its host, and repair what differs (libnetwork's Refresh). Idempotent."""
+    """Compare the sandbox with the intent on its host, repair what differs, and have its addresses announced to neighbours
+    again as its networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+    """
     GetSandboxStatistics: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.GetSandboxStatisticsRequest, _sandbox_pb2.GetSandboxStatisticsResponse]  # type: ignore[assignment]
     """Return the counters of the sandbox's interfaces, fresh from its host."""
 
@@ -129,7 +133,9 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_pb2.RefreshSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_pb2.RefreshSandboxResponse, _abc.Awaitable[_sandbox_pb2.RefreshSandboxResponse]]:
-        """Compare the sandbox with the intent on its host, and repair what differs (libnetwork's Refresh). Idempotent."""
+        """Compare the sandbox with the intent on its host, repair what differs, and have its addresses announced to neighbours
+        again as its networks' options say, after the answer (libnetwork's Refresh). Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def GetSandboxStatistics(
