@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -364,6 +365,40 @@ def test_the_example_says_what_libnetworks_does(netweft):
     )
     netweft("sandbox", "rm", "--force", "container1")
     netweft("network", "rm", "network1")
+
+
+def test_sandboxes_follow_the_hosts_resolv_conf(tmp_path):
+    shell = Shell(Path(tempfile.mkdtemp(prefix="nw-")) / "run")
+    own = tmp_path / "resolv.conf"
+    own.write_text("nameserver 192.0.2.1\n")
+    # In a mount namespace of its own the stack's host has a resolv.conf that nobody else has.
+    started = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"mount --bind {own} /etc/resolv.conf && exec {NETWEFT} up"],
+        env=os.environ | {"NETWEFT_RUN_DIR": str(shell.run_dir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert started.wait(60) == 0
+        shell("network", "create", "blue")
+        shell("attach", "blue", "c1")
+        shell("attach", "blue", "c2")
+        ids = [shell.data("sandbox", "inspect", name)[0]["id"] for name in ("c1", "c2")]
+        mine, edited = (shell.run_dir / "hosts/host1/run/sandboxes" / one / "resolv.conf" for one in ids)
+        before = mine.read_text()
+        edited.write_text("nameserver 192.0.2.99\n")
+
+        own.write_text("nameserver 192.0.2.2\nsearch example.net\n")
+        while (after := mine.read_text()) == before:  # a file that is written has no event here; the run has a limit
+            time.sleep(0.05)
+
+        assert before.startswith("nameserver 192.0.2.1\n\n")
+        assert after.startswith("nameserver 192.0.2.2\nsearch example.net\n\n")
+        assert edited.read_text() == "nameserver 192.0.2.99\n"
+        assert shell("sandbox", "refresh", "c1") == "# nothing to repair\n"
+    finally:
+        shell("down")
+        shutil.rmtree(shell.run_dir.parent)
 
 
 def test_down_leaves_nothing_even_of_a_stack_in_use():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -323,6 +324,9 @@ async def test_while_rulesets_are_flushed_and_reloaded_nothing_gets_in(lab):
             lab.host.exec(["nft", "flush", "ruleset"])
             for name in ("firewalld", "docker", "default-drop"):
                 lab.host.exec(["nft", "-f", str(FIREWALLS / f"{name}.nft")])
+            if shutil.which("iptables-nft-restore"):
+                saved = lab.host.exec(["iptables-nft-save"]).stdout
+                lab.host.exec(["iptables-nft-restore"], stdin=saved)
         lab.host.exec(["nft", "flush", "ruleset"])
 
     assert [] == arrived

@@ -90,7 +90,7 @@ def render(sandbox: Sandbox, members: Sequence[Member], facts: Facts, host: Host
             wanted.append(Route(ns=ns, destination=destination, link=chosen.endpoint.interface_name, via=via))
     wanted += _further_routes(ns, members)
     has_ipv6 = any(address.version == 6 for member in members for address in member.addresses)
-    reached = host_gateways(members, facts)
+    reached = host_gateways(members, facts) if asks_for_host(sandbox) else ()
     wanted += _files(
         sandbox, facts, hosts(sandbox, members, ipv6=has_ipv6, gateways=reached), resolv(sandbox, host, ipv6=has_ipv6)
     )
@@ -151,6 +151,11 @@ def gateway_member(members: Sequence[Member], version: int) -> Member | None:
 def _gateway_order(member: Member) -> tuple[int, bool, int, str, str]:
     endpoint = member.endpoint
     return (-endpoint.gateway_priority, member.internal, -len(member.gateways), member.network_name, endpoint.id)
+
+
+def asks_for_host(sandbox: Sandbox) -> bool:
+    """Return whether an extra host is at `host-gateway`: few are, and it takes a look at all endpoints."""
+    return any(address == HOST_GATEWAY for _, address in sandbox.extra_hosts)
 
 
 def host_gateways(members: Sequence[Member], facts: Facts) -> tuple[str, ...]:

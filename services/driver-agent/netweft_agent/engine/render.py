@@ -270,6 +270,7 @@ class Renderer:
 
     def _members(self, store: ObjectStore, sandbox: Sandbox) -> list[sandbox_domain.Member]:
         members = []
+        host_wanted = sandbox_domain.asks_for_host(sandbox)
         for endpoint in store.endpoints_of_sandbox(sandbox.id):
             network = self._network(store, endpoint)
             if network is None or network.driver not in self.drivers:
@@ -280,7 +281,7 @@ class Renderer:
                     network_name=network.name,
                     internal=network.internal,
                     gateways=self._gateways(network, endpoint),
-                    host=self._host_addresses(network, endpoint),
+                    host=self._host_addresses(network, endpoint) if host_wanted else {},
                     ipv6=base.has_ipv6(endpoint, network_has=network.enable_ipv6),
                     routes=self._routes(network, endpoint),
                 )
