@@ -2,7 +2,7 @@
 
 These depend on all its endpoints together, so they are rendered together whenever one of them comes or goes.
 The rules are libnetwork's: which endpoint gives the default route, for IPv4 and IPv6 apart; what `hosts` holds; how
-`resolv.conf` is made from the host's. Where they are not, docs/decisions/0019-hosts-and-resolv-conf.md says why.
+`resolv.conf` is made from the host's. Where they are not, docs/decisions/0018-hosts-and-resolv-conf.md says why.
 """
 
 from __future__ import annotations
