@@ -103,7 +103,15 @@ def by_link(path, text):
     path.symlink_to(target)
 
 
-@pytest.mark.parametrize("write", [in_place, by_rename, by_link])
+def elsewhere(path, text):
+    """Write where the file has another name: as through a mount, its folder is told nothing."""
+    other = path.parent.parent / "other"
+    other.mkdir()
+    (other / "name").hardlink_to(path)
+    (other / "name").write_text(text)
+
+
+@pytest.mark.parametrize("write", [in_place, by_rename, by_link, elsewhere])
 async def test_a_change_is_told_however_it_is_written(paths, write):
     async with following(paths) as told:
         write(paths.resolv_conf, "nameserver 192.0.2.2\n")
@@ -117,6 +125,17 @@ async def test_a_change_of_a_links_target_is_told(paths):
         by_rename(paths.resolv_conf.resolve(), "nameserver 192.0.2.3\n")
 
         await until(lambda: told and told[-1].resolv_conf == "nameserver 192.0.2.3\n")
+
+
+async def test_a_links_target_that_goes_and_comes_is_told(paths):
+    by_link(paths.resolv_conf, "nameserver 192.0.2.2\n")
+    target = paths.resolv_conf.resolve()
+    async with following(paths) as told:
+        target.unlink()
+        await until(lambda: told and told[-1].resolv_conf == "")
+        target.write_text("nameserver 192.0.2.3\n")
+
+        await until(lambda: told[-1].resolv_conf == "nameserver 192.0.2.3\n")
 
 
 async def test_a_change_behind_the_stub_is_told(paths):
