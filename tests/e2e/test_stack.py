@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from netweft_agent.kernel import hostfiles
 from netweft_cli import layout, main, netns, reach, rtnl, sandboxflags, stack
 
 from tests.support import logs
@@ -196,6 +197,21 @@ def test_what_a_container_edits_stays_and_lines_of_its_endpoints_come_and_go(net
     assert hosts.read_text() == "127.0.0.1\tlocalhost me\n"
     assert resolv.read_text() == "nameserver 192.0.2.99\n"
     netweft("sandbox", "rm", "--force", "c6")
+
+
+def test_a_sandbox_in_the_hosts_namespace_has_files_of_its_own_and_takes_them_along(netweft):
+    netweft("sandbox", "create", "c9", "--host-network", "--add-host", "db=192.0.2.7")
+    [box] = netweft.data("sandbox", "inspect", "c9")
+    files = netweft.run_dir / "hosts/host1/run/sandboxes" / box["id"]
+
+    hosts, resolv = (files / "hosts").read_text(), (files / "resolv.conf").read_text()
+    repaired = netweft("sandbox", "refresh", "c9")
+    netweft("sandbox", "rm", "c9")
+
+    assert hosts.endswith("192.0.2.7\tdb\n")
+    assert resolv == hostfiles.read(hostfiles.Paths()).resolv_conf
+    assert repaired == "# nothing to repair\n"
+    assert not files.exists()
 
 
 @pytest.mark.parametrize("driver", ["bridge", "overlay"])
