@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import settings
@@ -35,7 +36,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
-        self.rig = Rig(Path(self.folder.name))
+        self.rig = Rig(Path(self.folder.name), ports_per_bridge=2)
         self.revision = 0
         self.confirmed: set[str] = set()
 
@@ -179,6 +180,8 @@ class EngineMachine(RuleBasedStateMachine):
         endpoints = [one for one in store.objects.values() if isinstance(one, Endpoint)]
         assert {one.id for one in endpoints} == {one for ids in store.by_network.values() for one in ids}
         assert {one.id for one in endpoints} == {one for ids in store.by_sandbox.values() for one in ids}
+        counts = Counter((one.network_id, one.shard) for one in endpoints)
+        assert counts == {(net, shard): count for net, of in store.shards.items() for shard, count in of.items()}
         assert not store.gone.keys() & store.objects.keys()
         assert set(self.rig.engine._failing) == {
             ref for ref, status in self.rig.engine.statuses.items() if status.error is not None

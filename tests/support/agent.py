@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from netweft_agent.domain import shards
 from netweft_agent.domain.objects import (
     Bandwidth,
     Endpoint,
@@ -163,17 +164,19 @@ class Rig:
         kernel: FakeKernel | None = None,
         drivers: Mapping[str, base.Driver] = DRIVERS,
         facts: Facts = FACTS,
+        ports_per_bridge: int = shards.PORTS,
     ) -> None:
         self.kernel = kernel if kernel is not None else FakeKernel()
         self.path = folder / "journal"
         self._drivers = drivers
         self._facts = facts
+        self._ports_per_bridge = ports_per_bridge
         self._task: asyncio.Task[None] | None = None
         self.journal = Journal(self.path)
         self.engine = self._make()
 
     def _make(self) -> Engine:
-        renderer = Renderer(self._drivers, self._facts, HOST_FILES)
+        renderer = Renderer(self._drivers, self._facts, HOST_FILES, ports_per_bridge=self._ports_per_bridge)
         return Engine(kernel=self.kernel, renderer=renderer, journal=self.journal)
 
     async def start(self) -> Self:

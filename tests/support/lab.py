@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from netweft_agent.domain import shards
 from netweft_agent.domain.objects import Endpoint, HostFiles, Object, Ref
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Resource
@@ -31,7 +32,8 @@ NO_DAD = ("net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"
 class Lab:
     """The host, its kernel layer, and objects that are brought to it as the engine would, without its bookkeeping."""
 
-    def __init__(self, host: Netns, neighbour: Netns, run_dir: Path) -> None:
+    def __init__(self, host: Netns, neighbour: Netns, run_dir: Path, *, ports_per_bridge: int = shards.PORTS) -> None:
+        self.ports_per_bridge = ports_per_bridge
         self.host = host
         self.neighbour = neighbour
         self.store = ObjectStore()
@@ -43,7 +45,7 @@ class Lab:
     def _start(self) -> None:
         self.kernel = self.host.run(lambda: LinuxKernel(self.run_dir))
         facts = dataclasses.replace(FACTS, run_dir=str(self.run_dir))
-        self.renderer = Renderer(DRIVERS, facts, HostFiles(), self.kernel.ports)
+        self.renderer = Renderer(DRIVERS, facts, HostFiles(), self.kernel.ports, ports_per_bridge=self.ports_per_bridge)
 
     async def restart(self) -> tuple[Operation, ...]:
         """End the agent without a word and start another; return what the new one finds to do."""
@@ -141,11 +143,12 @@ class Lab:
 
 
 @contextlib.asynccontextmanager
-async def new_lab(*, bridge_nf: bool = False) -> AsyncIterator[Lab]:
+async def new_lab(*, bridge_nf: bool = False, ports_per_bridge: int = shards.PORTS) -> AsyncIterator[Lab]:
     """Make a host with a neighbour on the wire, and remove it with everything on it.
 
     Args:
         bridge_nf: Let bridged frames pass through the host's IP firewall (br_netfilter), as Docker does.
+        ports_per_bridge: Endpoints of a network that share a bridge.
     """
     with Netns() as host, Netns() as neighbour, tempfile.TemporaryDirectory(prefix="netweft-run-") as folder:
         number = int(bridge_nf)
@@ -166,7 +169,7 @@ async def new_lab(*, bridge_nf: bool = False) -> AsyncIterator[Lab]:
         for ns, four, six in ((host, HOST4, HOST6), (neighbour, NEIGHBOUR4, NEIGHBOUR6)):
             ns.exec(["ip", "address", "add", f"{four}/24", "dev", "wire0"])
             ns.exec(["ip", "address", "add", f"{six}/64", "dev", "wire0", "nodad"])
-        lab = Lab(host, neighbour, Path(folder))
+        lab = Lab(host, neighbour, Path(folder), ports_per_bridge=ports_per_bridge)
         try:
             yield lab
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -141,6 +142,14 @@ CASES = {
     "bridge-given-namespace": Case(bridge(), box=sandbox(source="/run/netns/c1", hosts_path="/var/lib/c1/hosts")),
     "bridge-limits": Case(bridge(), (endpoint(bandwidth=limits(10_000_000, 1_000_000)),)),
     "bridge-limits-ingress": Case(bridge(mtu="9000"), (endpoint(bandwidth=limits(8_000, ingress_burst=8)),)),
+    "bridge-further": Case(
+        network(**DUAL), (endpoint(addresses=DUAL_ADDRESSES, shard=1, ports=(port(80, 8080),)), endpoint(1002, shard=1))
+    ),
+    "bridge-further-icc-off": Case(bridge(icc="false", bridge_name="br-web"), (endpoint(shard=255),)),
+    "bridge-further-internal": Case(network(internal=True, options={"mtu": "1400"}), (endpoint(shard=1),)),
+    "bridge-further-limits": Case(bridge(), (endpoint(shard=1, bandwidth=limits(10_000_000, 1_000_000)),)),
+    "bridge-further-inhibit-ipv4": Case(bridge(inhibit_ipv4="true"), (endpoint(shard=2),)),
+    "overlay-further": Case(overlay(), (endpoint(shard=1),), (peer(),)),
     "overlay-limits": Case(overlay(), (endpoint(bandwidth=limits(egress=1 << 40, egress_burst=1 << 34)),)),
     "overlay": Case(overlay()),
     "overlay-peers": Case(overlay(), peers=(peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))),
@@ -192,7 +201,7 @@ def _short(line: str) -> str:
         line = line.replace(oid(number), f"<{number}>")
     for number in numbers:
         line = line.replace(oid(number)[:11], f"<{number}>")
-    return line
+    return re.sub(f"(nw[btf])-{oid(1)[:8]}-", r"\1-<net>-", line)
 
 
 def whole(case: Case, *, attached: bool):
@@ -271,6 +280,13 @@ CHANGES = {
     "publish-on-an-overlay": (CASES["overlay"], (endpoint(),), (endpoint(ports=(port(80, 8080),)),)),
     "unpublish-on-an-overlay": (CASES["overlay"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
     "unpublish": (CASES["bridge"], (endpoint(ports=(port(80, 8080),)),), (endpoint(),)),
+    "attach-further": (CASES["bridge"], (endpoint(),), (endpoint(), endpoint(1002, interface_name="eth1", shard=1))),
+    "attach-beside": (
+        CASES["bridge"],
+        (endpoint(shard=1),),
+        (endpoint(shard=1), endpoint(1002, interface_name="eth1", shard=1)),
+    ),
+    "detach-further": (CASES["bridge"], (endpoint(), endpoint(1002, interface_name="eth1", shard=1)), (endpoint(),)),
     "port-moves": (
         CASES["bridge"],
         (endpoint(ports=(port(80, 8080),)), endpoint(1002, interface_name="eth1")),

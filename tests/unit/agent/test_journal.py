@@ -90,6 +90,7 @@ FULL = [
         bandwidth=Bandwidth(ingress_rate=8000, ingress_burst=1, egress_rate=9000, egress_burst=2),
         confirmed=True,
         lease_epochs=(2**48 - 1, 7),
+        shard=3,
         revision=6,
     ),
     Peer(
@@ -137,6 +138,14 @@ def test_every_field_of_every_kind_comes_back(path, item):
 
     assert [] == same, "the example must fill every field"
     assert {item.ref: item} == load(path)[0]
+
+
+def test_an_endpoint_of_an_agent_that_knew_no_shards_is_on_the_first_bridge(path):
+    item = endpoint(shard=2)
+    keep(path, item)
+    path.write_bytes(path.read_bytes().replace(b'"shard":2,', b""))
+
+    assert replace(item, shard=0) == load(path)[0][item.ref]
 
 
 def _is_required(one):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from netweft_agent.domain import shards
 from netweft_agent.domain.resources import Route
 from netweft_agent.engine.render import Renderer, Scope
 from netweft_agent.engine.store import ObjectStore
-from netweft_common.errors import FailedPrecondition, InvalidArgument, NetweftError, NotFound
+from netweft_common.errors import Exhausted, FailedPrecondition, InvalidArgument, NetweftError, NotFound
 
 from tests.support.agent import DRIVERS, FACTS, HOST_FILES, endpoint, network, oid, peer, port, sandbox
 
@@ -228,3 +231,65 @@ def test_an_endpoint_gets_the_lowest_interface_name_that_is_free_in_its_sandbox(
     item = renderer.complete(store, endpoint(1009, 1, sandbox_number, interface_name=""), None)
 
     assert expected == item.interface_name
+
+
+def crowd(*shards, network=1):
+    return [endpoint(number, network, shard=shard) for number, shard in enumerate(shards, 1)]
+
+
+FREE = {
+    "nobody is there": ((), None, 0),
+    "the first is not full": ((0,), None, 0),
+    "the first is full": ((0, 0), None, 1),
+    "both are full": ((0, 0, 1, 1), None, 2),
+    "the first has a free port again": ((0, 1, 1, 2), None, 0),
+    "one in the middle is empty": ((0, 0, 2, 2), None, 1),
+    "more than a bridge's share, from before there were shards": ((0, 0, 0, 0), None, 1),
+    "it is there already, where others would not go": ((0, 3), endpoint(1009, shard=3), 3),
+    "it comes from another network": ((0,), endpoint(1009, 2, shard=3), 0),
+}
+
+
+@pytest.mark.parametrize(("there", "held", "expected"), FREE.values(), ids=FREE)
+def test_an_endpoint_gets_the_lowest_shard_that_takes_it_and_keeps_the_one_it_has(there, held, expected):
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, ports_per_bridge=2)
+    store = store_of(network(), network(2), sandbox(), *crowd(*there))
+
+    assert expected == renderer.complete(store, endpoint(1009), held).shard
+
+
+def test_shards_of_one_network_are_no_matter_to_another():
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, ports_per_bridge=2)
+    store = store_of(network(), network(2), sandbox(), *crowd(0, 0, 1))
+
+    assert 0 == renderer.complete(store, endpoint(1009, 2), None).shard
+
+
+def test_when_all_bridges_of_a_network_are_full_an_endpoint_is_refused(monkeypatch):
+    monkeypatch.setattr(shards, "MOST", 2)
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, ports_per_bridge=1)
+    store = store_of(network(), sandbox(), *crowd(0, 1))
+
+    with pytest.raises(
+        Exhausted, match=r"ep1009 cannot be attached: network net1 has 2 endpoints .* 2 bridges"
+    ) as error:
+        renderer.complete(store, endpoint(1009), None)
+
+    assert "BRIDGES_FULL" == error.value.reason
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 4))
+def test_bridges_never_hold_more_than_their_share_and_only_the_last_ones_are_left_empty(moves, ports):
+    """An endpoint comes for a number that is not there, and leaves for one that is."""
+    renderer = Renderer(DRIVERS, FACTS, HOST_FILES, ports_per_bridge=ports)
+    store = store_of(network(), sandbox())
+    for number in moves:
+        held = store.endpoint(oid(1000 + number))
+        if held is not None:
+            store.remove(held.ref)
+            continue
+        before = dict(store.shards.get(oid(1), {}))
+        item = renderer.complete(store, endpoint(1000 + number), None)
+        store.put(item)
+        assert before.get(item.shard, 0) < ports
+        assert all(before.get(lower, 0) == ports for lower in range(item.shard))

@@ -80,6 +80,20 @@ def test_an_endpoint_that_moves_is_found_where_it_is_now_only():
     assert {oid(2)} == set(store.by_network)
 
 
+def test_the_endpoints_of_each_shard_are_counted():
+    store = ObjectStore()
+    for number, shard in ((1, 0), (2, 0), (3, 1)):
+        store.put(endpoint(number, shard=shard))
+    store.put(endpoint(4, 2, shard=1))
+    before = {net: dict(of) for net, of in store.shards.items()}
+
+    store.put(endpoint(2, shard=2))
+    store.remove(endpoint(4).ref)
+    store.restore(endpoint(1).ref, None, None)
+
+    assert ({oid(1): {0: 2, 1: 1}, oid(2): {1: 1}}, {oid(1): {1: 1, 2: 1}}) == (before, store.shards)
+
+
 def test_lookups_tell_kinds_apart():
     store = ObjectStore()
     for item in (network(7), sandbox(8), endpoint(9), peer(10)):

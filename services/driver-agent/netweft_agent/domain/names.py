@@ -19,6 +19,20 @@ def bridge(network_id: str) -> str:
     return f"nwb-{network_id[:DIGITS]}"
 
 
+def further_bridge(network_id: str, shard: int) -> str:
+    """Name a further bridge of a bridge network."""
+    return f"nwb-{_shard(network_id, shard)}"
+
+
+def trunk(network_id: str, shard: int) -> tuple[str, str]:
+    """Name the two ends of the pair that joins a further bridge to the first: the first bridge's port, the other's."""
+    return f"nwt-{_shard(network_id, shard)}", f"nwf-{_shard(network_id, shard)}"
+
+
+def _shard(network_id: str, shard: int) -> str:
+    return f"{network_id[:8]}-{shard:02x}"
+
+
 def veth(endpoint_id: str, *, guarded: bool = True) -> str:
     """Name the host's end of an endpoint's veth pair."""
     return f"{PORT if guarded else UNGUARDED_PORT}{endpoint_id[:DIGITS]}"
@@ -43,3 +57,9 @@ def mac(identifier: str) -> str:
     """Make a locally administered unicast address of the last ten digits of an id (IEEE 802, 02 in the first octet)."""
     digits = identifier[-10:]
     return ":".join(["02", *(digits[at : at + 2] for at in range(0, 10, 2))])
+
+
+def further_mac(network_id: str, shard: int) -> str:
+    """Make such an address for a further bridge: 06 in the first octet, the shard in the second."""
+    digits = network_id[-8:]
+    return ":".join(["06", f"{shard:02x}", *(digits[at : at + 2] for at in range(0, 8, 2))])

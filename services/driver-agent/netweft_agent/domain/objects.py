@@ -195,6 +195,8 @@ class Endpoint:
         bandwidth: None: no limits.
         confirmed: The controller has told its caller that this endpoint exists; it is kept through failures.
         lease_epochs: Fencing epoch of each address's lease, in the order of `addresses`; empty: not known.
+        shard: Which of its network's bridges on this host it is on, see `shards`; the engine chooses when it takes the
+            endpoint in.
     """
 
     id: str
@@ -214,6 +216,7 @@ class Endpoint:
     bandwidth: Bandwidth | None = None
     confirmed: bool = False
     lease_epochs: tuple[int, ...] = ()
+    shard: int = 0
     revision: int = 0
 
     @property

@@ -213,7 +213,7 @@ class Link:
             `loopback`; the kernel's IFLA_INFO_KIND except for `peer` and `loopback`.
         mtu: In bytes; None: not managed.
         mac: Lower-case, colons; None: the kernel's choice.
-        master: Name of the bridge in the same namespace that the link is a port of.
+        master: Name of the bridge in the same namespace that the link is a port of; a `peer` may be one as well.
         ipv6: False: IPv6 is off on the link (disable_ipv6=1). True: on, with accept_ra=0. None: not managed.
         peer: Of a `veth`: its other end. Of a `peer`: the end that is created.
         vxlan: Of a `vxlan`.

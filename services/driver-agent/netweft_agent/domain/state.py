@@ -43,6 +43,18 @@ class HostState:
             raise Internal("RENDER_CONFLICT", f"{owner} is rendered twice")
         self.by_owner[owner] = wanted
 
+    def join(self, owner: str, wanted: Mapping[Key, Resource]) -> None:
+        """Note that `owner` wants all of a mapping too, which others may want as well and which is never changed.
+
+        Raises:
+            Internal: It already wants another resource of one of the keys.
+        """
+        mine = self.by_owner.get(owner, {})
+        for key in mine.keys() & wanted.keys():
+            if mine[key] != wanted[key]:
+                raise Internal("RENDER_CONFLICT", f"{owner} renders two different resources as {key}")
+        self.by_owner[owner] = {**mine, **wanted}
+
     def resources(self) -> dict[Key, Resource]:
         """Return everything wanted, by key."""
         return {key: resource for wanted in self.by_owner.values() for key, resource in wanted.items()}

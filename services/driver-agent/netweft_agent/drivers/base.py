@@ -39,34 +39,38 @@ class Claim:
 
 
 class OwnParts:
-    """What networks render to by themselves, kept while they and the host's facts stay as they are.
+    """What networks and shards render to by themselves, kept while network and host's facts stay as they are.
 
     Each attach renders its network along, of which nothing has changed.
 
     Args:
-        limit: Networks remembered; the one that was added first goes first.
+        limit: Networks and shards remembered; the one that was added first goes first.
     """
 
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
-        self._known: dict[str, tuple[Network, Facts, Mapping[Key, Resource]]] = {}
+        self._known: dict[tuple[str, int], tuple[Network, Facts, Mapping[Key, Resource]]] = {}
 
-    def get(self, network: Network, facts: Facts, make: Callable[[], Iterable[Resource]]) -> Mapping[Key, Resource]:
+    def get(
+        self, network: Network, facts: Facts, make: Callable[[], Iterable[Resource]], *, shard: int = 0
+    ) -> Mapping[Key, Resource]:
         """Return the resources by key; what is returned must not be changed.
 
         Args:
             network: Compared by identity, as are the facts: the store keeps one object a revision.
             facts: Of the host.
             make: Called when they are not known.
+            shard: The parts are a further shard's, and not the network's.
         """
-        known = self._known.get(network.id)
+        part = network.id, shard
+        known = self._known.get(part)
         if known is not None and known[0] is network and known[1] is facts:
             return known[2]
         rendered = HostState()
         rendered.add(network.id, *make())
         made = rendered.by_owner.get(network.id, {})
-        self._known.pop(network.id, None)
-        self._known[network.id] = (network, facts, made)
+        self._known.pop(part, None)
+        self._known[part] = (network, facts, made)
         if len(self._known) > self._limit:
             del self._known[next(iter(self._known))]
         return made

@@ -2,7 +2,8 @@
 
 Each endpoint is a veth pair, one end a port of the bridge, the other in the sandbox. The bridge holds the gateway's
 address, unless the gateway mode or `inhibit_ipv4` says otherwise. With `icc` off its ports are isolated from each other
-by the kernel (bridge(8), `isolated`), not by filter rules: bridged frames pass no inet hook.
+by the kernel (bridge(8), `isolated`), not by filter rules: bridged frames pass no inet hook. When there are many
+endpoints they share out further bridges among them, see `shards`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,21 @@ from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import names, ports
 from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
-from netweft_agent.domain.resources import HOST, Address, Advertise, Link, PeerEnd, Port, PortHold, Resource, Sysctl
+from netweft_agent.domain.resources import (
+    HOST,
+    Address,
+    Advertise,
+    Fdb,
+    Key,
+    Link,
+    PeerEnd,
+    Port,
+    PortHold,
+    Resource,
+    Sysctl,
+)
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, firewall, guard, limits, publish
+from netweft_agent.drivers import base, firewall, guard, limits, publish, shards
 from netweft_agent.drivers.bridge_options import Mode, Options
 
 
@@ -58,13 +71,17 @@ class BridgeDriver:
         own = self._own.get(network, facts, lambda: _network(network, options, bridge))
         state.take(f"network/{network.id}", own)
         for attachment in attachments:
+            shard = attachment.endpoint.shard
             published = _published(network, attachment, options, bridge) if attachment.endpoint.ports else []
-            # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round.
-            port = Port(isolated=not options.icc, hairpin=any(isinstance(one, PortHold) for one in published))
+            # br_netfilter translates a frame to the endpoint's own published port in the bridge: it has to turn round,
+            # at the endpoint's port or at the trunk of its bridge.
+            turns = not shard and any(isinstance(one, PortHold) for one in published)
+            fixed = bool(shard) and _is_fixed(options)
+            port = Port(isolated=not options.icc, hairpin=turns, flood=not fixed)
             link = veth(
                 attachment,
                 ns=HOST,
-                master=bridge,
+                master=names.further_bridge(network.id, shard) if shard else bridge,
                 mtu=options.mtu or None,
                 port=port,
                 ipv6=network.enable_ipv6,
@@ -73,8 +90,16 @@ class BridgeDriver:
             )
             ipv6 = base.has_ipv6(attachment.endpoint, network_has=network.enable_ipv6)
             may_send = guard.endpoint(attachment.endpoint, ipv6=ipv6) if options.anti_spoof else []
-            state.add(attachment.owner, *link, *may_send, *published)
+            known = [_known(attachment.endpoint)] if fixed else []
+            state.add(attachment.owner, *link, *may_send, *published, *known)
+            if shard:
+                state.join(attachment.owner, self._further(network, options, bridge, shard, facts))
         return state
+
+    def _further(
+        self, network: Network, options: Options, first: str, shard: int, facts: Facts
+    ) -> Mapping[Key, Resource]:
+        return self._own.get(network, facts, lambda: _further(network, options, first, shard), shard=shard)
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Offer the bridge's address, or the one that the network names."""
@@ -157,6 +182,38 @@ def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
         if network.enable_ipv6:
             wanted.append(Sysctl(ns=HOST, path="net/ipv6/conf/all/forwarding", value="1"))
     return wanted + firewall.network(bridge, network, _policy(options))
+
+
+def _further(network: Network, options: Options, first: str, shard: int) -> list[Resource]:
+    bridge, (trunk, far) = names.further_bridge(network.id, shard), names.trunk(network.id, shard)
+    return [
+        *shards.further(
+            HOST,
+            bridge,
+            first=first,
+            trunk=trunk,
+            far=far,
+            mac=names.further_mac(network.id, shard),
+            mtu=options.mtu or None,
+            isolated=not options.icc,
+            turns=_is_fixed(options),
+        ),
+        *firewall.further(bridge, trunk, first),
+    ]
+
+
+def _is_fixed(options: Options) -> bool:
+    """Return whether further bridges know their endpoints by entries of ours, and learn nothing by their trunks.
+
+    Else a frame that turns round in the first bridge would teach a further one that its sender is elsewhere. Endpoints
+    that may send with any MAC have to be learned; with isolated ports nothing turns round.
+    """
+    return options.anti_spoof and options.icc
+
+
+def _known(endpoint: Endpoint) -> Fdb:
+    """Render that a further bridge knows an endpoint's port, though the endpoint is silent."""
+    return Fdb(ns=HOST, link=names.veth(endpoint.id), mac=endpoint.mac or names.mac(endpoint.id))
 
 
 def _has_address(options: Options, version: int) -> bool:

@@ -12,6 +12,9 @@
 | `routed` | IP version . interface | networks in mode routed | may be pinged |
 | `opened4`, `opened6` | address . protocol . port | their endpoints' published ports | anybody may come in |
 | `trusted` | interface . interface | networks with trusted interfaces | who comes from there may come in |
+| `shards` | interface | each further bridge of a network | what passes it is tracked at the first one |
+| `turned` | no interface . interface | networks with further bridges | what turns round there is masqueraded |
+| `trunks` | interface . interface | each trunk of a further bridge | nothing but translated frames turns round |
 | `tunnel_ports` | UDP port | each overlay network | VXLAN may come here |
 | `tunnels` | VNI | each overlay network | ours; other VXLAN on the port is not judged |
 | `vteps4`, `vteps6` | VNI . address | each host with a peer in the network | the only senders of that network's VXLAN |
@@ -48,6 +51,9 @@ ROUTED = nft.Set(name="routed", key=(nft.NF_PROTO, nft.IFNAME))
 OPENED4 = nft.Set(name="opened4", key=(nft.IPV4_ADDR, nft.INET_PROTO, nft.INET_SERVICE))
 OPENED6 = nft.Set(name="opened6", key=(nft.IPV6_ADDR, nft.INET_PROTO, nft.INET_SERVICE))
 TRUSTED = nft.Set(name="trusted", key=(nft.IFNAME, nft.IFNAME))
+SHARDS = nft.Set(name="shards", key=(nft.IFNAME,))
+TURNED = nft.Set(name="turned", key=(nft.IFNAME, nft.IFNAME))
+TRUNKS = nft.Set(name="trunks", key=(nft.IFNAME, nft.IFNAME))
 TUNNEL_PORTS = nft.Set(name="tunnel_ports", key=(nft.INET_SERVICE,))
 TUNNELS = nft.Set(name="tunnels", key=(nft.VXLAN_VNI.type,))
 VTEPS4 = nft.Set(name="vteps4", key=(nft.IPV4_ADDR, nft.IPV4_ADDR))
@@ -178,6 +184,50 @@ _BRIDGE_BASE: tuple[Resource, ...] = (
     *(guest for prefix in names.BRIDGES for guest in _guests(f"{prefix}*")),
 )
 
+_FURTHER_BASE: tuple[Resource, ...] = (
+    *_sets(SHARDS, TURNED),
+    # With br_netfilter a bridged frame is tracked and translated in each bridge that it passes, and what one bridge has
+    # translated would be a stranger to the next: all of that is done in the first one alone.
+    nft.NftChain(
+        ns=HOST,
+        table=TABLE,
+        name="shards",
+        base=nft.Base(type="filter", hook="prerouting", priority=-300),
+        rules=(nft.rule(nft.Match(nft.META_IIFNAME, SHARDS), nft.Notrack()),),
+    ),
+    # From one endpoint of a further bridge to another's published port, in a frame that turns round in the first
+    # bridge: the answer would go straight to it. There is no incoming interface; the host's own packets have none
+    # either, but an address of the host.
+    nft.NftChain(
+        ns=HOST,
+        table=TABLE,
+        name="turned",
+        base=nft.Base(type="nat", hook="postrouting", priority=90),
+        rules=(
+            nft.rule(
+                nft.Match(_BOTH_INTERFACES, TURNED),
+                nft.Match(nft.CT_STATUS_FIELD, "dnat"),
+                nft.Match(nft.FIB_SADDR_TYPE, "local", op="!="),
+                nft.Masquerade(),
+            ),
+        ),
+    ),
+    nft.NftTable(ns=HOST, table=guard.TABLE, owned=True),
+    nft.NftSet(ns=HOST, table=guard.TABLE, spec=TRUNKS),
+    # Only what was translated may turn round: all else was meant for ports that have it already.
+    nft.NftChain(
+        ns=HOST,
+        table=guard.TABLE,
+        name="forward",
+        base=nft.Base(type="filter", hook="forward", priority=-200),
+        rules=(
+            nft.rule(
+                nft.Match(_BOTH_INTERFACES, TRUNKS), nft.Match(nft.META_PKTTYPE, ("broadcast", "multicast")), nft.DROP
+            ),
+        ),
+    ),
+)
+
 _TUNNEL_BASE: tuple[Resource, ...] = (
     nft.NftTable(ns=HOST, table=TABLE, owned=True),
     *_sets(TUNNEL_PORTS, TUNNELS, VTEPS4, VTEPS6),
@@ -237,6 +287,43 @@ def network(bridge: str, network: Network, policy: Policy) -> list[Resource]:
     wanted += [_element(ROUTED, f"ipv{version}", bridge) for version in sorted(policy.routed & versions)]
     wanted += [_element(TRUSTED, interface, bridge) for interface in policy.trusted]
     return wanted
+
+
+def further(bridge: str, trunk: str, first: str) -> list[Resource]:
+    """Render what a further bridge of a network needs: all that passes it is judged and translated at the first one.
+
+    What is bridged inside of it is judged by its ports alone (`isolated`), also where br_netfilter is on.
+
+    Args:
+        bridge: Name of the further bridge.
+        trunk: Name of its trunk's end at the first bridge.
+        first: Name of the first bridge.
+    """
+    return [
+        *_FURTHER_BASE,
+        _element(SHARDS, bridge),
+        _element(TURNED, "", first),
+        nft.NftElement(ns=HOST, table=guard.TABLE, spec=TRUNKS, item=(trunk, trunk)),
+    ]
+
+
+def further_inside(ns: Ns, bridges: str) -> list[Resource]:
+    """Render for a network's own namespace that what passes further bridges is tracked at the first one.
+
+    Args:
+        ns: The network's namespace.
+        bridges: What the names of the further bridges begin with.
+    """
+    return [
+        nft.NftTable(ns=ns, table=TABLE),
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="shards",
+            base=nft.Base(type="filter", hook="prerouting", priority=-300),
+            rules=(nft.rule(nft.Match(nft.META_IIFNAME, f"{bridges}*"), nft.Notrack()),),
+        ),
+    ]
 
 
 def opened(address: str, protocol: str, port: int) -> nft.NftElement:

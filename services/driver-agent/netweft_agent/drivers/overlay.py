@@ -29,6 +29,7 @@ from netweft_agent.domain.resources import (
     Address,
     Advertise,
     Fdb,
+    Key,
     Link,
     Namespace,
     Neighbour,
@@ -41,10 +42,13 @@ from netweft_agent.domain.resources import (
 )
 from netweft_agent.domain.sandbox import DEFAULT_ROUTE
 from netweft_agent.domain.state import HostState
-from netweft_agent.drivers import base, bridge, firewall, limits, publish
+from netweft_agent.drivers import base, bridge, firewall, limits, publish, shards
 
 BRIDGE = "br0"
 TUNNEL = "vxlan0"
+
+FURTHER = "shard"
+"""What the names of further bridges begin with; the shard's number follows, as it does for the ends of the trunk."""
 
 UPLINK = "uplink"
 
@@ -143,12 +147,14 @@ class OverlayDriver:
         own = self._own.get(network, facts, lambda: _network(network, options, ns, mtu, facts))
         state.take(f"network/{network.id}", own)
         for attachment in attachments:
+            shard = attachment.endpoint.shard
+            master = f"{FURTHER}{shard}" if shard else BRIDGE
             state.add(
                 attachment.owner,
                 *bridge.veth(
                     attachment,
                     ns=ns,
-                    master=BRIDGE,
+                    master=master,
                     mtu=mtu,
                     port=Port(),
                     ipv6=network.enable_ipv6,
@@ -156,10 +162,15 @@ class OverlayDriver:
                 ),
                 *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
             )
+            if shard:
+                state.join(attachment.owner, self._further(network, ns, mtu, shard, facts))
         elsewhere = base.advertise(network, options, link=BRIDGE)
         for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
             state.add(f"peer/{peer.id}", *_peer(peer, ns, network.claims["vni"], elsewhere))
         return state
+
+    def _further(self, network: Network, ns: str, mtu: int, shard: int, facts: Facts) -> Mapping[Key, Resource]:
+        return self._own.get(network, facts, lambda: _further(network, ns, mtu, shard), shard=shard)
 
     def gateway(self, network: Network, endpoint: Endpoint, version: int) -> Interface | None:
         """Offer the bridge's address."""
@@ -229,6 +240,21 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
         wanted += _way_out(network, ns, mtu)
     wanted += firewall.tunnel(options.vxlan_port, vni)
     return wanted
+
+
+def _further(network: Network, ns: str, mtu: int, shard: int) -> list[Resource]:
+    return [
+        *shards.further(
+            ns,
+            f"{FURTHER}{shard}",
+            first=BRIDGE,
+            trunk=f"trunk{shard}",
+            far=f"far{shard}",
+            mac=names.further_mac(network.id, shard),
+            mtu=mtu,
+        ),
+        *firewall.further_inside(ns, FURTHER),
+    ]
 
 
 def _leads_out(network: Network) -> bool:

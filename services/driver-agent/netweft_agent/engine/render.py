@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from netweft_common.errors import FailedPrecondition, Internal, NetweftError, NotFound
+from netweft_common.errors import Exhausted, FailedPrecondition, Internal, NetweftError, NotFound
 
-from netweft_agent.domain import ports
+from netweft_agent.domain import ports, shards
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import (
     Endpoint,
@@ -96,18 +96,26 @@ class Renderer:
         facts: Of the host.
         host: The host's own files; may be exchanged, for what is rendered from then on.
         ports: Finds free ports of the host; None: every published port has to be named.
+        ports_per_bridge: Endpoints of a network that share a bridge.
     """
 
     def __init__(
-        self, drivers: Mapping[str, Driver], facts: Facts, host: HostFiles, ports: Reserver | None = None
+        self,
+        drivers: Mapping[str, Driver],
+        facts: Facts,
+        host: HostFiles,
+        ports: Reserver | None = None,
+        *,
+        ports_per_bridge: int = shards.PORTS,
     ) -> None:
         self.drivers = drivers
         self.facts = facts
         self.host = host
         self.ports = ports
+        self._ports_per_bridge = ports_per_bridge
 
     def complete(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None) -> Endpoint:
-        """Return an endpoint with what the host chooses: its interface's name, and the ports that its bindings get.
+        """Return an endpoint with what the host chooses: interface's name, shard, and the ports that its bindings get.
 
         What it has it keeps.
 
@@ -118,7 +126,7 @@ class Renderer:
 
         Raises:
             FailedPrecondition: None of a range of ports is free.
-            Exhausted: None of the ephemeral range is free.
+            Exhausted: None of the ephemeral range is free, or no bridge of the network.
         """
         network = store.network(endpoint.network_id)
         if network is None or network.driver not in self.drivers:
@@ -126,11 +134,29 @@ class Renderer:
         driver = self.drivers[network.driver]
         if not endpoint.interface_name:
             endpoint = replace(endpoint, interface_name=_interface_name(store, endpoint, held, driver, network))
+        shard = self._shard(store, endpoint, held, network)
+        if shard != endpoint.shard:
+            endpoint = replace(endpoint, shard=shard)
         if not endpoint.ports or self.ports is None:
             return endpoint
         before = () if held is None else held.ports
         assigned = ports.assign(endpoint.ports, before, driver.binds(network, endpoint), self.ports)
         return endpoint if assigned == endpoint.ports else replace(endpoint, ports=assigned)
+
+    def _shard(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None, network: Network) -> int:
+        """Return the shard that an endpoint is in, else the lowest that takes it: they fill up after leaves."""
+        if held is not None and held.network_id == network.id:
+            return held.shard
+        found = shards.find_free(store.shards.get(network.id, {}), self._ports_per_bridge)
+        if found is None:
+            raise Exhausted(
+                "BRIDGES_FULL",
+                f"endpoint {endpoint.name} cannot be attached: network {network.name} has "
+                f"{len(store.by_network[network.id])} endpoints on this host, and the {shards.MOST} bridges that a "
+                "network may have here take no more; detach some, or attach it on another host",
+                network=network.name,
+            )
+        return found
 
     def check(self, store: ObjectStore, endpoint: Endpoint) -> None:
         """Refuse an endpoint that cannot be rendered.

@@ -34,6 +34,8 @@ class ObjectStore:
     by_network: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     by_sandbox: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     peers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    shards: dict[str, dict[int, int]] = field(default_factory=dict)
+    """How many endpoints each shard of a network has, by network and shard."""
 
     def is_news(self, change: Change) -> bool:
         """Return whether the change is newer than what is held of its object."""
@@ -49,6 +51,8 @@ class ObjectStore:
             case Endpoint():
                 self.by_network[item.network_id].add(item.id)
                 self.by_sandbox[item.sandbox_id].add(item.id)
+                counts = self.shards.setdefault(item.network_id, {})
+                counts[item.shard] = counts.get(item.shard, 0) + 1
             case Peer():
                 self.peers[item.network_id].add(item.id)
             case _:
@@ -63,11 +67,20 @@ class ObjectStore:
             case Endpoint():
                 _discard(self.by_network, item.network_id, item.id)
                 _discard(self.by_sandbox, item.sandbox_id, item.id)
+                self._leave(item.network_id, item.shard)
             case Peer():
                 _discard(self.peers, item.network_id, item.id)
             case _:
                 pass
         return item
+
+    def _leave(self, network_id: str, shard: int) -> None:
+        counts = self.shards[network_id]
+        counts[shard] -= 1
+        if not counts[shard]:
+            del counts[shard]
+            if not counts:
+                del self.shards[network_id]
 
     def bury(self, ref: Ref, revision: int) -> None:
         """Remember that an object is gone since a revision."""

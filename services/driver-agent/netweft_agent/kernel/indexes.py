@@ -81,11 +81,13 @@ class Indexes:
 
     def _is_so(self, link: Link, info: dumps.LinkInfo | dumps.LinkState) -> bool:
         master = self.find(link.ns, link.master) if link.master is not None else None
+        # What a sandbox makes its own interface a port of is its own business.
+        free = link.kind == "peer" and link.master is None
         return (
             link.up == info.up
             and (link.mtu is None or link.mtu == info.mtu)
             and (link.mac is None or link.mac == info.mac)
-            and (link.kind == "peer" or info.master_index == (master.ifindex if master is not None else 0))
+            and (free or info.master_index == (master.ifindex if master is not None else 0))
         )
 
     def ask(self, ns: Ns, names: Iterable[str]) -> dict[str, dumps.LinkInfo]:

@@ -135,6 +135,12 @@ class Inside:
                 except errors.NetweftError as error:
                     run.fail(index, error)
 
+    def _master(self, link: Link) -> int | None:
+        """Return the index of the bridge that a link shall be a port of; None: of none, or there is no such bridge."""
+        if link.master is None:
+            return None
+        return self._indexes.resolve(link.ns, [link.master]).get(link.master)
+
     def _is_known(self, link: Link) -> bool:
         return link.kind == "loopback" or (link.ns, link.name) in self._links.newborn
 
@@ -162,7 +168,12 @@ class Inside:
             except errors.NetweftError as error:
                 run.fail(index, error)
                 continue
-            parts += [_Part(index, message) for message in differences(link, info, info.master_index or None)]
+            # What a sandbox has made its own interface a port of is its own business.
+            master = info.master_index or None if link.master is None else self._master(link)
+            if link.master is not None and master is None:
+                run.refuse(index, errno.ENODEV, f"there is no bridge {link.master}")
+                continue
+            parts += [_Part(index, message) for message in differences(link, info, master)]
         if not parts:
             return
         acks = netlink.talk(self._sockets.get(ns), [part.message for part in parts])
@@ -176,7 +187,7 @@ class Inside:
         step = run.steps[index]
         resource = step.resource
         if isinstance(resource, Link):
-            self._encode_link(index, step.after, parts)
+            self._encode_link(run, index, step.after, parts)
             return
         assert isinstance(resource, OnLink), f"{resource} is not for a link"
         names = _links(resource) if step.after is not None else (resource.link,)
@@ -213,7 +224,7 @@ class Inside:
             one.ifindex == at and one.address == address.address and one.protocol == resources.PROTOCOL for one in found
         )
 
-    def _encode_link(self, index: int, after: resources.Resource | None, parts: list[_Part]) -> None:
+    def _encode_link(self, run: Run, index: int, after: resources.Resource | None, parts: list[_Part]) -> None:
         if not isinstance(after, Link):
             return  # lo never goes, a far end goes with the near one
         if after.kind == "loopback":
@@ -221,7 +232,16 @@ class Inside:
         elif after.up and (after.ns, after.name) in self._links.newborn:
             found = self._indexes.find(after.ns, after.name)
             assert found is not None, "a newborn link is known"
-            parts.append(_Part(index, rtnl.set_link(found.ifindex, up=True)))
+            port = None
+            if after.master is not None:
+                master = self._master(after)
+                if master is None:
+                    run.refuse(index, errno.ENODEV, f"there is no bridge {after.master}")
+                    return
+                # Not born with it: of a veth's other end the kernel takes no master (veth_newlink, drivers/net/veth.c).
+                parts.append(_Part(index, rtnl.set_link(found.ifindex, master_index=master), (after.master,)))
+                port = after.port if after.port != resources.Port() else None
+            parts.append(_Part(index, rtnl.set_link(found.ifindex, up=True, port=port)))
 
     # --- refusals ---
 

@@ -27,6 +27,7 @@ _META = {
     "iiftype": 8,
     "protocol": 1,
     "nfproto": 15,
+    "pkttype": 19,
     "l4proto": 16,
     "ibrname": 17,
     "obrname": 18,
@@ -43,7 +44,7 @@ _NAT_FLAGS = {"random": 0x4, "persistent": 0x8, "fully-random": 0x10}
 _ICMPX = {"no-route": 0, "port-unreachable": 1, "host-unreachable": 2, "admin-prohibited": 3}
 _REJECT_UNREACH, _REJECT_TCP_RESET, _REJECT_ICMPX = 0, 1, 2
 _FIB_RESULT_ADDRTYPE = 3
-_FIB_DADDR = 2
+_FIB_FLAGS = {"saddr": 1, "daddr": 2}
 _LOOKUP_INVERTED = 1
 _LIMIT_OVER = 1
 _COMMENT_LIMIT = 254
@@ -413,7 +414,8 @@ class _Encoder:
         if words[0] == "ct":
             return _expression("ct", _be32(2, _CT[words[1]]), _be32(1, _register(word)))
         if words[0] == "fib":
-            return _expression("fib", _be32(1, _register(word)), _be32(2, _FIB_RESULT_ADDRTYPE), _be32(3, _FIB_DADDR))
+            flags = _FIB_FLAGS[words[1]]
+            return _expression("fib", _be32(1, _register(word)), _be32(2, _FIB_RESULT_ADDRTYPE), _be32(3, flags))
         if words[-1] in _META:
             return _meta(words[-1], word)
         raise self._wrong(f"`{one.text}` is unknown")

@@ -46,6 +46,7 @@ _NAMES: dict[str, dict[str, int]] = {
         "time-exceeded": 11,
         "parameter-problem": 12,
     },
+    "pkt_type": {"host": 0, "broadcast": 1, "multicast": 2, "other": 3},
     "icmpv6_type": {
         "destination-unreachable": 1,
         "packet-too-big": 2,
@@ -77,6 +78,7 @@ _TYPES = {
         nft.CT_STATE,
         nft.CT_STATUS,
         nft.ICMPV6_TYPE,
+        nft.PKT_TYPE,
         nft.FIB_ADDRTYPE,
         nft.IFNAME,
     )
