@@ -1,7 +1,7 @@
 """Work `attach-at-1000`: what an attach costs when a network has a thousand endpoints on the host already.
 
-The first hundred, those up to the thousandth, and the hundred after 1,100, more than a bridge takes ports: in one run of
-one stack, the sandboxes made before; those between them come in batches. The kernel's own part grows with a bridge's
+The first hundred, those up to the thousandth, and the hundred after 1,100, more than a bridge takes ports: in one run
+of one stack, the sandboxes made before; those between them come in batches. The kernel's own part grows with a bridge's
 ports: what it was at the first hundred stands in the same line.
 """
 
