@@ -119,11 +119,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(*names: str, environ: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+def running(
+    *names: str, environ: Mapping[str, str] | None = None, kind: type[stack.Stack] = stack.Stack
+) -> Iterator[Cluster]:
     """Run a stack with these hosts, remove it whatever happens, and see to it that nothing of it is left."""
     # A unix socket's path is short: pytest's own directories may be too long.
     folder = Path(tempfile.mkdtemp(prefix="nw-"))
-    cluster = Cluster(stack.Stack(layout.plan(folder / "run", names=names)), environ or {})
+    cluster = Cluster(kind(layout.plan(folder / "run", names=names)), environ or {})
     try:
         with logs.kept(cluster.layout.run_dir):
             cluster.up()
