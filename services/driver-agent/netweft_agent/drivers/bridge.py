@@ -236,6 +236,11 @@ def _policy(options: Options) -> firewall.Policy:
     )
 
 
+def mac(endpoint: Endpoint) -> str:
+    """Return the MAC of an endpoint's interface."""
+    return endpoint.mac or names.mac(endpoint.id)
+
+
 def veth(
     attachment: base.Attachment,
     *,
@@ -255,7 +260,6 @@ def veth(
     """
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
     host_end = names.veth(endpoint.id, guarded=guarded)
-    mac = endpoint.mac or names.mac(endpoint.id)
     ipv6 = base.has_ipv6(endpoint, network_has=ipv6)
     return [
         Link(
@@ -266,14 +270,14 @@ def veth(
             master=master,
             ipv6=False,
             port=port,
-            peer=PeerEnd(ns=inside, name=endpoint.interface_name, mac=mac),
+            peer=PeerEnd(ns=inside, name=endpoint.interface_name, mac=mac(endpoint)),
         ),
         Link(
             ns=inside,
             name=endpoint.interface_name,
             kind="peer",
             mtu=mtu,
-            mac=mac,
+            mac=mac(endpoint),
             ipv6=ipv6,
             peer=PeerEnd(ns=ns, name=host_end),
         ),

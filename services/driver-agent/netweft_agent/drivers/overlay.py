@@ -3,7 +3,7 @@
 On each host that has an endpoint of it, the network has a namespace of its own with a bridge and a VXLAN device, so
 that subnets of different networks may overlap. The VXLAN device's socket stays in the host's namespace. For every
 endpoint elsewhere there is a permanent neighbour (the device answers ARP and ND itself: proxy), a forwarding entry to
-the endpoint's host, and a static entry of the bridge, so nothing is flooded and nothing is guessed.
+the endpoint's host, and a static entry of the bridge, as for every endpoint here: nothing is flooded or guessed.
 
 The gateway is the bridge's address, with the same MAC on every host: a distributed anycast gateway, which leads between
 the network's subnets too. From there a veth pair leads to the host, and traffic leaves with the host's address. It is
@@ -63,6 +63,10 @@ TRANSIT6 = IPv6Network("fd6e:7765:6674::/112")
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds over IPv4 and IPv6: outer IP, UDP, VXLAN and inner Ethernet headers (RFC 7348 §5)."""
+
+
+_PORT = Port(learning=False, flood=False)
+"""Of the bridge: who is where is known, so what is for nobody goes to nobody, and nobody is taken for another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +160,11 @@ class OverlayDriver:
                     ns=ns,
                     master=master,
                     mtu=mtu,
-                    port=Port(),
+                    port=_PORT,
                     ipv6=network.enable_ipv6,
                     advertise=base.advertise(network, options),
                 ),
+                Fdb(ns=ns, link=names.veth(attachment.endpoint.id), mac=bridge.mac(attachment.endpoint)),
                 *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
             )
             if shard:
@@ -231,7 +236,7 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
             master=BRIDGE,
             ipv6=network.enable_ipv6,  # without it the kernel takes no neighbours of that family
             vxlan=Vxlan(vni=vni, local=facts.vtep, port=options.vxlan_port),
-            port=Port(learning=False, flood=False),
+            port=_PORT,
             socket_ns=HOST,
         ),
     ]
