@@ -141,7 +141,7 @@ async def test_peers_wait_for_the_networks_first_endpoint_and_go_with_its_last(r
     await rig.gone(3, endpoint())
 
     assert set() == {key for key in before if key[0] in {"fdb", "neighbour"}}
-    assert 6 == sum(key[0] == "fdb" for key in with_endpoint)
+    assert 6 == sum(key[0] == "fdb" and key[2] == "vxlan0" for key in with_endpoint)
     assert 3 == sum(key[0] == "neighbour" for key in with_endpoint)
     assert before == lasting(rig.kernel.state)
 
@@ -392,7 +392,7 @@ async def test_a_refused_peer_is_kept_and_mended_by_a_reconcile(rig):
 
     assert "KERNEL_EBUSY" == status.error.reason
     assert rig.rendered() == rig.kernel.state
-    assert 2 == sum(key[0] == "fdb" for key in rig.kernel.state)
+    assert 2 == sum(key[0] == "fdb" and key[2] == "vxlan0" for key in rig.kernel.state)
 
 
 async def test_a_refused_removal_is_told_and_the_same_call_again_removes(rig):
