@@ -246,6 +246,23 @@ async def test_of_what_moved_on_another_host_neighbours_here_are_told_though_not
     assert [1, 1] == [ear.heard.count(frame) for frame in own]
 
 
+async def test_the_gateway_itself_forgets_where_an_address_was_that_moved_on_another_host(stage):
+    address = (ip_interface("10.1.0.9/24"), ip_interface("fd00:1::9/64"))
+    await stage.put(dual("overlay"), sandbox(102), BLUE_ONE, peer(mac=RED, addresses=address))
+    gateway = Netns.at(stage.lab.kernel.netns_path(f"network/{oid(1)}"))
+    with contextlib.closing(gateway):
+        for one in ("10.1.0.9", "10.1.0.77", "fd00:1::9"):
+            gateway.exec(["ip", "neigh", "replace", one, "lladdr", RED, "dev", "br0", "nud", "stale"])
+
+        stage.revision += 1
+        await stage.engine.apply(
+            [*gone(stage.revision, peer()), *put(stage.revision, peer(5002, mac=AWAY, addresses=address))]
+        )
+        learnt = gateway.exec(["ip", "neigh", "show", "dev", "br0"]).stdout
+
+    assert ["10.1.0.77"] == [line.split()[0] for line in learnt.splitlines() if RED in line]
+
+
 async def test_namespaces_and_interfaces_that_are_gone_are_passed_over(stage):
     await stage.put(dual(), sandbox(), sandbox(102), sandbox(103), BLUE_ONE, GREEN, red())
     ear = stage.ear()

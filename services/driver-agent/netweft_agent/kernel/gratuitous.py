@@ -8,16 +8,18 @@ opened it.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from netweft_common import errors
 
 from netweft_agent.domain.announcement import Announcement
 from netweft_agent.domain.resources import Ns
+from netweft_agent.kernel import netlink, rtnl
 from netweft_agent.kernel.netns import Namespaces
 
 _BROADCAST = b"\xff" * 6
@@ -77,7 +79,9 @@ def tell(namespaces: Namespaces, announcement: Announcement, dispose: Callable[[
         mac = bytes.fromhex(announcement.mac.replace(":", "")) or sock.getsockname()[4]
         for frame in frames(mac, announcement.addresses):
             sock.send(frame, socket.MSG_DONTWAIT)
-    except OSError:
+        if announcement.mac:
+            _forget(namespaces, announcement)
+    except (errors.NetweftError, OSError):
         return False
     finally:
         dispose(sock)
@@ -85,11 +89,29 @@ def tell(namespaces: Namespaces, announcement: Announcement, dispose: Callable[[
 
 
 def _open(namespaces: Namespaces, ns: Ns) -> socket.socket:
+    with _inside(namespaces, ns):
+        return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+
+
+def _forget(namespaces: Namespaces, announcement: Announcement) -> None:
+    """Remove what the interface's own neighbour table has learnt of addresses: it hears nothing of what it sends.
+
+    An overlay's gateway leads by it from other subnets and from outside; what it needs it asks for again.
+    """
+    with _inside(namespaces, announcement.ns):
+        index = socket.if_nametoindex(announcement.link)
+        sock = netlink.open_socket(netlink.NETLINK_ROUTE)
+    with contextlib.closing(sock):
+        netlink.talk(sock, [rtnl.delete_neighbour(index, one) for one in announcement.addresses])
+
+
+@contextlib.contextmanager
+def _inside(namespaces: Namespaces, ns: Ns) -> Iterator[None]:
     fd = namespaces.peek(ns, None)
     if fd is None:
         raise errors.NotFound("NETNS_NOT_HELD", f"network namespace {ns} is not open", namespace=ns)
     try:
         with namespaces.entered_fd(fd):
-            return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            yield
     finally:
         os.close(fd)
