@@ -1,17 +1,68 @@
 """Kernel settings below /proc/sys/net, in the namespace that the calling thread is in.
 
 A write costs 5 to 10 µs and takes the RTNL lock where IPv6 is concerned, so what has its value already is only read.
+
+To open one costs more with each namespace that was looked at before: proc keeps the entries of all of them under the
+same names, and compares one after the other (`proc_sys_compare` in fs/proc/proc_sysctl.c): 0.25 ms for the 400th,
+0.45 ms for the 1000th. They are kept by mount, so each thread uses a mount of its own, which only its descriptor shows
+(fsmount(2)), and takes a fresh one now and then: 0.03 ms, and 0.02 ms for letting go of the old one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import threading
 
 from netweft_common import errors
 
-_ROOT = "/proc/sys/"
 IPV6_CONF = "net/ipv6/conf"
+
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+"""Numbers of the calls, which glibc has names for since 2.36 only; the same on every architecture but alpha."""
+_CLOEXEC = 1
+_CMD_CREATE = 6
+_ATTR_NOSUID_NODEV_NOEXEC = 0xE
+_OPENS = 128
+"""Settings opened through one mount."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_own = threading.local()
+
+
+class _Proc:
+    """A mount of proc, seen by its descriptor only; where none may be made, the one that everybody sees."""
+
+    def __init__(self) -> None:
+        fd = _mount()
+        self.left = _OPENS
+        self.fd = fd if fd is not None else os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def _mount() -> int | None:
+    """Return a new mount of proc, or None where that is not allowed: in a user namespace, before Linux 5.2."""
+    context = _libc.syscall(_FSOPEN, b"proc", _CLOEXEC)
+    if context < 0:
+        return None
+    try:
+        if _libc.syscall(_FSCONFIG, context, _CMD_CREATE, None, None, 0):
+            return None
+        fd: int = _libc.syscall(_FSMOUNT, context, _CLOEXEC, _ATTR_NOSUID_NODEV_NOEXEC)
+        return fd if fd >= 0 else None
+    finally:
+        os.close(context)
+
+
+def _open(path: str, flags: int) -> int:
+    proc: _Proc | None = getattr(_own, "proc", None)
+    if proc is None or not proc.left:
+        proc = _own.proc = _Proc()
+    proc.left -= 1
+    return os.open(path, flags | os.O_CLOEXEC, dir_fd=proc.fd)
 
 
 def _check(path: str) -> str:
@@ -19,7 +70,7 @@ def _check(path: str) -> str:
         raise errors.InvalidArgument(
             "INVALID_SYSCTL", f"kernel setting {path!r} is not below net/; only the network's are ours", path=path
         )
-    return _ROOT + path
+    return "sys/" + path
 
 
 def read(path: str) -> str | None:
@@ -31,7 +82,7 @@ def read(path: str) -> str | None:
     """
     name = _check(path)
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(name, os.O_RDONLY)
         try:
             return " ".join(os.read(fd, 4096).decode().split())
         finally:
@@ -55,7 +106,7 @@ def write(path: str, value: str) -> None:
 
 def _write(path: str, value: str, *, missing_ok: bool = False) -> None:
     try:
-        fd = os.open(_check(path), os.O_WRONLY | os.O_CLOEXEC)
+        fd = _open(_check(path), os.O_WRONLY)
         try:
             os.write(fd, value.encode())
         finally:
