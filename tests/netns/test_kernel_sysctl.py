@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,7 @@ def in_thread(job):
     def run() -> None:
         try:
             results.append(job())
-        except BaseException as error:  # carried over
+        except BaseException as error:  # noqa: BLE001  # carried over
             failures.append(error)
 
     thread = threading.Thread(target=run)
@@ -46,6 +45,10 @@ def in_thread(job):
     if failures:
         raise failures[0]
     return results[0]
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def visit(space: Netns) -> None:
@@ -110,7 +113,7 @@ def test_where_proc_may_not_be_mounted_everybodys_serves(spaces, monkeypatch):
 
 
 def test_a_thread_takes_its_mounts_with_it(spaces):
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     def read() -> str | None:
         visit(spaces[0])
@@ -118,7 +121,7 @@ def test_a_thread_takes_its_mounts_with_it(spaces):
 
     for _ in range(5):
         assert in_thread(read) == "64"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("path", ["kernel/hostname", "net/../kernel/hostname", "net/a\0b"])

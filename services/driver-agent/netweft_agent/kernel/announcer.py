@@ -27,6 +27,10 @@ SOON_S = 0.02
 """After what an announcement is told for the first time: a burst of attaches goes first, and wakes the thread once."""
 LIMIT = 16384
 """Interfaces that wait at most; what comes then is not told."""
+QUIET_S = 0.1
+"""Announcements wait for this long without a new one: who attaches one after the other needs the processors himself."""
+LATEST_S = 10.0
+"""How long one waits for that at most."""
 SHARE = 10
 """The thread works one part in so many of its time."""
 AT_ONCE_S = 0.001
@@ -119,11 +123,17 @@ class Announcer:
         namespaces: Registry.
         limit: Interfaces that wait at most.
         soon_s: After what an announcement is told for the first time.
+        quiet_s: For how long nothing new may have come, then.
     """
 
-    def __init__(self, namespaces: Namespaces, *, limit: int = LIMIT, soon_s: float = SOON_S) -> None:
+    def __init__(
+        self, namespaces: Namespaces, *, limit: int = LIMIT, soon_s: float = SOON_S, quiet_s: float = QUIET_S
+    ) -> None:
         self._namespaces = namespaces
         self._soon_s = soon_s
+        self._quiet_s = quiet_s
+        self._quiet_at_s = 0.0
+        """When it is quiet, if nothing more comes."""
         self._changed = threading.Condition(threading.Lock())
         self._turns = Turns(limit)
         self._wakes_s = 0.0
@@ -136,7 +146,9 @@ class Announcer:
 
     def put(self, announcements: Iterable[Announcement]) -> None:
         """Have announcements told soon, and go on at once."""
-        self._add(announcements, time.monotonic() + self._soon_s)
+        now_s = time.monotonic()
+        self._quiet_at_s = now_s + self._quiet_s
+        self._add(announcements, now_s + self._soon_s)
 
     def tell(self, announcements: Iterable[Announcement]) -> None:
         """Tell announcements now, in the calling thread, and the rest of each when it is due."""
@@ -203,13 +215,18 @@ class Announcer:
         """Wait until something is due; False: it is time to end."""
         with self._changed:
             while not self._closed:
-                due_s, now_s = self._turns.due_s(), time.monotonic()
+                due_s, now_s = self._work_s(), time.monotonic()
                 if due_s is not None and due_s <= now_s:
                     self._wakes_s = now_s  # nothing that comes now is due earlier, so nothing wakes it from its rest
                     return True
                 self._wakes_s = math.inf if due_s is None else due_s
                 self._changed.wait(None if due_s is None else due_s - now_s)
         return False
+
+    def _work_s(self) -> float | None:
+        """Return when there is work: when something is due and it is quiet, but not too long after; None: never."""
+        due_s = self._turns.due_s()
+        return None if due_s is None else max(due_s, min(self._quiet_at_s, due_s + LATEST_S))
 
     def _rest(self, seconds: float) -> None:
         with self._changed:
