@@ -224,7 +224,8 @@ def _leases(client: netweft_client.Client, pool: str) -> list[netweft_client.Lea
 def _wrong_on_host(
     cluster: Cluster, client: netweft_client.Client, found: _Cluster, host: netweft_client.Host
 ) -> Iterator[str]:
-    seen = client.observe(host.agent_target)
+    # Not by its target: that may be where only other hosts can call.
+    seen = client.observe(next(cluster.layout.agent(one) for one in cluster.layout.hosts if one.name == host.name))
     yield from (f"drift on {host.name}: {step.command}" for step in seen.drift)
     yield from (f"{host.name} has {one.object.kind} {one.object.id}: {one.error}" for one in seen.statuses if one.error)
     here = [endpoint for endpoint in found.endpoints.values() if endpoint.host_id == host.id]

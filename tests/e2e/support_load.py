@@ -51,10 +51,23 @@ class Load:
         places: Where to attach.
         seed: Of all chance.
         workers: How many ask at once; one more makes and deletes networks.
+        name: Begins the names of all that is made; another one for each load on the same cluster.
+        patience_s: How long a worker insists on a call.
     """
 
-    def __init__(self, cluster: support.Cluster, places: Sequence[Place], *, seed: int, workers: int = 3) -> None:
+    def __init__(
+        self,
+        cluster: support.Cluster,
+        places: Sequence[Place],
+        *,
+        seed: int,
+        workers: int = 3,
+        name: str = "",
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.account = Account()
+        self._name = name
+        self._patience_s = patience_s
         self._cluster = cluster
         self._places = places
         self._seed = seed
@@ -85,7 +98,7 @@ class Load:
         with self._cluster.client(timeout_s=5.0) as client:
             count = 0
             while not self._stop.is_set():
-                job(client, rng, f"w{number}-{count}")
+                job(client, rng, f"{self._name}w{number}-{count}")
                 count += 1
 
     def _attach_and_detach(self, client: netweft_client.Client, rng: random.Random, name: str) -> None:
@@ -149,7 +162,7 @@ class Load:
         Raises:
             NetweftError: A failure that does not pass, or one that did not.
         """
-        ends_at = time.monotonic() + PATIENCE_S
+        ends_at = time.monotonic() + self._patience_s
         while True:
             answer: list[T] = []
             try:

@@ -56,6 +56,24 @@ async def test_a_change_puts_hosts_behind_again_and_one_of_another_network_does_
     assert {H1: True} == hosts
 
 
+async def test_what_a_host_has_confirmed_puts_nobody_behind(face, spread, make_item):
+    before, _ = await shown(face)
+
+    (result,) = await face.attach(make_item(name="c", container="c3"))
+    told = result.endpoint.revision
+    for host_id in (H1, H2):
+        await report(face, host_id, told)
+    await face.settled()
+    found = face.state.endpoints[result.endpoint.id].revision
+    revision, hosts = await shown(face)
+    request = network_pb2.WaitNetworkRequest(network="front", revision=found, timeout_ms=1)
+    answer = await face.networks.WaitNetwork(request)
+
+    assert before < told < found
+    assert (told, {H1: False, H2: False}) == (revision, hosts)
+    assert [] == list(answer.behind_host_ids)
+
+
 async def test_waiting_ends_when_the_last_host_has_it(face, spread):
     revision, _ = await shown(face)
     await report(face, H1, revision)
