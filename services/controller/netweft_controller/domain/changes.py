@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import commits
+from netweft_controller.domain import commits, seen
 from netweft_controller.domain.objects import (
     Endpoint,
     Host,
@@ -217,7 +217,7 @@ _RESOLVERS = {
 
 def _touch_endpoint(state: State, delta: Delta, found: dict[str, set[Key]]) -> None:
     before, after = _endpoint(delta.before), _endpoint(delta.after)
-    if not _differs_for_hosts(before, after):
+    if not seen.differs(before, after):
         return
     for endpoint in (before, after):
         if endpoint is None or not endpoint.host_id:
@@ -238,35 +238,6 @@ def _touch_endpoint(state: State, delta: Delta, found: dict[str, set[Key]]) -> N
     for host_id in state.hosts_with(either.network_id):
         if host_id != either.host_id or moved:
             found.setdefault(host_id, set()).add((HostKind.PEER, delta.id))
-
-
-def _differs_for_hosts(before: Endpoint | None, after: Endpoint | None) -> bool:
-    """Whether hosts must be told: not of a confirmation that came from the host itself."""
-    if not (before is not None and before.is_active) and not (after is not None and after.is_active):
-        # It was gone for hosts when it began to leave.
-        return False
-    if before is None or after is None:
-        return True
-    return _seen_by_hosts(before) != _seen_by_hosts(after)
-
-
-def _seen_by_hosts(endpoint: Endpoint) -> tuple[object, ...]:
-    return (
-        endpoint.is_active,
-        endpoint.host_id,
-        endpoint.sandbox_id,
-        endpoint.name,
-        endpoint.mac_address,
-        endpoint.leases,
-        endpoint.dns_names,
-        endpoint.gateway_priority,
-        endpoint.options,
-        tuple(port.binding for port in endpoint.ports),
-        endpoint.link_local,
-        endpoint.routes,
-        endpoint.sysctls,
-        endpoint.bandwidth,
-    )
 
 
 def _touch_sandbox(delta: Delta, found: dict[str, set[Key]]) -> None:

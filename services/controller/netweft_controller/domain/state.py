@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from netweft_controller.domain import commits
+from netweft_controller.domain import commits, seen
 from netweft_controller.domain.objects import (
     DriverInfo,
     Endpoint,
@@ -206,7 +206,9 @@ class State:
                 continue
             self._replace(write.kind, value.id, after, entry.revision)
             if isinstance(value, Endpoint):
-                self._network_revisions[value.network_id] = entry.revision
+                # What hosts are not told of they would not follow before their next bookmark.
+                if seen.differs(*(typing.cast("Endpoint | None", one and one.value) for one in (before, after))):
+                    self._network_revisions[value.network_id] = entry.revision
             elif isinstance(value, Network):
                 self._network_revisions[value.id] = entry.revision
                 if after is None:

@@ -64,7 +64,9 @@ class Progress:
         """
         if revision:
             await self._replica.reached(revision)
-        wanted = revision or self._replica.state.network_revision(network_id)
+        last = self._replica.state.network_revision(network_id)
+        # Of a later one hosts need not hear: a confirmation of their own, or what is not this network's.
+        wanted = min(revision or last, last)
         now = asyncio.get_running_loop().time
         ends_s = now() + min(timeout_s, WAIT_S, max(0.0, deadline.remaining_s(WAIT_S) - 2 * LOOK_S))
         while True:
