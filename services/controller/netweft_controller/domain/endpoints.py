@@ -248,22 +248,33 @@ def published_ports(ports: Sequence[PublishedPort], network: Network, path: str)
             "network of the sandbox",
             network=network.id,
         )
-    found: dict[PublishedPort, str] = {}
-    taken: dict[tuple[str, str, int], str] = {}
+    found: list[PublishedPort] = []
+    places: dict[tuple[object, ...], int] = {}
     for index, port in enumerate(ports):
-        field = f"{path}[{index}]"
-        one = _published_port(port, field)
+        one = _published_port(port, path, index)
+        found.append(one)
+        # Thousands of them are published at once: nothing is written or compared that need not be.
         exact = one.host_port if one.host_port_end in (0, one.host_port) else 0
-        rival = found.get(one) or (exact and taken.get((one.protocol, one.host_address, exact)))
-        if rival:
-            raise fields.invalid(field, f"it wants the same port of the host as {rival}", "PORT_TWICE")
-        found[one] = field
-        if exact:
-            taken[one.protocol, one.host_address, exact] = field
+        wish = (one.protocol, one.host_address, exact) if exact else one.binding
+        rival = places.setdefault(wish, index)
+        if rival != index:
+            raise fields.invalid(
+                f"{path}[{index}]", f"it wants the same port of the host as {path}[{rival}]", "PORT_TWICE"
+            )
     return tuple(found)
 
 
-def _published_port(port: PublishedPort, path: str) -> PublishedPort:
+def _published_port(port: PublishedPort, path: str, index: int) -> PublishedPort:
+    if (
+        port.protocol in _PORT_PROTOCOLS
+        and 0 < port.container_port <= fields.PORT_MAX
+        and 0 <= port.host_port <= fields.PORT_MAX
+        and not port.host_port_end
+        and not port.host_address
+        and not port.assigned_port
+    ):
+        return port  # as nearly all are
+    path = f"{path}[{index}]"
     if port.protocol not in _PORT_PROTOCOLS:
         raise fields.invalid(f"{path}.protocol", "it is none of tcp, udp and sctp", "PROTOCOL_UNKNOWN")
     fields.port_number(port.container_port, f"{path}.container_port")

@@ -20,6 +20,7 @@ DNS_NAMES_MAX = 64
 EXTRA_HOSTS_MAX = 256
 SUBNETS_MAX = 16
 AUX_ADDRESSES_MAX = 256
+PORT_MAX = 65535
 PORTS_MAX = 4096
 REQUEST_ID_MAX_BYTES = 128
 PATH_MAX_BYTES = 4095
@@ -124,8 +125,8 @@ def binding_address(value: str, field: str) -> str:
 
 def port_number(value: int, field: str, *, least: int = 1) -> int:
     """Check the number of a port."""
-    if not least <= value <= 65535:
-        raise invalid(field, f"{value} is not between {least} and 65535", "PORT_OUT_OF_RANGE")
+    if not least <= value <= PORT_MAX:
+        raise invalid(field, f"{value} is not between {least} and {PORT_MAX}", "PORT_OUT_OF_RANGE")
     return value
 
 

@@ -152,7 +152,7 @@ class PublishedPort:
     @property
     def is_exact(self) -> bool:
         """Whether there is nothing to choose."""
-        return bool(self.host_port) and self.host_port_end in {0, self.host_port}
+        return self.host_port > 0 and (self.host_port_end == 0 or self.host_port_end == self.host_port)  # noqa: PLR1714
 
     @property
     def number(self) -> int:

@@ -29,7 +29,8 @@ class HostState:
             return
         mine = dict(self.by_owner.get(owner, ()))
         for resource in wanted:
-            if mine.setdefault(resource.key, resource) != resource:
+            there = mine.setdefault(resource.key, resource)
+            if there is not resource and there != resource:
                 raise Internal("RENDER_CONFLICT", f"{owner} renders two different resources as {resource.key}")
         self.by_owner[owner] = mine
 

@@ -196,6 +196,8 @@ def refuse_twice(endpoint: Endpoint, of: Ways, *, by_number: bool = False) -> No
     Raises:
         InvalidArgument: There are such; names both.
     """
+    if len({(port.protocol, port.number) for port in endpoint.ports}) == len(endpoint.ports):
+        return
     seen: dict[tuple[str, int, int], list[tuple[str, PublishedPort]]] = {}
     for port in endpoint.ports:
         for way in of(port):
@@ -229,43 +231,58 @@ def refuse_unreachable(network: Network, endpoint: Endpoint, of: Ways, default_a
         FailedPrecondition: The network is internal, lacks the family or a gateway; or a port is not assigned.
         InvalidArgument: A binding to the IPv6 loopback address, or two want the same port of the host.
     """
+    fit: set[str] = set()  # there are thousands of bindings, and few host addresses
     for port in endpoint.ports:
-        ways = of(port)
-        what = f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
-        if network.internal:
-            raise FailedPrecondition(
-                "INTERNAL_NETWORK",
-                f"{what} cannot be published: network {network.name} is internal, so nothing outside reaches it; "
-                "publish it on another network of the sandbox",
-                network=network.name,
-            )
-        if port.host_address == "::1":
-            raise InvalidArgument(
-                "IPV6_LOOPBACK",
-                f"{what} cannot be published at [::1]: IPv6 has no way from the loopback address into a network; use "
-                "127.0.0.1, or an address of the host",
-                field="ports.host_address",
-            )
-        if not ways:
-            versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
-            raise FailedPrecondition(
-                "NO_ADDRESS_OF_FAMILY",
-                f"{what} cannot be published at {port.host_address or default_address}: the endpoint has "
-                f"{versions} addresses only, and nothing translates between families; publish it at an address of its "
-                "own family, or give the network the other one",
-                network=network.name,
-            )
-        if all(base.subnet_gateway(network, endpoint, one.version) is None for one in ways):
-            raise FailedPrecondition(
-                "NO_GATEWAY",
-                f"{what} cannot be published: network {network.name} has no gateway, so no answer would leave it; "
-                "make the network with one, or publish the port on another network of the sandbox",
-                network=network.name,
-            )
+        if port.host_address not in fit:
+            _refuse_address(network, endpoint, port, of(port), default_address)
+            fit.add(port.host_address)
         if not port.number:
             raise FailedPrecondition(
-                "PORT_NOT_ASSIGNED", f"{what} has no port of the host yet; name one with host_port", field="ports"
+                "PORT_NOT_ASSIGNED",
+                f"{_what(endpoint, port)} has no port of the host yet; name one with host_port",
+                field="ports",
             )
+
+
+def _what(endpoint: Endpoint, port: PublishedPort) -> str:
+    return f"endpoint {endpoint.name}: port {port.container_port}/{port.protocol}"
+
+
+def _refuse_address(
+    network: Network, endpoint: Endpoint, port: PublishedPort, ways: tuple[Target, ...], default_address: str
+) -> None:
+    """Refuse a binding for its host address, whatever its ports."""
+    what = _what(endpoint, port)
+    if network.internal:
+        raise FailedPrecondition(
+            "INTERNAL_NETWORK",
+            f"{what} cannot be published: network {network.name} is internal, so nothing outside reaches it; "
+            "publish it on another network of the sandbox",
+            network=network.name,
+        )
+    if port.host_address == "::1":
+        raise InvalidArgument(
+            "IPV6_LOOPBACK",
+            f"{what} cannot be published at [::1]: IPv6 has no way from the loopback address into a network; use "
+            "127.0.0.1, or an address of the host",
+            field="ports.host_address",
+        )
+    if not ways:
+        versions = " and ".join(f"IPv{one.version}" for one in endpoint.addresses) or "no"
+        raise FailedPrecondition(
+            "NO_ADDRESS_OF_FAMILY",
+            f"{what} cannot be published at {port.host_address or default_address}: the endpoint has "
+            f"{versions} addresses only, and nothing translates between families; publish it at an address of its "
+            "own family, or give the network the other one",
+            network=network.name,
+        )
+    if all(base.subnet_gateway(network, endpoint, one.version) is None for one in ways):
+        raise FailedPrecondition(
+            "NO_GATEWAY",
+            f"{what} cannot be published: network {network.name} has no gateway, so no answer would leave it; "
+            "make the network with one, or publish the port on another network of the sandbox",
+            network=network.name,
+        )
 
 
 def render(endpoint: Endpoint, link: str, of: Ways, through: Through | None = None) -> list[Resource]:

@@ -19,6 +19,7 @@ REMEMBERED = 65536
 """Addresses whose MAC is remembered, across all networks; the one that was told of longest ago is forgotten first."""
 
 _DEFAULT_ROUTES = frozenset(DEFAULT_ROUTE.values())
+_TOLD = frozenset({Address, Neighbour, Route})
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Announcing:
     def made(self, step: Operation) -> None:
         """Take note of something that the kernel has now: an address, a neighbour elsewhere, a way out."""
         made = step.after
+        if type(made) not in _TOLD:  # there may be thousands of other things
+            return
         if isinstance(made, Address | Neighbour):
             if made.advertise is not None:
                 self._fresh[step.owner] = None

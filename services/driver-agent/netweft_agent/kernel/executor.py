@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from netweft_common import errors, faults
 
-from netweft_agent.domain.nft import NftGuest, NftOffer, NftTable, Table
+from netweft_agent.domain.nft import NftElement, NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import (
     HOST,
@@ -75,18 +75,23 @@ _DONE = {
 }
 
 
+_PHASES: Mapping[type[Resource], Phase] = {
+    Sysctl: Phase.SYSCTLS,
+    File: Phase.FILES,
+    PortHold: Phase.PORTS,
+    NftElement: Phase.FIREWALL,
+}
+
+
 def phase(step: Operation) -> Phase:
     """Return what a step is carried out with."""
     resource, gone = step.resource, step.after is None
+    known = _PHASES.get(type(resource))
+    if known is not None:
+        return known
     found = Phase.INSIDE
     if isinstance(resource, Namespace):
         found = Phase.DROP_NAMESPACES if gone else Phase.NAMESPACES
-    elif isinstance(resource, Sysctl):
-        found = Phase.SYSCTLS
-    elif isinstance(resource, File):
-        found = Phase.FILES
-    elif isinstance(resource, PortHold):
-        found = Phase.PORTS
     elif Rank.NFT <= resource.rank < Rank.BRIDGE:
         found = Phase.FIREWALL
     elif isinstance(resource, Link):

@@ -182,8 +182,15 @@ class Monitor:
                 if _is_new_link(data):  # nearly all are, when it is us who writes
                     self._links[source, _IFINDEX.unpack_from(data, _INDEX_AT)[0]] = data[netlink.HEADER_SIZE :]
                     continue
+                if self._is_own_transaction(data):
+                    continue
                 for message in netlink.iter_messages(data):
                     self._take(source, message)
+
+    def _is_own_transaction(self, data: bytes) -> bool:
+        """Return whether these are events of a transaction of ours; of one transaction are all in a datagram."""
+        _, kind, _, _, port_id, _ = _HEADER.unpack_from(data)
+        return kind >> 8 == _NFT_SUBSYSTEM and port_id in self._executor.sockets.ports
 
     def _namespace(self, control: list[tuple[int, int, bytes]]) -> Ns | None:
         for level, kind, data in control:
