@@ -85,7 +85,7 @@ def assign(
             found[place] = already
         else:
             groups.setdefault(_group(one), []).append(place)
-    common = {_group(ports[place]): port for place, port in found.items() if port}
+    common = {_group(ports[place]): port for place, port in found.items() if port} if groups else {}
     # Ranges first: an automatic port might be the last one of a range.
     for group, places in sorted(groups.items(), key=lambda pair: pair[0][2] == 0):
         want = PortWant(

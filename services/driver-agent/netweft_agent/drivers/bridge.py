@@ -116,7 +116,7 @@ class BridgeDriver:
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Return the host's addresses at which ports are translated."""
         of = _ways(network, endpoint, base.parse(Options, network.options, driver=self.name), base.IP_VERSIONS)
-        return lambda port: tuple(one.host_address for one in of(port))
+        return publish.addresses(of)
 
 
 _TRANSLATED = (Mode.NAT, Mode.NAT_UNPROTECTED)
@@ -133,9 +133,13 @@ def _published(network: Network, attachment: base.Attachment, options: Options, 
     wanted = publish.render(endpoint, bridge, of)
     routed = frozenset() if network.internal else options.versions(Mode.ROUTED) & attachment.gateway_of
     addresses = [str(one.ip) for one in endpoint.addresses if one.version in routed]
-    return wanted + [
-        firewall.opened(address, port.protocol, port.container_port) for port in endpoint.ports for address in addresses
-    ]
+    if addresses:
+        wanted += [
+            firewall.opened(address, port.protocol, port.container_port)
+            for port in endpoint.ports
+            for address in addresses
+        ]
+    return wanted
 
 
 def _check_network(network: Network, options: Options) -> None:

@@ -193,7 +193,7 @@ class OverlayDriver:
     def binds(self, network: Network, endpoint: Endpoint) -> ports.Addresses:
         """Return the host's addresses at which ports are translated."""
         of = _ways(network, endpoint, base.IP_VERSIONS)
-        return lambda port: tuple(one.host_address for one in of(port))
+        return publish.addresses(of)
 
 
 _ANY_HOST_ADDRESS = publish.UNSPECIFIED[4]

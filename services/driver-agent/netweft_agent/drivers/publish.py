@@ -16,11 +16,11 @@ under its own number, and by `any_ports4` and `any_ports6` of that namespace to 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
-from netweft_agent.domain import nft
+from netweft_agent.domain import nft, ports
 from netweft_agent.domain.objects import Endpoint, Network, PublishedPort
 from netweft_agent.domain.resources import ANY_ADDRESS, HOST, Ns, PortHold, Resource, Sysctl
 from netweft_agent.drivers import base
@@ -128,16 +128,23 @@ MASQUERADED_SELF = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a binding leads in one family."""
+    """Where a binding leads in one family.
+
+    Attributes:
+        text: The address as it is written before a port.
+        is_any: It is reached at all addresses of the host.
+    """
 
     version: int
     host_address: str
     address: str
+    text: str = field(init=False)
+    is_any: bool = field(init=False)
 
-    @property
-    def is_any(self) -> bool:
-        """Whether it is reached at all addresses of the host."""
-        return self.host_address == UNSPECIFIED[self.version]
+    def __post_init__(self) -> None:
+        """Work out what thousands of bindings ask."""
+        object.__setattr__(self, "text", f"[{self.address}]" if self.version == 6 else self.address)
+        object.__setattr__(self, "is_any", self.host_address == UNSPECIFIED[self.version])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +190,23 @@ def ways(endpoint: Endpoint, default_address: str, versions: Collection[int]) ->
         return found
 
     return of
+
+
+def addresses(of: Ways) -> ports.Addresses:
+    """Return what tells the host's addresses that bindings are held at.
+
+    Args:
+        of: Where they lead, which their host address alone decides.
+    """
+    known: dict[str, tuple[str, ...]] = {}
+
+    def at(port: PublishedPort) -> tuple[str, ...]:
+        found = known.get(port.host_address)
+        if found is None:
+            found = known[port.host_address] = tuple(way.host_address for way in of(port))
+        return found
+
+    return at
 
 
 def refuse_twice(endpoint: Endpoint, of: Ways, *, by_number: bool = False) -> None:
@@ -296,31 +320,33 @@ def render(endpoint: Endpoint, link: str, of: Ways, through: Through | None = No
     """
     wanted: list[Resource] = []
     holder = f"endpoint {endpoint.name} ({endpoint.id})"
-    through_loopback = False
-    versions: dict[int, str] = {}
-    for port in endpoint.ports:
+    used: dict[int, tuple[Target, ...]] = {}  # a few: `of` answers alike bindings with one and the same tuple
+    for port in endpoint.ports:  # thousands, perhaps
         found = of(port)
         if not found:
             continue
+        number, inside = port.number, port.container_port
         wanted.append(
             PortHold(
                 ns=HOST,
                 protocol=port.protocol,
                 address=ANY_ADDRESS if len(found) > 1 else found[0].host_address,
-                port=port.number,
-                targets=tuple([_text(way.address, port.container_port) for way in found]),
+                port=number,
+                targets=tuple([f"{way.text}:{inside}" for way in found]),
                 holder=holder,
                 through="" if through is None else through.ns,
             )
         )
         for way in found:
             if through is None:
-                wanted.append(_element(port, way, (way.address, port.container_port)))
+                wanted.append(_element(port.protocol, number, way, (way.address, inside)))
             else:
-                wanted.append(_element(port, way, (through.addresses[way.version], port.number)))
-                wanted.append(_onward(port, way, through.ns))
-            versions[way.version] = way.address
-            through_loopback = through_loopback or way.is_any or way.host_address.startswith("127.")
+                wanted.append(_element(port.protocol, number, way, (through.addresses[way.version], number)))
+                wanted.append(_onward(port.protocol, number, way.version, through.ns, (way.address, inside)))
+        used[id(found)] = found
+    ways = [way for found in used.values() for way in found]
+    versions = {way.version: way.address for way in ways}
+    through_loopback = any(way.is_any or way.host_address.startswith("127.") for way in ways)
     if through is None:
         wanted += [
             nft.NftElement(ns=HOST, table=TABLE, spec=SELF[version], item=(address, address))
@@ -331,19 +357,13 @@ def render(endpoint: Endpoint, link: str, of: Ways, through: Through | None = No
     return wanted
 
 
-def _onward(port: PublishedPort, way: Target, ns: Ns) -> nft.NftElement:
-    spec, value = ANY_PORTS[way.version], (way.address, port.container_port)
-    return nft.NftElement(ns=ns, table=TABLE, spec=spec, item=(port.protocol, port.number), value=value)
+def _onward(protocol: str, number: int, version: int, ns: Ns, value: tuple[str, int]) -> nft.NftElement:
+    return nft.NftElement(ns=ns, table=TABLE, spec=ANY_PORTS[version], item=(protocol, number), value=value)
 
 
-def _element(port: PublishedPort, way: Target, value: tuple[str, int]) -> nft.NftElement:
+def _element(protocol: str, number: int, way: Target, value: tuple[str, int]) -> nft.NftElement:
     if way.is_any:
-        spec, item = ANY_PORTS[way.version], (port.protocol, port.number)
-        return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=item, value=value)
-    spec = PORTS[way.version]
-    full = (port.protocol, way.host_address, port.number)
-    return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=full, value=value)
-
-
-def _text(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        spec = ANY_PORTS[way.version]
+        return nft.NftElement(ns=HOST, table=TABLE, spec=spec, item=(protocol, number), value=value)
+    full = (protocol, way.host_address, number)
+    return nft.NftElement(ns=HOST, table=TABLE, spec=PORTS[way.version], item=full, value=value)

@@ -86,18 +86,20 @@ class Ports:
             return [self._hold(one) for one in wanted]
 
     def _hold(self, wanted: PortHold) -> errors.NetweftError | None:
-        there = self._held.get(wanted.key)
+        key = wanted.key
+        there = self._held.get(key)
         if there is not None:
             there.hold = wanted
             return None
+        addresses = _addresses(wanted.address)
         sockets = self._take_reserved(wanted)
-        missing = [one for one in _addresses(wanted.address) if one not in sockets]
+        missing = [one for one in addresses if one not in sockets] if sockets else addresses
         try:
             sockets |= self._bind(wanted.protocol, missing, wanted.port)
         except OSError as error:
             _close(sockets)
-            return self._refusal(wanted.protocol, _addresses(wanted.address), wanted.port, error)
-        self._held[wanted.key] = _Held(wanted.protocol, wanted.port, sockets, wanted)
+            return self._refusal(wanted.protocol, addresses, wanted.port, error)
+        self._held[key] = _Held(wanted.protocol, wanted.port, sockets, wanted)
         return None
 
     def release(self, wanted: PortHold) -> None:

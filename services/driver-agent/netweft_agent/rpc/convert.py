@@ -265,38 +265,43 @@ def _ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tupl
         raise InvalidArgument(
             "BAD_COUNT", f"{field} has {len(messages)} entries; at most {MAX_PORTS} are taken", field=field
         )
-    found = [_published_port(one, f"{field}[{place}]") for place, one in enumerate(messages)]
+    found = [_published_port(one, field, place) for place, one in enumerate(messages)]
     if len({one.binding for one in found}) != len(found):
         raise InvalidArgument("PORT_TWICE", f"{field} has the same binding twice", field=field)
     return tuple(found)
 
 
-def _published_port(message: endpoint_pb2.PublishedPort, field: str) -> PublishedPort:
-    if message.protocol not in _PROTOCOLS:
+def _published_port(message: endpoint_pb2.PublishedPort, field: str, place: int) -> PublishedPort:
+    protocol, inside, assigned = _PROTOCOLS.get(message.protocol), message.container_port, message.assigned_port
+    first, last, address = message.host_port, message.host_port_end, message.host_address
+    if protocol and 1 <= inside <= MAX_PORT and first <= MAX_PORT and assigned <= MAX_PORT and not last and not address:
+        # As nearly all are, of which there may be thousands.
+        return PublishedPort(protocol=protocol, container_port=inside, host_port=first, assigned_port=assigned)
+    field = f"{field}[{place}]"
+    if protocol is None:
         raise InvalidArgument(
             "BAD_PROTOCOL", f"{field}.protocol is {message.protocol}, which this agent does not know", field=field
         )
-    first, last = message.host_port, message.host_port_end
-    if not 1 <= message.container_port <= MAX_PORT or first > MAX_PORT or (last and not first <= last <= MAX_PORT):
+    if not 1 <= inside <= MAX_PORT or first > MAX_PORT or (last and not first <= last <= MAX_PORT):
         raise InvalidArgument(
             "BAD_PORT",
             f"{field} has a container port not from 1 to {MAX_PORT}, or a host port beyond that, or a range "
             "that ends before it starts",
             field=field,
         )
-    if (last and not first) or message.assigned_port > MAX_PORT:
+    if (last and not first) or assigned > MAX_PORT:
         raise InvalidArgument(
             "BAD_PORT",
             f"{field} has host_port_end without host_port, or an assigned port beyond {MAX_PORT}",
             field=field,
         )
     return PublishedPort(
-        protocol=_PROTOCOLS[message.protocol],
-        container_port=message.container_port,
-        host_address=_host_address(message.host_address, f"{field}.host_address"),
+        protocol=protocol,
+        container_port=inside,
+        host_address=_host_address(address, f"{field}.host_address"),
         host_port=first,
         host_port_end=last,
-        assigned_port=message.assigned_port,
+        assigned_port=assigned,
     )
 
 
