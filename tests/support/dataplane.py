@@ -25,13 +25,20 @@ CHAINS = {
     ("inet netweft", "raw"): "what comes from an endpoint for a loopback address of the host is dropped",
     ("inet netweft", "prerouting"): "what is for the host itself may be for a published port",
     ("inet netweft", "output"): "the same for what the host itself sends",
+    ("inet netweft", "shards"): "where there are further bridges: what passes them is tracked at the first one",
+    ("inet netweft", "turned"): "where there are further bridges: translated frames that go down again by their trunk",
     ("inet netweft", "publish"): "translation of published ports, by map",
     ("inet netweft", "forward"): "the judgement: who may reach whom",
     ("inet netweft", "postrouting"): "with which address traffic leaves",
     ("inet netweft", "input"): "VXLAN from anybody but the peers' hosts is dropped",
     ("bridge netweft", "prerouting"): "the guard: what an endpoint may send, before all else",
+    (
+        "bridge netweft",
+        "forward",
+    ): "where there are further bridges: broadcasts that would go down again by their trunk",
     ("inet netweft-admin", "prerouting"): "the administrator's, before our translation",
     ("inet netweft-admin", "forward"): "the administrator's, before our judgement",
+    ("network", "shards"): "where there are further bridges: what passes them is tracked at the first one",
     ("network", "prerouting"): "what comes in from the host may be for a published port",
     ("network", "forward"): "in come answers and published ports, nothing else",
     ("network", "postrouting"): "traffic leaves with the pair's address",
@@ -76,6 +83,17 @@ def scenario(vtep: str = "192.0.2.2") -> list[Object]:
         one(1005, 5, 2),
         one(1006, 6, 2, ports=(port(8080, 82),)),
         peer(5001, 6, vtep=vtep, addresses=(ip_interface("10.6.0.101/24"), ip_interface("fd00:6::101/64"))),
+    ]
+
+
+def crowded() -> list[Object]:
+    """Return networks with endpoints beyond what the first bridge takes."""
+    return [
+        network(7),
+        network(8, driver="overlay"),
+        *(sandbox(number) for number in (107, 108)),
+        endpoint(1007, 7, 107, shard=1),
+        endpoint(1008, 8, 108, shard=1),
     ]
 
 

@@ -21,7 +21,7 @@ def test_the_page_shows_every_table_chain_map_and_set_with_who_fills_it():
     four = dataplane.rendered(dataplane.scenario())
     six = dataplane.rendered(dataplane.scenario("2001:db8::2"), "2001:db8::1")
 
-    golden.check_file(PAGE, HEAD + dataplane.layout(four, six))
+    golden.check_file(PAGE, HEAD + dataplane.layout(four, six, dataplane.rendered(dataplane.crowded())))
 
 
 def test_rules_do_not_depend_on_how_many_networks_and_endpoints_there_are():
