@@ -450,6 +450,12 @@ async def test_an_overlay_has_further_bridges_too_and_its_endpoints_reach_peers_
     places = (lab.neighbour, lab.host, *(boxes[n] for n in (1, 3, 4, 5)))
     published = [tcp(client, (HOST4, 80), boxes[3], (own(3, 4), 8080)) for client in places]
 
+    # Somebody takes another's MAC, which is guarded in bridge networks alone: nobody is taken for another.
+    with closing(raw(boxes[3])) as mouth:
+        mouth.send(frames.ethernet(names.mac(oid(1001)), frames.ARP, frames.arp(1, mac(3), own(3, 4), own(5, 4))))
+    to_the_right_one = udp(boxes[5], (own(1, 4), 9), boxes[1], (own(1, 4), 9))
+
+    assert own(5, 4) == to_the_right_one
     assert [own(n, 4) for n in (1, 3, 5)] == peers
     assert NEIGHBOUR4 == published[0]
     assert None not in published

@@ -190,6 +190,7 @@ def _network(network: Network, options: Options, bridge: str) -> list[Resource]:
 
 def _further(network: Network, options: Options, first: str, shard: int) -> list[Resource]:
     bridge, (trunk, far) = names.further_bridge(network.id, shard), names.trunk(network.id, shard)
+    fixed = _is_fixed(options)
     return [
         *shards.further(
             HOST,
@@ -199,8 +200,8 @@ def _further(network: Network, options: Options, first: str, shard: int) -> list
             far=far,
             mac=names.further_mac(network.id, shard),
             mtu=options.mtu or None,
-            isolated=not options.icc,
-            turns=_is_fixed(options),
+            trunk_port=Port(isolated=not options.icc, hairpin=fixed),
+            far_port=Port(learning=not fixed),
         ),
         *firewall.further(bridge, trunk, first),
     ]
@@ -217,7 +218,7 @@ def _is_fixed(options: Options) -> bool:
 
 def _known(endpoint: Endpoint) -> Fdb:
     """Render that a further bridge knows an endpoint's port, though the endpoint is silent."""
-    return Fdb(ns=HOST, link=names.veth(endpoint.id), mac=endpoint.mac or names.mac(endpoint.id))
+    return Fdb(ns=HOST, link=names.veth(endpoint.id), mac=mac(endpoint))
 
 
 def _has_address(options: Options, version: int) -> bool:

@@ -168,6 +168,7 @@ class OverlayDriver:
                 *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
             )
             if shard:
+                state.add(attachment.owner, Fdb(ns=ns, link=_trunk(shard), mac=bridge.mac(attachment.endpoint)))
                 state.join(attachment.owner, self._further(network, ns, mtu, shard, facts))
         elsewhere = base.advertise(network, options, link=BRIDGE)
         for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
@@ -253,13 +254,20 @@ def _further(network: Network, ns: str, mtu: int, shard: int) -> list[Resource]:
             ns,
             f"{FURTHER}{shard}",
             first=BRIDGE,
-            trunk=f"trunk{shard}",
+            trunk=_trunk(shard),
             far=f"far{shard}",
             mac=names.further_mac(network.id, shard),
             mtu=mtu,
+            trunk_port=_PORT,
+            # Whoever is not on the further bridge is up there, or nowhere.
+            far_port=Port(learning=False),
         ),
         *firewall.further_inside(ns, FURTHER),
     ]
+
+
+def _trunk(shard: int) -> str:
+    return f"trunk{shard}"
 
 
 def _leads_out(network: Network) -> bool:

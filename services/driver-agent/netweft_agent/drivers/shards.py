@@ -29,8 +29,8 @@ def further(
     far: str,
     mac: str,
     mtu: int | None,
-    isolated: bool = False,
-    turns: bool = False,
+    trunk_port: Port,
+    far_port: Port,
 ) -> list[Resource]:
     """Render a further bridge with its trunk.
 
@@ -42,8 +42,8 @@ def further(
         far: Name of its other end, a port of the further bridge.
         mac: Of the further bridge: without one it would change with the bridge's ports.
         mtu: In bytes; None: not managed.
-        isolated: Endpoints of the network shall not talk to each other.
-        turns: A frame may come up by the trunk and go down by it again; the further bridge learns nothing from it.
+        trunk_port: Attributes of the first bridge's port.
+        far_port: Attributes of the further bridge's.
     """
     return [
         Link(ns=ns, name=name, kind="bridge", mtu=mtu, mac=mac, ipv6=False),
@@ -54,7 +54,7 @@ def further(
             mtu=mtu,
             master=first,
             ipv6=False,
-            port=Port(isolated=isolated, hairpin=turns),
+            port=trunk_port,
             peer=PeerEnd(ns=ns, name=far),
         ),
         Link(
@@ -64,7 +64,7 @@ def further(
             mtu=mtu,
             master=name,
             ipv6=False,
-            port=Port(learning=not turns),
+            port=far_port,
             peer=PeerEnd(ns=ns, name=trunk),
         ),
         Sysctl(ns=ns, path=f"net/ipv4/conf/{name}/arp_ignore", value="8", link=name),
