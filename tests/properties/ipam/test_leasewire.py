@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netweft.ipam.v1 import ipam_pb2
 from netweft_common import errors
+from netweft_ipam.domain import rows
 from netweft_ipam.domain.leases import Lease, LeaseColumns, LeaseHolder, Owner, OwnerKind
 from netweft_ipam.rpc import convert, leasewire
 from netweft_ipam.store import keys, records
@@ -26,19 +27,20 @@ def columns(draw, pool):
     addresses = sorted(draw(st.sets(st.integers(subnet.base, subnet.last), max_size=20)))
     if draw(st.booleans()):
         addresses = sorted({*addresses, *range(*(min(subnet.last, subnet.base + at) for at in (190, 270)))})
-    holders = draw(st.lists(st.builds(LeaseHolder, host_ids, st.sampled_from(OwnerKind)), min_size=1, max_size=4))
+    holders = draw(st.lists(st.tuples(host_ids, st.sampled_from(OwnerKind)), min_size=1, max_size=4))
     names = draw(st.lists(owner_keys, min_size=1, max_size=3))
     times = draw(st.lists(st.sampled_from(TIMES), min_size=1, max_size=3))
     ends = draw(st.lists(st.sampled_from([0, 0, *TIMES]), min_size=1, max_size=3))
     first = draw(st.sampled_from([1, 127, 128, 16_383, 16_384, 117_670_000_000_000, (1 << 48) - 1000]))
     count = range(len(addresses))
+    texts = [names[at % len(names)].encode() for at in count]
     return LeaseColumns(
         addresses=addresses,
-        keys=[names[at % len(names)].encode() for at in count],
+        keys=texts,
         epochs=[first + at for at in count],
         created_ms=[times[at % len(times)] for at in count],
         expires_ms=[ends[at % len(ends)] for at in count],
-        holders=[holders[at % len(holders)] for at in count],
+        holders=[LeaseHolder(*holders[at % len(holders)], len(key)) for at, key in enumerate(texts)],
     )
 
 
@@ -116,3 +118,48 @@ def test_blocks_of_records_are_read_as_one_record_after_the_other(blocks):
             found[address], at = records.read(text, at, address)
         expected += [read.lease(pool, hosts) for _, read in sorted(found.items()) if read.held and read.pool == 1]
     assert expected == records.read_leases(layout, 1, packed, hosts).leases(pool)
+
+
+@given(
+    # As a pool fills up: blocks of records of one size, with gaps, and now and then one that is not like them.
+    st.lists(st.sampled_from(["full", "full", "half", "rested", "other key", "mixed keys", "ttl"]), max_size=60),
+    st.sampled_from([OwnerKind.ENDPOINT, OwnerKind.RESERVATION]),
+)
+def test_long_runs_of_blocks_are_read_as_one_record_after_the_other(shapes, kind):
+    pool = pool_id("g/10.1.0.0/16")
+    layout = keys.layout("p", pool)
+    hosts = {1: (1 << 40, "h1"), 2: (0, "h2")}
+    blocks, expected = [], []
+    for number, shape in enumerate(shapes):
+        found = []
+        for slot in range(0, 16, 2 if shape == "half" else 1):
+            name = f"{number:04x}{slot:02x}"
+            fields = {
+                "slot": slot,
+                "kind": kind,
+                "held": shape != "rested" or slot % 3 > 0,
+                "pool": 1,
+                "host": slot % 3,
+            }
+            fields |= {"epoch": (number << 40) + slot * 129 + 1, "time": 1_800_000_000_000 + number % 4}
+            fields |= {"ttl": 30 * (shape == "ttl"), "renewed": 0}
+            fields["key"] = name + "x" * (shape == "other key" or (shape == "mixed keys" and slot % 2))
+            found.append(fields)
+        text = b"".join(map(pack, found))
+        blocks.append((b"%03x" % number, text))
+        at = 0
+        for fields in found:
+            lease, at = records.read(text, at, pool.subnet.base + number * 16 + fields["slot"])
+            if lease.held:
+                expected.append(lease.lease(pool, hosts))
+    assert expected == records.read_leases(layout, 1, [*blocks, (b"fff", None)], hosts).leases(pool)
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=600))
+def test_numbers_are_cut_out_of_rows_as_struct_cuts_them_one_by_one(values):
+    packed = b"".join(struct.pack(">xQ3s", value, b"%03d" % (value % 1000)) for value in values)
+
+    assert values == list(rows.numbers(packed, size=12, at=1, width=8))
+    assert [value & 0xFFFF for value in values] == list(rows.numbers(packed, size=12, at=7, width=2))
+    assert [b"%03d" % (value % 1000) for value in values] == rows.cut(packed, "9x3s")
+    assert [value.to_bytes(8, "little")[2] for value in values] == list(rows.planes(values)[2])

@@ -75,10 +75,12 @@ class LeaseHolder(NamedTuple):
     Attributes:
         host_id: Host that uses the address; empty: none.
         kind: What it is for.
+        key_bytes: Length of the owner's key.
     """
 
     host_id: str
     kind: OwnerKind
+    key_bytes: int
 
 
 class LeaseColumns(NamedTuple):
@@ -102,6 +104,8 @@ class LeaseColumns(NamedTuple):
 
     def part(self, start: int, stop: int) -> LeaseColumns:
         """Return the leases from one position to another."""
+        if start == 0 and stop >= len(self.addresses):
+            return self
         return LeaseColumns(*(column[start:stop] for column in self))  # type: ignore[arg-type]  # each stays what it is
 
     def leases(self, pool: PoolId) -> list[Lease]:

@@ -9,15 +9,15 @@ last value; a message that comes twice is one.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 
 from netweft.ipam.v1 import ipam_pb2
 from netweft_common import errors
 
-from netweft_ipam.domain import nullspace
+from netweft_ipam.domain import nullspace, rows
 from netweft_ipam.domain.addressing import Version, format_address
 from netweft_ipam.domain.leases import Lease, LeaseColumns, LeaseHolder, OwnerKind
 from netweft_ipam.domain.pools import PoolId
@@ -33,8 +33,6 @@ _SECONDS, _NANOS = b"\x08", b"\x10"  # Timestamp
 _STAMP_BYTES = 17
 _EPOCH_BYTES = 8
 _FILLING_BYTES = 11  # a number has 10 bytes at most
-_LOW_BITS = 14
-_LOW_MASK = (1 << _LOW_BITS) - 1
 
 
 def _number(value: int, size: int) -> bytes:
@@ -48,20 +46,32 @@ def _bytes(name: bytes, value: bytes) -> bytes:
     return name + _number(len(value), 2) + value
 
 
-# An epoch has 48 bits, of which leases that were granted together share the high ones.
-_EPOCH_STARTS = [_EPOCH + _number(low | 1 << _LOW_BITS, 3)[:2] for low in range(1 << _LOW_BITS)]
+# An epoch has 48 bits: 7 bytes of 7 bits each, every one of two neighbouring bytes of 8. What byte x gives to the first
+# one of its own, and to the one before that, is found in tables; the last byte alone has no highest bit.
+_EPOCH_GROUPS = 7
+_EPOCH_PLANES = 6
+_RIGHT = [bytes(x >> by & 127 | 128 for x in range(256)) for by in range(8)]
+_LEFT = [bytes(x << by & 127 for x in range(256)) for by in range(8)]
+_LAST = bytes(x >> 2 for x in range(256))
 
 
 # The longest text of an address with its prefix length, and the bytes of a field that holds it, filled up.
 _LONGEST = {4: len("255.255.255.255/32"), 6: len("ffff:" * 7 + "ffff/128")}
 _BOTH = (False, True)
 _FEW = 8
-_ONES, _TENS, _HUNDREDS = 10, 90, 156  # how many of them have one digit, two, three
+_DIGITS = (0, 10, 100, 256)  # where one digit begins, two, three
 
 
 def listed(pool: PoolId, leases: LeaseColumns, *, next_page_token: str) -> bytes:
     """Return a ListLeasesResponse with these leases."""
-    return _write(pool, leases, in_results=False) + _bytes(_NEXT_PAGE_TOKEN, next_page_token.encode())
+    texts = (
+        _texts_of_growing(leases.addresses, pool.subnet.prefix)
+        if pool.subnet.version == 4
+        else _texts_of_ipv6(leases.addresses, pool.subnet.prefix)
+    )
+    parts = _write(pool, leases, texts, in_results=False)
+    parts.append(_bytes(_NEXT_PAGE_TOKEN, next_page_token.encode()))
+    return b"".join(parts)
 
 
 def granted(outcomes: Sequence[Lease | errors.NetweftError]) -> ipam_pb2.RequestAddressesResponse | None:
@@ -73,69 +83,78 @@ def granted(outcomes: Sequence[Lease | errors.NetweftError]) -> ipam_pb2.Request
     if pools.count(pool) != len(pools) or pool.space == nullspace.SPACE:
         return None
     names, host_ids, kinds = zip(*owners, strict=True)
+    keys = [name.encode() for name in names]
     leases = LeaseColumns(
         addresses=addresses,
-        keys=[name.encode() for name in names],
+        keys=keys,
         epochs=epochs,
         created_ms=created_ms,
         expires_ms=expires_ms,
-        holders=list(zip(host_ids, kinds, strict=True)),  # type: ignore[arg-type]  # equal to holders
+        holders=list(zip(host_ids, kinds, map(len, keys), strict=True)),  # type: ignore[arg-type]  # equal to holders
     )
-    return ipam_pb2.RequestAddressesResponse.FromString(_write(pool, leases, in_results=True))
+    if pool.subnet.version == 4:
+        prefix = pool.subnet.prefix
+        texts = [_texts_of_net(address >> 8, prefix)[address & 255] for address in addresses]
+    else:
+        texts = _texts_of_ipv6(addresses, pool.subnet.prefix)
+    return ipam_pb2.RequestAddressesResponse.FromString(b"".join(_write(pool, leases, texts, in_results=True)))
 
 
-def _write(pool: PoolId, leases: LeaseColumns, *, in_results: bool) -> bytes:
-    subnet = pool.subnet
-    fields = _Texts(subnet.prefix)
-    texts = (
-        [fields[address >> 8][address & 255] for address in leases.addresses]
-        if subnet.version == 4
-        else _texts_of_ipv6(leases.addresses, subnet.prefix)
-    )
-    stamps, ends = _Stamps(_CREATE_TIME), _EpochEnds()
-    columns: list[Iterable[bytes]] = [
+def _write(pool: PoolId, leases: LeaseColumns, texts: Iterable[bytes], *, in_results: bool) -> list[bytes]:
+    columns = [
         _heads(pool, leases, in_results=in_results),
         leases.keys,
         texts,
-        map(stamps.__getitem__, leases.created_ms),
-        [_EPOCH_STARTS[epoch & _LOW_MASK] for epoch in leases.epochs],
-        [ends[epoch >> _LOW_BITS] for epoch in leases.epochs],
+        map(_Stamps(_CREATE_TIME).__getitem__, leases.created_ms),
+        _epochs(leases.epochs),
     ]
     if any(leases.expires_ms):
         columns.append(map(_Stamps(_EXPIRE_TIME).__getitem__, leases.expires_ms))
-    return b"".join(itertools.chain.from_iterable(zip(*columns, strict=True)))
+    return rows.interleave(columns, len(leases.keys))
+
+
+def _epochs(epochs: Sequence[int]) -> list[bytes]:
+    """Return the fields of epochs, all of one size: put together byte by byte, each of all epochs at once."""
+    count = len(epochs)
+    planes = rows.planes(epochs)[:_EPOCH_PLANES]
+    fields = bytearray(_EPOCH * (count * _EPOCH_BYTES))
+    for group in range(_EPOCH_GROUPS):
+        place, bit = divmod(group * 7, 8)
+        column = planes[place].translate(_RIGHT[bit] if group < _EPOCH_GROUPS - 1 else _LAST)
+        if bit > 1 and place + 1 < _EPOCH_PLANES:
+            column = rows.either(column, planes[place + 1].translate(_LEFT[8 - bit]))
+        fields[1 + group :: _EPOCH_BYTES] = column
+    return rows.cut(bytes(fields), f"{_EPOCH_BYTES}s")
 
 
 def _heads(pool: PoolId, leases: LeaseColumns, *, in_results: bool) -> Iterable[bytes]:
     """Return what stands before the owners' keys."""
     make = functools.partial(_head, (str(pool), pool.subnet.version, in_results))
-    sizes = set(map(len, leases.keys))
-    if len(sizes) == 1 and not any(leases.expires_ms):
-        heads = _Heads(make, sizes.pop(), expires=False)
-        return map(heads.__getitem__, leases.holders)
-    tables = {(size, expires): _Heads(make, size, expires=expires) for size in sizes for expires in _BOTH}
+    plain, expiring = _Heads(make, expires=False), _Heads(make, expires=True)
+    if not any(leases.expires_ms):
+        return map(plain.__getitem__, leases.holders)
     return [
-        tables[len(key), expires > 0][holder]
-        for key, expires, holder in zip(leases.keys, leases.expires_ms, leases.holders, strict=True)
+        (expiring if expires_ms else plain)[holder]
+        for expires_ms, holder in zip(leases.expires_ms, leases.holders, strict=True)
     ]
 
 
 class _Heads(dict[LeaseHolder, bytes]):
-    """What stands before an owner's key, by holder, for keys of one size."""
+    """What stands before an owner's key, by holder."""
 
-    def __init__(self, make: Callable[..., bytes], key_bytes: int, *, expires: bool) -> None:
+    def __init__(self, make: Callable[..., bytes], *, expires: bool) -> None:
         super().__init__()
         self._make = make
-        self._shape = (key_bytes, expires)
+        self._expires = expires
 
     def __missing__(self, holder: LeaseHolder) -> bytes:
-        head = self[holder] = self._make(self._shape, *holder)
+        head = self[holder] = self._make(self._expires, *holder)
         return head
 
 
 @functools.lru_cache(maxsize=16_384)
-def _head(answer: tuple[str, Version, bool], shape: tuple[int, bool], host_id: str, kind: OwnerKind) -> bytes:
-    (pool_id, version, in_results), (key_bytes, expires) = answer, shape
+def _head(answer: tuple[str, Version, bool], expires: bool, host_id: str, kind: OwnerKind, key_bytes: int) -> bytes:
+    pool_id, version, in_results = answer
     owner = _bytes(_HOST_ID, host_id.encode()) + _KIND + _number(convert.wire_of_kind(kind), 1)
     fields = _bytes(_POOL_ID, pool_id.encode()) + _bytes(_OWNER, owner)
     fields += _OWNER + _number(3 + key_bytes, 2) + _KEY + _number(key_bytes, 2)
@@ -151,40 +170,56 @@ class _Stamps(dict[int, bytes]):
     def __init__(self, name: bytes) -> None:
         super().__init__({0: b""})
         self._name = name
+        self._seconds: dict[int, bytes] = {}
 
     def __missing__(self, ms: int) -> bytes:
-        seconds, nanos = _number(ms // 1000, 7), _number(ms % 1000 * 1_000_000, 5)
-        stamp = self[ms] = _bytes(self._name, _SECONDS + seconds + _NANOS + nanos)
+        whole, rest = divmod(ms, 1000)
+        start = self._seconds.get(whole)
+        if start is None:
+            size = _number(_STAMP_BYTES - 3, 2)
+            start = self._seconds[whole] = self._name + size + _SECONDS + _number(whole, 7)
+        stamp = self[ms] = start + _nanos()[rest]
         return stamp
 
 
-class _EpochEnds(dict[int, bytes]):
-    """The high bits of an epoch."""
-
-    def __missing__(self, high: int) -> bytes:
-        end = self[high] = _number(high, 5)
-        return end
+@functools.cache
+def _nanos() -> Sequence[bytes]:
+    return [_NANOS + _number(ms * 1_000_000, 5) for ms in range(1000)]
 
 
-class _Texts(dict[int, Sequence[bytes]]):
-    """An IPv4 address's field for each last byte of it, by the bytes before."""
-
-    def __init__(self, prefix: int) -> None:
-        super().__init__()
-        self._lasts = _lasts(prefix)
-
-    def __missing__(self, net: int) -> Sequence[bytes]:
-        dotted = b"%d.%d.%d." % (net >> 16, net >> 8 & 255, net & 255)
-        size = len(dotted) + len(self._lasts[0])
-        one, two, three = (_before_address(4, dotted, size + more) for more in range(3))
-        before = [one] * _ONES + [two] * _TENS + [three] * _HUNDREDS
-        fields = self[net] = list(map(operator.add, before, self._lasts))
-        return fields
+# As many as a /16 has: those of a larger subnet are made again for each list of it.
+@functools.lru_cache(maxsize=256)
+def _texts_of_net(net: int, prefix: int) -> Sequence[bytes]:
+    """Return the field of each IPv4 address that begins with these three bytes."""
+    dotted = b"%d.%d.%d." % (net >> 16, net >> 8 & 255, net & 255)
+    packed = bytearray()
+    for lasts in _lasts(prefix):
+        before = _before_address(4, dotted, len(dotted) + len(lasts[-1]))
+        packed += before.join(lasts)
+    return rows.cut(bytes(packed), f"{_address_bytes(4)}s")
 
 
 @functools.cache
-def _lasts(prefix: int) -> Sequence[bytes]:
-    return [b"%d/%d" % (last, prefix) for last in range(256)]
+def _lasts(prefix: int) -> Sequence[Sequence[bytes]]:
+    """Return what follows an address's last dot, by its digits; the first is nothing, so a join puts a start to all."""
+    texts = [b"%d/%d" % (last, prefix) for last in range(256)]
+    return [[b"", *texts[start:stop]] for start, stop in itertools.pairwise(_DIGITS)]
+
+
+def _texts_of_growing(addresses: Sequence[int], prefix: int) -> list[bytes]:
+    """Return the fields of IPv4 addresses in order, which are mostly neighbours: the table's own order is theirs."""
+    texts: list[bytes] = []
+    at = 0
+    while at < len(addresses):
+        net, last = divmod(addresses[at], 256)
+        end = bisect.bisect_left(addresses, net + 1 << 8, at, min(len(addresses), at + 256 - last))
+        fields = _texts_of_net(net, prefix)
+        if addresses[end - 1] - addresses[at] == end - 1 - at:
+            texts += fields[last : last + end - at]
+        else:
+            texts += [fields[address & 255] for address in addresses[at:end]]
+        at = end
+    return texts
 
 
 def _texts_of_ipv6(addresses: Sequence[int], prefix: int) -> list[bytes]:

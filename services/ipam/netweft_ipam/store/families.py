@@ -397,7 +397,9 @@ class Families:
         if code == b"NOPOOL":
             return None
         index, names, texts, hosts, following = answer
-        leases = records.read_leases(layout, index, zip(names, texts, strict=True), records.read_host_fields(hosts))
+        digits = layout.width - 1
+        blocks = zip((names[at : at + digits] for at in range(0, len(names), digits)), texts, strict=True)
+        leases = records.read_leases(layout, index, blocks, records.read_host_fields(hosts))
         start = 0 if after is None else bisect.bisect_right(leases.addresses, after)
         part = leases.part(start, start + limit)
         if len(leases.addresses) - start > limit:

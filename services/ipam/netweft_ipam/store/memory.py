@@ -260,7 +260,7 @@ class MemoryStore:
             epochs=[lease.epoch for lease in part],
             created_ms=[lease.created_ms for lease in part],
             expires_ms=[lease.expires_ms for lease in part],
-            holders=[LeaseHolder(lease.owner.host_id, lease.owner.kind) for lease in part],
+            holders=[LeaseHolder(*lease.owner[1:], len(lease.owner.key.encode())) for lease in part],
         )
         return LeasePage(columns, part[-1].address if len(found) > limit else None)
 

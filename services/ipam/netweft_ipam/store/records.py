@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from netweft_ipam.domain import rows
 from netweft_ipam.domain.leases import (
     Lease,
     LeaseColumns,
@@ -31,9 +33,7 @@ _SLOTS_OFF = bytes(first & _NO_SLOT for first in range(256))
 _ROW = struct.Struct(">B7s6s6s")
 _SHARED = struct.Struct(">BHI")
 _HOST = struct.Struct(">I6s")
-# For columns of 6 bytes.
-_to_number: Callable[[bytes, Literal["big"]], int] = int.from_bytes
-_BIG: Iterable[Literal["big"]] = itertools.repeat("big")
+_EPOCH_AT = struct.calcsize(">BBHI")
 
 Hosts = dict[int, tuple[int, str]]
 
@@ -114,29 +114,53 @@ class _Columns:
         self._times = _Times()
         self.addresses: list[int] = []
         self.keys: list[bytes] = []
-        self.epochs: list[int] = []
+        self.epochs = array.array("Q")
         self.created_ms: list[int] = []
         self.expires_ms: list[int] = []
         self.holders: list[LeaseHolder | None] = []
-        # Blocks of records that all have one size and no TTL, to be read at once.
-        self._alike: list[bytes] = []
-        self._size = 0
 
-    def read(self, name: bytes, packed: bytes) -> None:
-        """Read a block."""
+    def read(self, blocks: Iterable[tuple[bytes, bytes]]) -> None:
+        """Read blocks: those in a row whose records have one size all at once."""
+        for size, group in itertools.groupby(blocks, _record_size):
+            alike = list(group)
+            if size and self._read_alike(alike, size):
+                continue
+            for block in alike:
+                if not (size and len(alike) > 1 and self._read_alike([block], size)):
+                    self._read_each(*block)
+
+    def _read_alike(self, blocks: list[tuple[bytes, bytes]], size: int) -> bool:
+        """Read blocks whose records all have one size and no TTL; returns False, and reads none, if they have not."""
+        packed = b"".join([text for _, text in blocks])
+        firsts, key_lens = packed[::size], packed[1::size]
+        if key_lens.count(key_lens[0]) != len(key_lens):
+            return False
+        addresses: list[int] = []
+        at = 0
+        for name, text in blocks:
+            end = at + len(text) // size
+            slots = _plain_slots(firsts[at:end])
+            if not slots:
+                return False
+            base = self._base + (int(name, 16) << 4)
+            addresses += range(base, base + 16) if len(slots) == 16 else [base + slot for slot in slots]
+            at = end
+        fields = rows.cut(packed, f"x7s6x6s{size - _HEAD.size}s")
+        shared, times = fields[0::3], fields[1::3]
+        self.addresses += addresses
+        self.keys += fields[2::3]
+        self.epochs += rows.numbers(packed, size=size, at=_EPOCH_AT, width=6)
+        self.created_ms += map(self._times.__getitem__, times)
+        self.expires_ms += [0] * len(times)
+        kinds = firsts.translate(_SLOTS_OFF)
+        if kinds.count(kinds[0]) == len(kinds):
+            self.holders += map(self._holders[kinds[0]].__getitem__, shared)
+        else:
+            self.holders += [self._holders[kind][which] for kind, which in zip(kinds, shared, strict=True)]
+        return True
+
+    def _read_each(self, name: bytes, packed: bytes) -> None:
         base = self._base + (int(name, 16) << 4)
-        size = _HEAD.size + packed[1] + 1
-        firsts = packed[::size]
-        if len(packed) == size * len(firsts) and packed[1::size].count(packed[1]) == len(firsts):
-            slots = _plain_slots(firsts)
-            if slots:
-                if size != self._size:
-                    self.read_alike()
-                    self._size = size
-                self._alike.append(packed)
-                self.addresses += range(base, base + 16) if len(slots) == 16 else [base + slot for slot in slots]
-                return
-        self.read_alike()
         for first, shared, epoch, time, own, key in _split(packed):
             holder = self._holders[first & _NO_SLOT][shared]
             self.addresses.append(base + (first & 15))
@@ -151,30 +175,12 @@ class _Columns:
                 expires_ms = max(int.from_bytes(renewed, "big"), beat_ms) + ttl_s * 1000
             self.expires_ms.append(expires_ms)
 
-    def read_alike(self) -> None:
-        """Read the blocks that were put by."""
-        if not self._alike:
-            return
-        packed = b"".join(self._alike)
-        self._alike.clear()
-        shared, epochs, times, keys = zip(*_cut(self._size - _HEAD.size)(packed), strict=True)
-        self.keys += keys
-        self.epochs += map(_to_number, epochs, _BIG)
-        self.created_ms += map(self._times.__getitem__, times)
-        self.expires_ms += [0] * len(keys)
-        firsts = packed[:: self._size].translate(_SLOTS_OFF)
-        if firsts.count(firsts[0]) == len(firsts):
-            self.holders += map(self._holders[firsts[0]].__getitem__, shared)
-        else:
-            self.holders += [self._holders[first][which] for first, which in zip(firsts, shared, strict=True)]
-
     def wanted(self) -> LeaseColumns:
         """Return the leases of the pool."""
-        self.read_alike()
         columns: list[Sequence[Any]] = [
             *(self.addresses, self.keys, self.epochs, self.created_ms, self.expires_ms, self.holders)
         ]
-        if None in self.holders:
+        if any(None in holders.values() for holders in self._holders.values()):
             columns = [list(itertools.compress(column, map(bool, self.holders))) for column in columns]
         return LeaseColumns(*columns)
 
@@ -189,11 +195,11 @@ class _Holders(dict[bytes, "LeaseHolder | None"]):
         self._hosts = hosts
 
     def __missing__(self, shared: bytes) -> LeaseHolder | None:
-        _, pool, host = _SHARED.unpack(shared)
+        key_len, pool, host = _SHARED.unpack(shared)
         holder = None
         if self._kind is not None and pool == self._pool:
             _, host_id = self._hosts.get(host, (0, ""))
-            holder = LeaseHolder(host_id, self._kind)
+            holder = LeaseHolder(host_id, self._kind, key_len + 1)
         self[shared] = holder
         return holder
 
@@ -206,19 +212,25 @@ class _Times(dict[bytes, int]):
         return number
 
 
-def read_leases(layout: Layout, pool: int, blocks: Iterable[tuple[bytes, bytes]], hosts: Hosts) -> LeaseColumns:
+def read_leases(layout: Layout, pool: int, blocks: Iterable[tuple[bytes, bytes | None]], hosts: Hosts) -> LeaseColumns:
     """Return the leases of one pool in blocks of 16 addresses.
 
     Args:
         layout: Of the pool's family.
         pool: Index of the pool in its family.
-        blocks: Name and records of each block, in order.
+        blocks: Name and records of each block, in order; a block may have none.
         hosts: What is known of hosts.
     """
     columns = _Columns(layout, pool, hosts)
-    for name, packed in blocks:
-        columns.read(name, packed)
+    columns.read([(name, packed) for name, packed in blocks if packed])
     return columns.wanted()
+
+
+def _record_size(block: tuple[bytes, bytes]) -> int:
+    """Return the size of a block's records if all can have that of the first one, without a TTL; 0: they cannot."""
+    _, packed = block
+    size = _HEAD.size + packed[1] + 1
+    return 0 if len(packed) % size else size
 
 
 def _split(packed: bytes) -> list[tuple[int, bytes, int, bytes, bytes, bytes]]:
@@ -234,12 +246,6 @@ def _split(packed: bytes) -> list[tuple[int, bytes, int, bytes, bytes, bytes]]:
         records.append((first, shared, int.from_bytes(epoch, "big"), time, own, packed[at:end]))
         at = end
     return sorted(records, key=lambda record: record[0] & 15)
-
-
-@functools.lru_cache(maxsize=256)
-def _cut(key_size: int) -> Callable[[bytes], Iterator[tuple[Any, ...]]]:
-    """Return what cuts records without TTL and with keys of one size, as `_split` does without the first byte."""
-    return struct.Struct(f">x7s6s6s{key_size}s").iter_unpack
 
 
 @functools.lru_cache(maxsize=4096)

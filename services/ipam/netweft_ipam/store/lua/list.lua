@@ -1,8 +1,8 @@
 -- Lists leases of one pool in the order of addresses.
 -- ARGV[5] range of the pool, [6] ref to continue after ('' from the start), [7] leases at most, [8] owner's key ('' all),
 -- [9] its digest, [10] host ('' all).
--- Returns code, the pool's index, names of blocks, their records, hosts (index, packed as in <tag>:h), ref to continue after
--- or ''. Blocks may hold records that are not wanted, of other pools or no longer held, and more of them than asked for:
+-- Returns code, the pool's index, names of blocks in one text, their records, hosts (index, packed as in <tag>:h), ref to
+-- continue after or ''. A block that has no records may have nil for them, and blocks may hold records that are not wanted, of other pools or no longer held, and more of them than asked for:
 -- whoever asks leaves those out, since to look at each record here would hold up the server for all others.
 local meta = call('HMGET', M, 'g', 'p:' .. ARGV[5])
 local pool = meta[1] and pool_entry(meta[2])
@@ -10,7 +10,7 @@ if not pool then return { 'NOPOOL' } end
 local after, limit, key, wanted_host = ARGV[6], tonumber(ARGV[7]), ARGV[8], nil
 if ARGV[10] ~= '' then
   local host = host_named(ARGV[10])
-  if not host then return { 'OK', pool, {}, {}, {}, '' } end
+  if not host then return { 'OK', pool, '', {}, {}, '' } end
   wanted_host = host.index
 end
 
@@ -43,21 +43,17 @@ if key ~= '' then
       after = ref
     end
   end
-  return { 'OK', pool, names, texts, found_hosts, following }
+  return { 'OK', pool, concat(names), texts, found_hosts, following }
 end
 
 local bits_of = {}
 local function count_bits(number)
-  local bits = bits_of[number]
-  if not bits then
-    bits = 0
-    local left = number
-    while left > 0 do
-      bits = bits + left % 2
-      left = floor(left / 2)
-    end
-    bits_of[number] = bits
+  local bits, left = 0, number
+  while left > 0 do
+    bits = bits + left % 2
+    left = floor(left / 2)
   end
+  bits_of[number] = bits
   return bits
 end
 
@@ -76,7 +72,13 @@ local seen = 0
 -- Reads blocks that were found in the bitmap.
 local function read_blocks(fresh)
   if #fresh == 0 then return end
-  for number, text in ipairs(call('HMGET', R, unpack(fresh))) do
+  local read = call('HMGET', R, unpack(fresh))
+  if tells_all_hosts and #names == 0 then
+    -- As they came: thousands are not worth a look.
+    names, texts = fresh, read
+    return
+  end
+  for number, text in ipairs(read) do
     if text and not tells_all_hosts then
       local parts, at, size = {}, 1, #text
       while at <= size do
@@ -102,7 +104,7 @@ end
 local budget = max(512, floor(limit / 4))
 local at = after == '' and '-' or '[' .. sub(after, 1, W - 4)
 local last_chunk = after ~= '' and sub(after, 1, W - 4) or nil
-local fresh = {}
+local fresh, count, name_of = {}, 0, '%s%03x'
 while true do
   local chunks = call('ZRANGEBYLEX', C, at, '+', 'LIMIT', 0, 16)
   for _, chunk in ipairs(chunks) do
@@ -112,24 +114,25 @@ while true do
     while true do
       p = find(map, '[^%z]', p)
       if not p then break end
-      local number = floor((p - 1) / 2)
-      local name = chunk .. fmt('%03x', number)
-      fresh[#fresh + 1] = name
+      local number = (p - 1 - (p - 1) % 2) / 2
+      local name = fmt(name_of, chunk, number)
+      count = count + 1
+      fresh[count] = name
       budget = budget - 1
       p = number * 2 + 3
       if wanted_host then
         -- How many of a block are the host's is known when it is read.
-        if #fresh == 32 then
+        if count == 32 then
           read_blocks(fresh)
-          fresh = {}
+          fresh, count = {}, 0
         end
       else
         local high, low = byte(map, p - 2, p - 1)
-        seen = seen + count_bits(high) + count_bits(low or 0)
+        seen = seen + (bits_of[high] or count_bits(high)) + (bits_of[low or 0] or count_bits(low or 0))
       end
       if budget <= 0 or seen > limit + 16 then
         read_blocks(fresh)
-        return { 'OK', pool, names, texts, found_hosts, name .. 'f' }
+        return { 'OK', pool, concat(names), texts, found_hosts, name .. 'f' }
       end
     end
     at = '(' .. chunk
@@ -137,4 +140,4 @@ while true do
   if #chunks < 16 then break end
 end
 read_blocks(fresh)
-return { 'OK', pool, names, texts, found_hosts, '' }
+return { 'OK', pool, concat(names), texts, found_hosts, '' }
