@@ -120,13 +120,18 @@ async def sweep_for_ever(store: Store, *, interval_s: float) -> None:
 
 
 async def warn_once(store: Store) -> None:
-    """Name what the store lacks, as soon as it answers."""
+    """Name what the store lacks, as soon as it answers; one that does not tell may lack anything."""
     while True:
-        with contextlib.suppress(errors.Unavailable):
-            for weakness in await store.weaknesses():
-                logs.get().warning("store weakness", what=weakness)
-            return
-        await asyncio.sleep(OBSERVE_INTERVAL_S)
+        try:
+            found = await store.weaknesses()
+        except errors.Unavailable:
+            await asyncio.sleep(OBSERVE_INTERVAL_S)
+            continue
+        except errors.NetweftError as error:
+            found = [f"the store does not tell what it is, so version and durability are unknown: {error.message}"]
+        for weakness in found:
+            logs.get().warning("store weakness", what=weakness)
+        return
 
 
 async def count_pools(store: Store, pools: PoolMetrics) -> None:

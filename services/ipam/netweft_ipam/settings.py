@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 from dataclasses import field
 
+from netweft_common import errors
 from netweft_common.settings import ServiceSettings, about
 
 from netweft_ipam.domain import predefined
@@ -72,6 +73,20 @@ class IpamSettings(ServiceSettings):
         metadata=about("Notice that the store restarted or failed over before more leases are given out."),
     )
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that each call would fail by, or that would never rest.
+
+        Raises:
+            InvalidArgument: There is one.
+        """
+        for name, value in (("events_kept", self.events_kept), ("wait_replicas", self.wait_replicas)):
+            if value < 0:
+                raise _malformed(name, value, "a count, 0 or more")
+        if not self.sweep_interval:
+            raise _malformed("sweep_interval", "0s", "longer than that: the store would be swept without a pause")
+        if not self.key_prefix or set(self.key_prefix) & set("{}"):
+            raise _malformed("key_prefix", repr(self.key_prefix), "some text without braces, which mark the hash tag")
+
     def patience(self) -> Patience:
         """Return how long hosts are waited for after a failover."""
         live, least, most = (
@@ -88,6 +103,12 @@ class IpamSettings(ServiceSettings):
         return predefined.build(
             local=_entries(self.local_pools), global_=_entries(self.global_pools), cluster_id=self.cluster_id
         )
+
+
+def _malformed(name: str, value: object, what: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument(
+        "SETTING_MALFORMED", f"--{name.replace('_', '-')}: {value} must be {what}", field=name
+    )
 
 
 def _entries(text: str) -> list[str]:

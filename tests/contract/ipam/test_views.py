@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from netweft_common import errors
 from netweft_ipam.domain.leases import AddressReturn, Claim, LeaseEventType, Owner, OwnerKind, RequestTag
+from netweft_ipam.store.connection import Connection
+from netweft_ipam.store.redis_store import RedisStore
 
-from tests.support.ipam import ask, pool_id, subnet, tag, told
+from tests.support.ipam import Desk, ask, pool_id, subnet, tag, told
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +87,46 @@ async def test_the_history_is_followed_from_an_event_on(desk):
 
     assert ["c", "d", "e"] == [event.owner.key for event in (newest, *first, *rest)]
     assert [] == await desk.store.read_events(wanted, after=rest[-1].id, limit=10)
+
+
+async def test_an_event_that_the_history_does_not_have_is_no_place_to_go_on_from(desk):
+    pool = await desk.pool("g/10.1.0.0/24")
+    await desk.lease(pool, ask("a"))
+    [newest] = await desk.store.read_events(pool_id(pool), after="", limit=10)
+    await desk.give_back(pool, ("10.1.0.1", "a"))
+    entry, _, number = newest.id.rpartition(".")
+
+    for lost in (f"{entry}.{int(number) + 7}", "1-0.0", "99999999999999-0.99"):
+        with pytest.raises(errors.OutOfRange, match=lost):
+            await desk.store.read_events(pool_id(pool), after=lost, limit=10)
+    assert 1 == len(await desk.store.read_events(pool_id(pool), after=newest.id, limit=10))
+
+
+async def test_a_watcher_that_stayed_away_too_long_is_told_so(server, clock):
+    store = RedisStore(Connection.open(server.url), prefix="trimmed", now_ms=clock, events_kept=1)
+    desk = Desk(store)
+    pool = await desk.pool("g/10.1.0.0/23")
+    await desk.lease(pool, ask("first"))
+    [seen] = await store.read_events(pool_id(pool), after="", limit=1)
+
+    # The store drops entries by whole nodes, of 100 each.
+    for number in range(250):
+        clock.advance(1)
+        await desk.lease(pool, ask(f"k{number}"))
+
+    with pytest.raises(errors.OutOfRange, match="no event"):
+        await store.read_events(pool_id(pool), after=seen.id, limit=10)
+    await store.aclose()
+
+
+async def test_a_history_that_is_not_kept_cannot_be_watched(server, clock):
+    store = RedisStore(Connection.open(server.url), prefix="unkept", now_ms=clock, events_kept=0)
+    pool = await Desk(store).pool("g/10.1.0.0/23")
+
+    with pytest.raises(errors.FailedPrecondition, match="no history"):
+        await store.read_events(pool_id(pool), after="", limit=1)
+    assert ([], "") == await store.list_events(pool_id(pool), address=None, before="", limit=1)
+    await store.aclose()
 
 
 async def test_the_history_of_an_unknown_pool_is_not_found(desk):

@@ -123,3 +123,29 @@ def test_an_address_of_two_spaces_is_named_with_its_space(netweft, stub):
 
     assert "--address-space" in said
     assert "10.1.0.5/29\n" == netweft("lease", "inspect", "10.1.0.5", "-o", "name")
+
+
+def test_a_hosts_leases_are_found_by_its_id_without_a_controller(netweft, stub):
+    for key, host_id in (("endpoint/db", "host-2"), ("endpoint/job", "abcdef012345abcdef")):
+        owner = pb.Owner(key=key, host_id=host_id)
+        stub.RequestAddresses(pb.RequestAddressesRequest(items=[pb.AddressRequest(pool_id=POOL, owner=owner)]))
+
+    assert "10.1.0.1/29\n" == netweft("lease", "ls", "--host", "host-1", "-o", "name")
+    assert "10.1.0.2/29\n" == netweft("lease", "ls", POOL, "--host", "host-2", "-o", "name")
+    # As tables show it, and as agents call themselves.
+    assert "10.1.0.3/29\n" == netweft("lease", "ls", "--host", "abcdef012345", "-o", "name")
+    assert "" == netweft("lease", "ls", "--host", "0" * 32, "-o", "name")
+
+
+def test_a_host_that_no_lease_has_needs_a_controller_to_be_known_by_name(netweft, stub):
+    owner = pb.Owner(key="endpoint/db", host_id="host-2")
+    stub.RequestAddresses(pb.RequestAddressesRequest(items=[pb.AddressRequest(pool_id=POOL, owner=owner)]))
+
+    said = netweft("lease", "ls", "--host", "web-1", code=7)
+    several = netweft("lease", "ls", "--host", "host-", code=2)
+
+    assert "HOST_NAME_UNRESOLVED" in said
+    assert "web-1" in said
+    assert "controller" in said
+    assert "HOST_AMBIGUOUS" in several
+    assert "host-1, host-2" in several

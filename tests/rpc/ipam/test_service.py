@@ -316,6 +316,15 @@ async def test_other_calls_name_the_field_too(stub, method, request_, expected):
     assert ("INVALID_ARGUMENT", *expected) == told(caught.value)
 
 
+async def test_a_watch_behind_an_event_that_is_gone_ends_and_says_so(stub):
+    pool = await make_pool(stub)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub.WatchLeases(pb.WatchLeasesRequest(pool_id=pool, after_id="1-0.3")).read()
+
+    assert ("OUT_OF_RANGE", "EVENT_UNKNOWN", "") == told(caught.value)
+
+
 async def test_a_claim_with_an_impossible_epoch_has_its_own_status(stub):
     epoch = (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).store_epoch
     pool = await make_pool(stub)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +16,11 @@ from netweft_cli import options, output
 
 if TYPE_CHECKING:
     import netweft_client
+
+# As many as a page may have: by the service's default a full /16 would be 656 calls.
+_PAGE_SIZE = 4096
+# What agents call themselves; other users of IPAM have ids of their own.
+_AGENT_ID = re.compile(r"[0-9a-f]{32}")
 
 pools = typer.Typer(help="Pools of addresses.", no_args_is_help=True)
 leases = typer.Typer(help="Leases of addresses.", no_args_is_help=True)
@@ -88,19 +95,17 @@ def ls_leases(
     *,
     network: Annotated[str, typer.Option("--network", metavar="NETWORK", help="Pools of this network.")] = "",
     owner: Annotated[str, typer.Option("--owner", metavar="KEY", help="Only of this owner.")] = "",
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Only of this host.")] = "",
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Only of this host, by id; by name if the controller answers.")
+    ] = "",
     form: options.Output = output.Format.TABLE,
     target: options.Target = "",
     timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
 ) -> None:
     """List leases in the order of their addresses."""
     with options.connect(target, timeout) as client:
-        host_id = client.get_host(host).id if host else ""
-        found = [
-            lease
-            for pool in names or _pools(client, network)
-            for lease in client.list_leases(pool, owner_key=owner, host_id=host_id)
-        ]
+        listed = functools.partial(_listed, client, names or _pools(client, network), owner)
+        found = _of_host(client, host, listed) if host else listed("")
     output.show(found, LEASE_COLUMNS, form=form, name=lambda lease: str(lease.address))
 
 
@@ -226,6 +231,60 @@ def _lease(client: netweft_client.Client, address: str, space: str) -> netweft_c
             field="--address-space",
         )
     return found[0]
+
+
+def _listed(client: netweft_client.Client, pools: list[str], owner: str, host_id: str) -> list[netweft_client.Lease]:
+    return [
+        lease
+        for pool in pools
+        for lease in client.list_leases(pool, owner_key=owner, host_id=host_id, page_size=_PAGE_SIZE)
+    ]
+
+
+def _of_host(
+    client: netweft_client.Client, host: str, listed: Callable[[str], list[netweft_client.Lease]]
+) -> list[netweft_client.Lease]:
+    """Return a host's leases; IPAM knows hosts by id alone, so the controller is asked for what is not one.
+
+    Args:
+        client: Whom to ask.
+        host: Id, as leases have it or its beginning, or a name.
+        listed: Returns the leases of the host with an id, or all for "".
+
+    Raises:
+        NotFound: Neither knows it.
+        Unavailable: No lease has such an id, and the controller, which knows names, does not answer.
+        InvalidArgument: Several ids begin so.
+    """
+    found = listed(host)
+    if found or _AGENT_ID.fullmatch(host):
+        return found
+    try:
+        return listed(client.get_host(host).id)
+    except (errors.NotFound, errors.Unavailable) as error:
+        found = [lease for lease in listed("") if lease.owner.host_id.startswith(host)]
+        ids = sorted({lease.owner.host_id for lease in found})
+        if len(ids) == 1:
+            return found
+        if ids:
+            raise errors.InvalidArgument(
+                "HOST_AMBIGUOUS",
+                f"--host {host}: leases of {len(ids)} hosts have ids that begin so ({', '.join(ids)}); give more of it",
+                field="--host",
+            ) from error
+        if isinstance(error, errors.NotFound):
+            raise errors.NotFound(
+                "HOST_UNKNOWN",
+                f"--host {host}: no lease is of a host with this id, and the controller knows no host of this name or "
+                "id; `netweft host ls` shows the hosts",
+                host=host,
+            ) from error
+        raise errors.Unavailable(
+            "HOST_NAME_UNRESOLVED",
+            f"--host {host}: no lease is of a host with this id, and the controller, which knows names, does not "
+            f"answer ({error.message}); give the host's id, as `netweft lease ls -o json` shows it, or --target",
+            host=host,
+        ) from error
 
 
 def _pools(client: netweft_client.Client, network: str) -> list[str]:

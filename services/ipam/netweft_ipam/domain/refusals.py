@@ -209,6 +209,26 @@ def lease_moved(pool: PoolId, address: int, epoch: int) -> errors.FailedPrecondi
     )
 
 
+def events_lost(pool: PoolId, event_id: str) -> errors.OutOfRange:
+    """The event to continue behind is not in the history, so nobody knows what came after it."""
+    return errors.OutOfRange(
+        "EVENT_UNKNOWN",
+        f"the history of {pool.subnet} in {pool.space} has no event {event_id} any more; list the leases, and watch "
+        "from now on, or from an event that ListLeaseEvents still shows",
+        pool_id=str(pool),
+        event_id=event_id,
+    )
+
+
+def no_history(pool: PoolId) -> errors.FailedPrecondition:
+    """There is nothing to watch."""
+    return errors.FailedPrecondition(
+        "NO_HISTORY",
+        f"pool {pool} cannot be watched: this service keeps no history; start it with --events-kept above 0",
+        pool_id=str(pool),
+    )
+
+
 def settling(pool: PoolId, missing: tuple[str, ...], wait_ms: int) -> errors.Unavailable:
     """Hosts have still to report what they hold."""
     whom = f"hosts {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}" if missing else "hosts"

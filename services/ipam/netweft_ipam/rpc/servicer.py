@@ -20,7 +20,7 @@ from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
 from netweft_ipam.rpc import convert, leasewire, limits
-from netweft_ipam.store.protocol import Store
+from netweft_ipam.store.protocol import BEFORE_ALL, Store
 
 Context = Any  # grpc.aio.ServicerContext, generic in request and response; nothing here uses it
 Results = TypeVar(
@@ -184,7 +184,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         pool = convert.pool_id(request.pool_id)
         after = convert.event_id(request.after_id, field="after_id")
         if not after:
-            after = next((event.id for event in await self._store.read_events(pool, after="", limit=1)), "0-0.0")
+            after = next((event.id for event in await self._store.read_events(pool, after="", limit=1)), BEFORE_ALL)
         while True:
             events = await self._store.read_events(pool, after=after, limit=_WATCH_EVENTS)
             if events:

@@ -30,7 +30,7 @@ from netweft_ipam.domain.leases import (
     RequestTag,
 )
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse
-from netweft_ipam.store.protocol import LeasePage, PoolPage
+from netweft_ipam.store.protocol import BEFORE_ALL, LeasePage, PoolPage
 
 # This process is the whole history there is.
 _STORE_EPOCH = "memory"
@@ -235,7 +235,14 @@ class MemoryStore:
         """See Store."""
         self._get(pool)
         events = self._families[pool.family].events
-        return events[_position(after) + 1 :][:limit] if after else events[-1:]
+        if not after:
+            return events[-1:]
+        if after == BEFORE_ALL:
+            return events[:limit]
+        start = _position(after)
+        if after not in [event.id for event in events[start : start + 1]]:
+            raise refusals.events_lost(pool, after)
+        return events[start + 1 :][:limit]
 
     async def observe(self) -> None:
         """See Store."""
@@ -408,7 +415,10 @@ class MemoryStore:
         return self._as_held(family, cell)
 
     def _request(self, pool: PoolId, family: _Family, ask: AddressAsk) -> Lease | errors.NetweftError | None:
-        mine = [cell for _, cell in sorted(family.cells.items()) if cell.lease.owner.key == ask.owner.key]
+        mine = [
+            family.cells[at]
+            for at in sorted(at for at, c in family.cells.items() if c.lease.owner.key == ask.owner.key)
+        ]
         standing = next((cell for cell in mine if _is_same_claim(cell, pool, ask.owner)), None)
         if ask.address is not None:
             return self._request_that(pool, family, ask, ask.address, standing)

@@ -23,6 +23,8 @@ from netweft_ipam.domain.leases import (
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
 
 NO_TAG = RequestTag()
+BEFORE_ALL = "0-0.0"
+"""An event id before all others: what follows it is all that is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,6 +186,8 @@ class Store(Protocol):
 
         Raises:
             NotFound: The pool does not exist.
+            OutOfRange: The history has no such event any more, or never had; what came after it is not known.
+            FailedPrecondition: With an empty id: no history is kept.
         """
         ...
 

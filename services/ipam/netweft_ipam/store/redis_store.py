@@ -33,7 +33,7 @@ from netweft_ipam.store import keys
 from netweft_ipam.store.connection import Connection, Epoch
 from netweft_ipam.store.families import UNCHECKED, Families, StaleHistory
 from netweft_ipam.store.hosts import HostBook
-from netweft_ipam.store.protocol import LeasePage, PoolPage
+from netweft_ipam.store.protocol import BEFORE_ALL, LeasePage, PoolPage
 from netweft_ipam.store.registry import Entry, Overlap, Registry
 
 _SWEEP_PAGE = 200
@@ -71,6 +71,7 @@ class RedisStore:
         self._prefix = keys.check_prefix(prefix)
         clock = now_ms if now_ms is not None else lambda: 0
         self._registry = Registry(connection, prefix, clock)
+        self._events_kept = events_kept
         self._families = Families(
             connection,
             prefix=prefix,
@@ -246,16 +247,21 @@ class RedisStore:
         """See Store."""
         if not after:
             newest, _ = await self.list_events(pool, address=None, before="", limit=1)
+            if not self._events_kept:
+                raise refusals.no_history(pool)
             return newest
         entry, _, number = after.partition(".")
+        position = int(number or 0)
         entries = await self._families.events(pool, start=entry, back=False, entries=_EVENT_ENTRIES)
         if entries is None:
             await self._finish_open(pool)
             return []
-        found = [
-            event for name, events in entries for event in (events[int(number or 0) + 1 :] if name == entry else events)
-        ]
-        return found[:limit]
+        found = [event for _, events in entries for event in events]
+        if after == BEFORE_ALL:
+            return found[:limit]
+        if not entries or entries[0][0] != entry or position >= len(entries[0][1]):
+            raise refusals.events_lost(pool, after)
+        return found[position + 1 :][:limit]
 
     async def observe(self) -> None:
         """See Store."""

@@ -218,7 +218,8 @@ class IpamServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchLeases(self, request, context):
-        """Stream what happens to the addresses of a pool, resumable by event id.
+        """Stream what happens to the addresses of a pool, resumable by event id. OUT_OF_RANGE when the history no longer has the
+        event to continue behind; FAILED_PRECONDITION when no history is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -68,7 +68,9 @@ class IpamServiceStub:
     ListLeaseEvents: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]
     """List what happened to the addresses of a pool, the newest first, as far back as it is kept."""
     WatchLeases: _grpc.UnaryStreamMultiCallable[_ipam_pb2.WatchLeasesRequest, _ipam_pb2.WatchLeasesResponse]
-    """Stream what happens to the addresses of a pool, resumable by event id."""
+    """Stream what happens to the addresses of a pool, resumable by event id. OUT_OF_RANGE when the history no longer has the
+    event to continue behind; FAILED_PRECONDITION when no history is kept.
+    """
 
 @_typing.type_check_only
 class IpamServiceAsyncStub(IpamServiceStub):
@@ -110,7 +112,9 @@ class IpamServiceAsyncStub(IpamServiceStub):
     ListLeaseEvents: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]  # type: ignore[assignment]
     """List what happened to the addresses of a pool, the newest first, as far back as it is kept."""
     WatchLeases: _aio.UnaryStreamMultiCallable[_ipam_pb2.WatchLeasesRequest, _ipam_pb2.WatchLeasesResponse]  # type: ignore[assignment]
-    """Stream what happens to the addresses of a pool, resumable by event id."""
+    """Stream what happens to the addresses of a pool, resumable by event id. OUT_OF_RANGE when the history no longer has the
+    event to continue behind; FAILED_PRECONDITION when no history is kept.
+    """
 
 class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
     """IpamService hands out pools (subnets) and leases (addresses). Every mutation is one atomic script in the store."""
@@ -239,6 +243,8 @@ class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ipam_pb2.WatchLeasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ipam_pb2.WatchLeasesResponse], _abc.AsyncIterator[_ipam_pb2.WatchLeasesResponse]]:
-        """Stream what happens to the addresses of a pool, resumable by event id."""
+        """Stream what happens to the addresses of a pool, resumable by event id. OUT_OF_RANGE when the history no longer has the
+        event to continue behind; FAILED_PRECONDITION when no history is kept.
+        """
 
 def add_IpamServiceServicer_to_server(servicer: IpamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
