@@ -272,3 +272,20 @@ async def test_a_process_without_a_descriptor_left_says_so_for_each_step_and_goe
 
     assert reasons(results) == ["KERNEL_EMFILE"]
     assert await host.make(*endpoint()) == []
+
+
+async def test_a_bridge_that_is_full_is_named_and_takes_a_port_when_there_is_room(host: Host):
+    await host.make(*bridge(), *sandbox())
+    host.exec("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    others = (f"link add a{n} master nwb-1 type ifb" for n in range(1023))
+    host.netns.exec(["ip", "-batch", "-"], stdin="\n".join(others))
+
+    full = await host.make(*endpoint())
+    left = host.exec("ip", "-o", "link", "show", "type", "veth")
+    host.exec("ip", "link", "del", "a7")
+    again = await host.make(*endpoint())
+
+    assert isinstance(full[0], errors.Exhausted)
+    assert ("BRIDGE_FULL", "nwb-1") == (full[0].reason, full[0].metadata["master"])
+    assert "nwv-" not in left
+    assert [] == again

@@ -220,6 +220,9 @@ class Links:
             if known is not None and fresh is not None and fresh.ifindex != known.ifindex:
                 item.born = True
                 return False
+        if ack.errno == errno.EXFULL and link.master is not None:
+            run.fail(item.step, _full(link))
+            return True
         run.refuse(item.step, ack.errno or answer.errno, ack.detail or answer.detail)
         return True
 
@@ -453,6 +456,17 @@ def _foreign(name: str, ns: Ns, what: str) -> errors.FailedPrecondition:
         "else's (it has not our link group); rename or remove it, or choose another name",
         link=name,
         namespace=ns,
+    )
+
+
+def _full(link: Link) -> errors.Exhausted:
+    return errors.Exhausted(
+        "BRIDGE_FULL",
+        f"link {link.name} in {link.ns or 'the host'} was wanted as a port of bridge {link.master}, which has as "
+        "many as the kernel gives a bridge, 1,023; detach endpoints of that network here, or take off the bridge what "
+        f"somebody else has put on it (`ip link show master {link.master}` lists them)",
+        link=link.name,
+        master=str(link.master),
     )
 
 
