@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from tests.bench import attaching, cni, crowd, ipam, limits, publishing
+from tests.bench import attaching, cni, crowd, drifting, ipam, limits, publishing, restarting
 
 GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ("attach", "attach-batch", "detach-batch"): attaching.run,
@@ -23,6 +23,8 @@ GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     limits.WORKS: limits.run,
     cni.WORKS: cni.run,
     publishing.WORKS: publishing.run,
+    restarting.WORKS: restarting.run,
+    drifting.WORKS: drifting.run,
 }
 WORKS = [work for group in GROUPS for work in group]
 OUT = Path("build/bench.json")

@@ -82,6 +82,12 @@ class Cluster:
         assert process is not None, f"{name} does not run"
         processes.end(process.pid, grace_s=0, kill=True)
 
+    def pid(self, name: str) -> int:
+        """Return the process id of one that runs."""
+        process = self.stack.processes.find(name)
+        assert process is not None, f"{name} does not run"
+        return process.pid
+
     def terminate(self, name: str) -> None:
         """End a process with SIGTERM, and see to it that it ends by itself."""
         assert self.stack.processes.stop(name, grace_s=20), f"{name} had to be killed"

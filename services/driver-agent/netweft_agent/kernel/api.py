@@ -24,11 +24,13 @@ class Observation:
         resources: Everything of ours, and everything that was asked for by key, whoever made it.
         foreign: Keys that were asked for and exist, but are somebody else's: they are never changed.
         indexes: Interface index of each link of ours, by its key; a double of the kernel has none.
+        doomed: Namespaces in which links wait to be deleted.
     """
 
     resources: Mapping[Key, Resource]
     foreign: frozenset[Key] = field(default_factory=frozenset)
     indexes: Mapping[Key, int] = field(default_factory=dict)
+    doomed: frozenset[Ns] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

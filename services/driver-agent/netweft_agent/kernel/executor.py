@@ -12,7 +12,7 @@ import contextlib
 import enum
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from netweft_common import errors, faults
@@ -195,12 +195,17 @@ class Executor:
 
     # --- namespaces ---
 
-    def adopt(self, namespaces: Iterable[Namespace]) -> None:
-        """Open namespaces that exist already, made by an earlier run or by others; one that vanishes is left out."""
+    def adopt(self, namespaces: Iterable[Namespace], doomed: Collection[Ns]) -> None:
+        """Open namespaces that exist already, made by an earlier run or by others; one that vanishes is left out.
+
+        Args:
+            namespaces: They.
+            doomed: Those in which an earlier run has left links that wait to be deleted.
+        """
         held = []
         for namespace in namespaces:
             with contextlib.suppress(errors.NetweftError):
-                self._hold(namespace)
+                self._hold(namespace, reap=namespace.ns in doomed)
                 held.append(namespace.ns)
         self._number(held)
 
@@ -216,10 +221,10 @@ class Executor:
             # A veth into it gives it an id, and tells; what has none after the batch is given one when there is time.
             self._unnumbered.append(namespace.ns)
 
-    def _hold(self, namespace: Namespace) -> None:
+    def _hold(self, namespace: Namespace, *, reap: bool = True) -> None:
         made = self._namespaces.hold(namespace)
         self._forget(namespace.ns)
-        if not made and namespace.owned:
+        if reap and not made and namespace.owned:
             self._reaper.reap_namespace(namespace.ns)
 
     def _number(self, spaces: list[Ns]) -> None:

@@ -97,9 +97,8 @@ class Files:
         Raises:
             KernelError: It cannot be read.
         """
-        path = Path(file.path)
-        with _translated(f"cat {path}", path):
-            there = _read(path)
+        with _translated(f"cat {file.path}", file.path):
+            there = _read(file.path)
             if there is None:
                 return None
             content = None if self._edited(file, there) else there.content.decode(errors="replace")
@@ -169,7 +168,7 @@ def _digest(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _translated(op: str, path: Path) -> Iterator[None]:
+def _translated(op: str, path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from netweft_common.errors import NetweftError
@@ -11,7 +11,7 @@ from netweft_common.errors import NetweftError
 from netweft_agent.domain.announcement import Announcement, Place
 from netweft_agent.domain.nft import NftTable
 from netweft_agent.domain.plan import Operation
-from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource
+from netweft_agent.domain.resources import Key, Namespace, Ns, PortHold, Resource, Sysctl
 from netweft_agent.kernel.announcer import Announcer
 from netweft_agent.kernel.api import Observation, Statistics
 from netweft_agent.kernel.executor import Executor
@@ -20,6 +20,7 @@ from netweft_agent.kernel.monitor import Monitor
 from netweft_agent.kernel.netns import Namespaces
 from netweft_agent.kernel.observer import Observer
 from netweft_agent.kernel.ports import Ports
+from netweft_agent.kernel.settings import LOOK_INTERVAL_S, Settings
 from netweft_agent.kernel.thread import Worker
 
 
@@ -47,13 +48,19 @@ class LinuxKernel:
         self._writer = Worker("netweft-writer", self._executor.idle)
         self._reader = Worker("netweft-reader")
         self._monitor = Monitor(self._namespaces, self._executor, self._reader)
+        self._settings = Settings(self._namespaces)
         self._started = False
 
     async def execute(self, steps: Sequence[Operation]) -> list[NetweftError | None]:
         """Carry out the steps; see api.Kernel."""
         await self._start()
+        settings = [place for place, step in enumerate(steps) if isinstance(step.resource, Sysctl)]
         with self._monitor.writing():
-            return await self._writer.call(lambda: self._executor.execute(steps))
+            for place in settings:
+                self._settings.forget(steps[place].resource.key)
+            results = await self._writer.call(lambda: self._executor.execute(steps))
+        self._keep(one for place in settings if results[place] is None and (one := steps[place].after) is not None)
+        return results
 
     async def observe(
         self, wanted: Mapping[Key, Resource], namespaces: Collection[Ns] | None = None, *, take_over: bool = True
@@ -73,10 +80,11 @@ class LinuxKernel:
         found = [part for part in seen.resources.values() if isinstance(part, Namespace)]
         unheld = [namespace for namespace in found if not self._namespaces.holds(namespace.ns)]
         if unheld:
-            await self._writer.call(lambda: self._executor.adopt(unheld))
+            await self._writer.call(lambda: self._executor.adopt(unheld, seen.doomed))
         tables = [part for part in seen.resources.values() if isinstance(part, NftTable)]
         wants = [one for part in tables if isinstance(one := wanted.get(part.key), NftTable)]
         await self._writer.call(lambda: self._executor.take_over(wants, seen.indexes, wanted))
+        self._keep(part for key, part in seen.resources.items() if part == wanted.get(key))
         return seen
 
     async def statistics(self, ns: Ns) -> dict[str, Statistics]:
@@ -100,8 +108,32 @@ class LinuxKernel:
         return self._namespaces.path(ns)
 
     def changes(self) -> AsyncIterator[Ns]:
-        """Yield the name of a namespace whenever the kernel tells of a change in it that we did not make."""
-        return self._monitor.changes()
+        """Yield the name of a namespace after a change in it that we did not make; see api.Kernel.
+
+        The kernel tells of all changes but those of settings, which are looked at every 0.2 s.
+        """
+        return self._changes()
+
+    async def _changes(self) -> AsyncIterator[Ns]:
+        looking = asyncio.ensure_future(self._look_at_settings())
+        try:
+            async for ns in self._monitor.changes():
+                yield ns
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    async def _look_at_settings(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            for ns in await self._reader.call(self._settings.look):
+                self._monitor.tell(ns)
+
+    def _keep(self, parts: Iterable[Resource]) -> None:
+        """Have settings that are as wanted now watched from now on."""
+        for part in parts:
+            if isinstance(part, Sysctl):
+                self._settings.keep(part)
 
     async def close(self) -> None:
         """Delete what waits to be deleted, and give up sockets and threads; idempotent."""
@@ -112,6 +144,7 @@ class LinuxKernel:
         await self._writer.close()
         await self._reader.close()
         self.ports.close()
+        self._settings.close()
         self._namespaces.close()
 
     async def _start(self) -> None:

@@ -174,7 +174,7 @@ class Monitor:
                     break
                 except OSError:  # ENOBUFS: we were too slow, and events are lost
                     for ns in self._namespaces.held():
-                        self._tell(ns)
+                        self.tell(ns)
                     continue
                 source = self._namespace(control)
                 if source is None:
@@ -199,18 +199,19 @@ class Monitor:
                 return HOST if nsid < 0 else self._executor.nsids.find(nsid)
         return HOST
 
-    def _tell(self, ns: Ns) -> None:
+    def tell(self, ns: Ns) -> None:
+        """Have `changes` yield a namespace."""
         self._changed[ns] = None
         self._wake.set()
 
     def _take(self, ns: Ns, message: netlink.Message) -> None:
         if message.kind >> 8 == _NFT_SUBSYSTEM:
             if message.port_id not in self._executor.sockets.ports and _is_firewall_loss(message):
-                self._tell(ns)
+                self.tell(ns)
         elif message.kind in {rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK}:
             self._take_link(ns, message)
         elif not self._is_own(message) and self._is_loss(ns, message):
-            self._tell(ns)
+            self.tell(ns)
 
     def _is_own(self, message: netlink.Message) -> bool:
         if message.port_id:
@@ -226,13 +227,13 @@ class Monitor:
             return
         self._links.pop((ns, index), None)
         if self._executor.indexes.is_ours(ns, index):
-            self._tell(ns)
+            self.tell(ns)
 
     def _judge_links(self) -> None:
         for (ns, index), body in self._links.items():
             known = self._executor.indexes.is_ours(ns, index)
             if known and not self._executor.indexes.is_as_wanted(ns, dumps.link_state(body)):
-                self._tell(ns)
+                self.tell(ns)
         self._links.clear()
 
     def _is_loss(self, ns: Ns, message: netlink.Message) -> bool:

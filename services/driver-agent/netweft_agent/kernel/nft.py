@@ -148,6 +148,8 @@ def observe(sock: socket.socket, ns: Ns, tables: Iterable[Table]) -> dict[Key, N
     wanted = list(tables)
     for _ in range(_OBSERVE_ATTEMPTS):
         before = generation(sock)
+        if before == _NEVER_CHANGED:
+            return {}
         try:
             found = {resource.key: resource for resource in _observe_once(sock, ns, wanted)}
         except _Changed:
@@ -159,6 +161,10 @@ def observe(sock: socket.socket, ns: Ns, tables: Iterable[Table]) -> dict[Key, N
         f"the ruleset of namespace `{ns or 'host'}` changed {_OBSERVE_ATTEMPTS} times while it was read; try again",
         retry_after_s=0.1,
     )
+
+
+_NEVER_CHANGED = struct.pack(">I", 1)
+"""Generation of a namespace in which no transaction was ever made (nf_tables_init_net in nf_tables_api.c)."""
 
 
 @functools.cache

@@ -64,6 +64,8 @@ class _Look:
     our_links: set[int] = field(default_factory=set)
     ends: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Index of each veth, and of its other end."""
+    has_doomed: bool = False
+    """Links are there that wait to be deleted."""
 
     def note(self, resource: Resource, *, ours: bool, excused: bool = False) -> None:
         """Take in what is ours, and what was asked for; `excused`: the latter is nobody's in particular."""
@@ -120,7 +122,12 @@ class Observer:
             for index in look.our_links
             if ("link", ns, look.names[index]) in found
         }
-        return Observation(resources=found, foreign=frozenset(foreign & found.keys()), indexes=indexes)
+        return Observation(
+            resources=found,
+            foreign=frozenset(foreign & found.keys()),
+            indexes=indexes,
+            doomed=frozenset(ns for ns, look in looks.items() if look.has_doomed),
+        )
 
     def statistics(self, ns: Ns) -> dict[str, Statistics]:
         """Return the counters of a namespace's links but lo; see api.Kernel.statistics.
@@ -229,6 +236,7 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
     look.names = {info.ifindex: info.name for info in infos if info.group != resources.REAP_GROUP}
     for info in infos:
         if info.group == resources.REAP_GROUP:
+            look.has_doomed = True
             continue
         wanted = look.wanted.get(("link", look.ns, info.name))
         assert wanted is None or isinstance(wanted, Link), "a link's key on another resource"
@@ -283,11 +291,16 @@ def _look_at_addresses(look: _Look, sock: socket.socket) -> None:
         )
 
 
+def _main_route(body: bytes) -> dumps.RouteInfo | None:
+    """Decode a unicast route of the main table, and no other."""
+    return dumps.route(body) if (body[4], body[7]) == (rtnl.RT_TABLE_MAIN, rtnl.RTN_UNICAST) else None
+
+
 def _look_at_routes(look: _Look, sock: socket.socket) -> None:
-    for info in _dump(sock, rtnl.dump_routes(), dumps.route, "routes"):
-        name = look.names.get(info.ifindex)
-        unicast = info.table == rtnl.RT_TABLE_MAIN and info.kind == rtnl.RTN_UNICAST and not info.cloned
-        if name is None or not unicast or not info.destination:
+    # Of a sandbox's routes two thirds are the kernel's own, for local addresses and multicast.
+    for info in _dump(sock, rtnl.dump_routes(), _main_route, "routes"):
+        name = look.names.get(info.ifindex) if info is not None else None
+        if info is None or name is None or info.cloned or not info.destination:
             continue
         made_by_kernel = info.protocol in _RTPROT_KERNEL
         ours = info.protocol == resources.PROTOCOL or (look.all_ours and not made_by_kernel)

@@ -80,9 +80,8 @@ def read(path: str) -> str | None:
         InvalidArgument: The path is not below net/.
         KernelError: It cannot be read.
     """
-    name = _check(path)
     try:
-        fd = _open(name, os.O_RDONLY)
+        fd = open_to_read(path)
         try:
             return " ".join(os.read(fd, 4096).decode().split())
         finally:
@@ -91,6 +90,16 @@ def read(path: str) -> str | None:
         return None
     except OSError as error:
         raise errors.KernelError("sysctl -n " + path.replace("/", "."), path, error.errno or errno.EIO) from error
+
+
+def open_to_read(path: str) -> int:
+    """Open a setting of the thread's namespace, where the descriptor then stays; the caller closes it.
+
+    Raises:
+        InvalidArgument: The path is not below net/.
+        OSError: It cannot be opened.
+    """
+    return _open(_check(path), os.O_RDONLY)
 
 
 def write(path: str, value: str) -> None:
