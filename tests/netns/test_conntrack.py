@@ -164,6 +164,43 @@ async def test_a_port_at_one_address_leaves_flows_to_the_same_port_of_another(la
     assert asks == asked.counts
 
 
+ROUTED = {"gateway_mode_ipv4": "routed", "gateway_mode_ipv6": "routed"}
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "after a restart"])
+async def test_what_came_in_by_a_routed_networks_port_ends_when_it_is_shut(protocol, restarted):
+    shut, kept = port(8080, 0, protocol=protocol), port(8081, 0, protocol=protocol)
+    async with new_lab() as lab:
+        subnets_ = subnets("10.1.0.0/24", "fd00:1::/64")
+        await lab.put(network(1, enable_ipv6=True, subnets=subnets_, options=ROUTED), sandbox(), one(shut, kept))
+        for prefix, host in (("10.1.0.0/24", HOST4), ("fd00:1::/64", HOST6)):
+            lab.neighbour.exec(["ip", "route", "add", prefix, "via", host])
+        box, send = lab.box(one()), SEND[protocol]
+        ways = [(NEIGHBOUR4, A4), (NEIGHBOUR6, A6)]
+        before = [
+            send(lab.neighbour, (to, number), box, (to, number), source=(mine, 40000 + number))
+            for mine, to in ways
+            for number in (8080, 8081)
+        ]
+        made = flows(lab.host)
+        if restarted:
+            await lab.restart()
+
+        await lab.put(one(kept))
+
+        assert [NEIGHBOUR4, NEIGHBOUR4, NEIGHBOUR6, NEIGHBOUR6] == before
+        assert {Flow(protocol, to, number, to) for _, to in ways for number in (8080, 8081)} == made
+        assert {Flow(protocol, to, 8081, to) for _, to in ways} == flows(lab.host)
+        if protocol == "udp":  # the same sender goes on
+            assert [None, None] == at_once(
+                *(
+                    lambda mine=mine, to=to: send(lab.neighbour, (to, 8080), box, (to, 8080), source=(mine, 48080))
+                    for mine, to in ways
+                )
+            )
+
+
 async def test_changes_without_ports_ask_nothing(lab, monkeypatch):
     asked = Asked(monkeypatch)
 

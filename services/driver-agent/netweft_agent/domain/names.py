@@ -13,6 +13,9 @@ UNGUARDED_PORT = "nwx-"
 BRIDGES = ("nwb-", "nwu-")
 """What the names of our links begin with that packets are forwarded by: bridges, and ways out of overlays."""
 
+OPENED = {4: "opened4", 6: "opened6"}
+"""Sets of the firewall, by IP version, of addresses, protocols and ports of endpoints that anybody may come in to."""
+
 
 def bridge(network_id: str) -> str:
     """Name the bridge of a bridge network."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from netweft_common import errors, faults
 
+from netweft_agent.domain import names
 from netweft_agent.domain.nft import NftElement, NftGuest, NftOffer, NftTable, Table
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import (
@@ -43,6 +44,7 @@ from netweft_agent.kernel.reaper import Reaper
 from netweft_agent.kernel.run import Run
 from netweft_agent.kernel.sockets import Sockets
 
+_OPENED = frozenset(names.OPENED.values())
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -137,6 +139,8 @@ class Executor:
             Phase.PORTS: self._change_ports,
         }
         self._claimed: set[Table] = set()
+        self._shut: list[conntrack.Flows] = []
+        """Flows to endpoints' own ports that are open no more: what is established is not asked again."""
         self._ended: list[PortHold] = []
         """Ports whose flows lead to where they led before this batch."""
         self._peers: dict[tuple[Ns, str], Link] = {}
@@ -158,7 +162,7 @@ class Executor:
         if late:
             self._carry_out(run, self._set_sysctls, sorted(late))
             faults.reach(_DONE[Phase.SYSCTLS])
-        if self._ended:
+        if self._ended or self._shut:
             self._end_flows()
         return run.results
 
@@ -339,10 +343,20 @@ class Executor:
             if error is not None:
                 run.fail(index, error)
 
+    def _shut_ports(self, steps: Iterable[Operation]) -> None:
+        for step in steps:
+            gone = step.before
+            if step.after is None and isinstance(gone, NftElement) and gone.spec.name in _OPENED:
+                address, protocol, port = gone.item
+                self._shut.append(conntrack.Flows(str(protocol), str(address), int(port)))
+
     def _end_flows(self) -> None:
         """End the flows of ports that led elsewhere before; by now no new one can begin."""
         ended, self._ended = self._ended, []
-        for ns, flows in conntrack.of_ports(ended, lambda: self._ports.held().values()).items():
+        found = conntrack.of_ports(ended, lambda: self._ports.held().values())
+        found[HOST] += self._shut
+        self._shut = []
+        for ns, flows in found.items():
             if self._namespaces.holds(ns):  # what is gone took its flows along
                 conntrack.end(self.sockets.get(ns, netlink.NETLINK_NETFILTER), flows)
 
@@ -360,6 +374,8 @@ class Executor:
             if guests:
                 self._change_elsewhere(run, ns, sorted(guests))
             self._transact(run, ns, [index for index in group if index not in guests] if guests else group)
+            if ns == HOST:
+                self._shut_ports(run.steps[index] for index in group if run.results[index] is None)
 
     def _change_elsewhere(self, run: Run, ns: Ns, guests: Iterable[int]) -> None:
         """Change what we have in tables that are not ours; a chain that is not there or not open is let alone."""
