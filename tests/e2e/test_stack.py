@@ -316,6 +316,22 @@ def test_pools_and_leases_say_who_holds_what(netweft, network):
     assert pool["use"]["leased"] == 2
 
 
+def test_a_hosts_leases_are_listed_by_its_name(netweft, network):
+    netweft("sandbox", "create", "c30")
+    netweft("endpoint", "create", network, "e30")
+    netweft("endpoint", "join", "e30", "c30", "--network", network)
+    [host] = netweft.data("host", "inspect", "host1")
+
+    leases = netweft.data("lease", "ls", "--network", network)
+    of_host = netweft.data("lease", "ls", "--network", network, "--host", "host1")
+    unknown = netweft("lease", "ls", "--network", network, "--host", "nowhere", code=3)
+    netweft("sandbox", "rm", "--force", "c30")
+
+    assert of_host
+    assert [lease for lease in leases if lease["owner"]["host_id"] == host["id"]] == of_host
+    assert "HOST_UNKNOWN" in unknown
+
+
 def test_events_resume_by_revision(netweft, network):
     [made] = netweft.data("network", "inspect", network)
     netweft("endpoint", "create", network, "e4")

@@ -149,3 +149,34 @@ def test_a_host_that_no_lease_has_needs_a_controller_to_be_known_by_name(netweft
     assert "controller" in said
     assert "HOST_AMBIGUOUS" in several
     assert "host-1, host-2" in several
+
+
+def test_an_address_that_nobody_has_any_more_still_has_its_history(netweft, stub):
+    netweft("lease", "reserve", POOL, "printer", "--ip", "10.1.0.5")
+    netweft("lease", "release", "10.1.0.5")
+
+    text = netweft("lease", "history", "10.1.0.5", "--limit", "2").splitlines()
+    [newest] = netweft("lease", "history", "10.1.0.5", "--limit", "1", "-o", "json").splitlines()
+
+    assert [["released", "10.1.0.5/29", "printer", "-"], ["leased", "10.1.0.5/29", "printer", "-"]] == [
+        line.split()[1:] for line in text
+    ]
+    assert "released" == json.loads(newest)["type"]
+    assert "ADDRESS_UNKNOWN" in netweft("lease", "history", "192.0.2.1", code=3)
+    assert "ADDRESS_MALFORMED" in netweft("lease", "history", "10.1.0.5/29", code=2)
+    other = stub.RequestPool(pb.RequestPoolRequest(address_space="other", subnet="10.1.0.0/29")).pool.id
+    assert "LocalDefault, other" in netweft("lease", "history", "10.1.0.5", code=2)
+    assert "" == netweft("lease", "history", "10.1.0.5", "--address-space", "other")
+    stub.ReleasePool(pb.ReleasePoolRequest(pool_id=other))
+
+
+def test_what_is_free_is_what_a_quota_still_allows(netweft, stub):
+    labels = {"netweft.quota.leases": "2"}
+    pool = stub.RequestPool(pb.RequestPoolRequest(address_space="quota", subnet="10.1.0.0/28", labels=labels)).pool.id
+    netweft("lease", "reserve", pool, "printer")
+
+    titles, row = (line.split() for line in netweft("pool", "ls", "--address-space", "quota").splitlines())
+    netweft("lease", "release", "10.1.0.1", "--address-space", "quota")
+    stub.ReleasePool(pb.ReleasePoolRequest(pool_id=pool))
+
+    assert ("1", "1", "14") == tuple(row[titles.index(title)] for title in ("LEASED", "FREE", "CAPACITY"))

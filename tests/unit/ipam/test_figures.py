@@ -54,19 +54,19 @@ def test_times_of_scripts_are_a_histogram(registry):
 def test_pools_show_how_full_they_are_until_they_are_gone(registry):
     metrics = PoolMetrics(registry)
     first, second = (
-        Pool(id=pool_id(name), labels={}, created_ms=0, use=PoolUse(leased=leased, quarantined=3))
-        for name, leased in (("g/10.1.0.0/24", 200), ("g/10.2.0.0/24", 5))
+        Pool(id=pool_id(name), labels=labels, created_ms=0, use=PoolUse(leased=leased, quarantined=3))
+        for name, leased, labels in (("g/10.1.0.0/24", 200, {"netweft.quota.leases": "210"}), ("g/10.2.0.0/24", 5, {}))
     )
 
     def shown(pool: Pool) -> list[float | None]:
         return [
             registry.get_sample_value("netweft_ipam_pool_addresses", {"pool": str(pool.id), "state": state})
-            for state in ("leased", "quarantined", "reserved", "capacity")
+            for state in ("leased", "quarantined", "reserved", "capacity", "quota")
         ]
 
     metrics.show([first, second])
     both = [shown(first), shown(second)]
     metrics.show([second])
 
-    assert [[200, 3, 2, 254], [5, 3, 2, 254]] == both
-    assert [[None] * 4, [5, 3, 2, 254]] == [shown(first), shown(second)]
+    assert [[200, 3, 2, 254, 210], [5, 3, 2, 254, None]] == both
+    assert [[None] * 5, [5, 3, 2, 254, None]] == [shown(first), shown(second)]

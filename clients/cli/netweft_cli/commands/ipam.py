@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import itertools
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # As many as a page may have: by the service's default a full /16 would be 656 calls.
 _PAGE_SIZE = 4096
+_QUOTA_LABEL = "netweft.quota.leases"
 # What agents call themselves; other users of IPAM have ids of their own.
 _AGENT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -182,6 +184,23 @@ def release(
             output.write_lines([str(lease.address)])
 
 
+@leases.command("history")
+def history(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Address without prefix length.")],
+    *,
+    space: Space = "",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so much.")] = 100,
+    form: options.Output = output.Format.TABLE,
+    target: options.Target = "",
+    timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print what happened to an address, the newest first, whether or not somebody has it now."""
+    with options.connect(target, timeout) as client:
+        pool = _pool_of(client, address, space)
+        found = itertools.islice(client.list_lease_events(pool, address=address, page_size=min(limit, 1000)), limit)
+        output.write_stream(found, form, line=functools.partial(_line, wide=form is output.Format.WIDE))
+
+
 @leases.command("watch")
 def watch(
     pool: Annotated[str, typer.Argument(metavar="POOL", help="Pool id; what is shown is of the pool's whole subnet.")],
@@ -210,7 +229,10 @@ def _line(event: netweft_client.LeaseEvent, *, wide: bool) -> str:
 
 
 def _free(pool: netweft_client.Pool) -> int:
-    return max(0, pool.use.capacity - pool.use.leased - pool.use.quarantined)
+    """Return how many addresses can still be leased; a quota may allow fewer than there are."""
+    free = pool.use.capacity - pool.use.leased - pool.use.quarantined
+    quota = pool.labels.get(_QUOTA_LABEL, "")
+    return max(0, min(free, int(quota) - pool.use.leased) if quota.isdecimal() else free)
 
 
 def _lease(client: netweft_client.Client, address: str, space: str) -> netweft_client.Lease:
@@ -224,13 +246,38 @@ def _lease(client: netweft_client.Client, address: str, space: str) -> netweft_c
     if not found:
         raise errors.NotFound("LEASE_UNKNOWN", f"nobody has the address {address}", address=address)
     if len(found) > 1:
-        spaces = ", ".join(lease.pool_id.partition("/")[0] for lease in found)
-        raise errors.InvalidArgument(
-            "SPACE_NEEDED",
-            f"address {address} is leased in several address spaces ({spaces}); name one with --address-space",
-            field="--address-space",
-        )
+        raise _space_needed(address, "is leased", [lease.pool_id for lease in found])
     return found[0]
+
+
+def _pool_of(client: netweft_client.Client, address: str, space: str) -> str:
+    """Return the id of a pool whose subnet has an address; pools of one subnet share its history."""
+    try:
+        wanted = ipaddress.ip_address(address)
+    except ValueError as error:
+        raise errors.InvalidArgument(
+            "ADDRESS_MALFORMED", f"{address!r} is no address; write it without a prefix length", field="ADDRESS"
+        ) from error
+    found = {pool.address_space: pool.id for pool in client.list_pools(address_space=space) if wanted in pool.subnet}
+    if not found:
+        where = f"of address space {space} " if space else ""
+        raise errors.NotFound(
+            "ADDRESS_UNKNOWN",
+            f"no pool {where}has the address {address}; `netweft pool ls` shows them",
+            address=address,
+        )
+    if len(found) > 1:
+        raise _space_needed(address, "is", list(found.values()))
+    return found.popitem()[1]
+
+
+def _space_needed(address: str, what: str, pools: list[str]) -> errors.InvalidArgument:
+    spaces = ", ".join(pool.partition("/")[0] for pool in pools)
+    return errors.InvalidArgument(
+        "SPACE_NEEDED",
+        f"address {address} {what} in several address spaces ({spaces}); name one with --address-space",
+        field="--address-space",
+    )
 
 
 def _listed(client: netweft_client.Client, pools: list[str], owner: str, host_id: str) -> list[netweft_client.Lease]:

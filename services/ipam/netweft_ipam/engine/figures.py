@@ -16,7 +16,7 @@ from netweft_common import errors
 from prometheus_client import metrics_core, registry
 
 from netweft_ipam.domain.leases import Lease
-from netweft_ipam.domain.pools import Pool
+from netweft_ipam.domain.pools import Pool, quota
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 _BUCKET_NAMES = (*map(str, _BUCKETS), "+Inf")
@@ -95,7 +95,7 @@ class PoolMetrics:
     def __init__(self, registry: prometheus_client.CollectorRegistry) -> None:
         self._addresses = prometheus_client.Gauge(
             "netweft_ipam_pool_addresses",
-            "Addresses of a pool, by state: leased, quarantined, reserved, capacity (all but the reserved).",
+            "Addresses of a pool, by state: leased, quarantined, reserved, capacity (without these), quota (if any).",
             ["pool", "state"],
             registry=registry,
         )
@@ -109,3 +109,6 @@ class PoolMetrics:
             self._addresses.labels(name, "quarantined").set(pool.use.quarantined)
             self._addresses.labels(name, "reserved").set(pool.id.reserved)
             self._addresses.labels(name, "capacity").set(pool.id.capacity)
+            allowed = quota(pool.labels)
+            if allowed is not None:
+                self._addresses.labels(name, "quota").set(allowed)
