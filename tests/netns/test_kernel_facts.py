@@ -46,6 +46,13 @@ def test_the_mtu_is_that_of_the_tunnel_address_or_the_default_route(host, vtep):
     assert 9000 == host.run(lambda: facts.probe(vtep)).underlay_mtu
 
 
+@pytest.mark.parametrize("vtep", ["192.0.2.1/24", "2001:db8::1/64"])
+def test_the_tunnel_address_is_told_with_its_prefix_and_interface(host, vtep):
+    found = host.run(lambda: facts.probe(vtep.partition("/")[0]))
+
+    assert (vtep, "up0") == (found.underlay, found.underlay_link)
+
+
 def test_a_tunnel_address_that_is_not_here_is_refused(host):
     with pytest.raises(errors.FailedPrecondition, match=r"198\.51\.100\.1 is on no interface"):
         host.run(lambda: facts.probe("198.51.100.1"))

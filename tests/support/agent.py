@@ -43,6 +43,8 @@ FACTS = Facts(
     host_id="h" * 32,
     vtep="192.0.2.1",
     underlay_mtu=1500,
+    underlay=ip_interface("192.0.2.1/24"),
+    underlay_link="underlay0",
     run_dir="/run/netweft",
     features=frozenset({"tbf", "ifb", "mirred"}),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import socket
 import sys
@@ -71,6 +72,8 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         host_id=host_id,
         vtep=chosen.vtep_address,
         underlay_mtu=found.underlay_mtu,
+        underlay=ipaddress.ip_interface(found.underlay) if found.underlay else None,
+        underlay_link=found.underlay_link,
         run_dir=str(chosen.run_dir),
         features=found.features,
         host_gateways=chosen.host_gateway_ip,

@@ -159,6 +159,15 @@ CASES = {
         (endpoint(addresses=DUAL_ADDRESSES),),
         (peer(addresses=(ip_interface("10.1.0.9/24"), ip_interface("fd00:1::9/64"))),),
     ),
+    "overlay-direct": Case(
+        overlay(options={"direct_routing": "true"}, **DUAL),
+        (endpoint(addresses=DUAL_ADDRESSES),),
+        (
+            peer(5001, addresses=(ip_interface("10.1.0.9/24"), ip_interface("fd00:1::9/64"))),
+            peer(5002, vtep="198.51.100.2", addresses=(ip_interface("10.1.0.10/24"),)),
+        ),
+    ),
+    "overlay-direct-internal": Case(overlay(options={"direct_routing": "true"}, internal=True), peers=(peer(5001),)),
     "overlay-internal": Case(overlay(internal=True)),
     "overlay-subnets": Case(overlay(subnets=TWO_SUBNETS, enable_ipv6=True), (endpoint(addresses=DUAL_ADDRESSES),)),
     "overlay-internal-subnets": Case(

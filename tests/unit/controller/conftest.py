@@ -40,7 +40,7 @@ OVERLAY = DriverInfo(
     name="overlay",
     scope=Scope.GLOBAL,
     claims=(ClaimInfo(name="vni", minimum=10, maximum=12, option="vni"),),
-    options=(OptionInfo(name="vni", type="int"),),
+    options=(OptionInfo(name="vni", type="int"), OptionInfo(name="direct_routing", type="bool")),
 )
 HOST_DRIVER = DriverInfo(name="host", scope=Scope.LOCAL, needs_addresses=False, single_network=True)
 

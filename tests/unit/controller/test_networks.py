@@ -60,6 +60,14 @@ BAD = {
     ),
     "too many subnets": ({"subnets": tuple(subnet(f"10.{n}.0.0/24") for n in range(17))}, "subnets"),
     "unknown option": ({"options": {"speed": "9"}}, "options['speed']"),
+    "direct routing inside": (
+        {"driver": "overlay", "internal": True, "options": {"direct_routing": "true"}},
+        "options['direct_routing']",
+    ),
+    "direct routing in a space of its own": (
+        {"driver": "overlay", "address_space": "mine", "options": {"direct_routing": "true"}},
+        "options['direct_routing']",
+    ),
     "number out of range": ({"driver": "overlay", "options": {"vni": "9"}}, "options['vni']"),
 }
 

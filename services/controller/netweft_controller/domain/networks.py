@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from netweft_common import errors
 
-from netweft_controller.domain import bridge, commits, fields, names, options, tombs
+from netweft_controller.domain import bridge, commits, fields, names, options, overlay, tombs
 from netweft_controller.domain.objects import (
     ClaimInfo,
     DriverInfo,
@@ -114,6 +114,7 @@ def plan(state: State, spec: NetworkSpec, network_id: str) -> NetworkPlan:
         needs_addresses=driver.needs_addresses,
     )
     bridge.check(state, network)
+    overlay.check(network, GLOBAL_SPACE)
     _claims(state, driver, network)
     if ipam_driver == IPAM_NULL:
         return NetworkPlan(network=network, driver=driver, pools=())

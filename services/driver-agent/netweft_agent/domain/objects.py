@@ -258,6 +258,8 @@ class Facts:
     Attributes:
         vtep: Tunnel address; empty: the host takes part in no overlay.
         underlay_mtu: Of the interface that holds the tunnel address, in bytes.
+        underlay: The tunnel address with its prefix on that interface; None: there is none.
+        underlay_link: Name of that interface.
         run_dir: Absolute path of the agent's run directory.
         features: What its kernel can do, by the names of `kernel/facts.py`.
         host_gateways: What extra hosts at `host-gateway` get, as its settings say; empty: it is found out.
@@ -266,6 +268,8 @@ class Facts:
     host_id: str = ""
     vtep: str = ""
     underlay_mtu: int = 1500
+    underlay: Interface | None = None
+    underlay_link: str = ""
     run_dir: str = "/run/netweft"
     features: frozenset[str] = frozenset()
     host_gateways: tuple[str, ...] = ()

@@ -456,12 +456,14 @@ class Route(Plain):
         destination: CIDR; 0.0.0.0/0 and ::/0 are the default routes.
         link: Name of the outgoing link.
         via: Next hop; None: the destination is on the link.
+        foreign: The link is not ours, and is there or not.
     """
 
     ns: Ns
     destination: str
     link: str
     via: str | None = None
+    foreign: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Key:
@@ -473,7 +475,7 @@ class Route(Plain):
         return Rank.ROUTE + (self.via is not None)
 
     def needs(self) -> Iterable[Key]:
-        return (("link", self.ns, self.link),)
+        return (("netns", self.ns) if self.foreign else ("link", self.ns, self.link),)
 
     def add_command(self) -> str:
         return self._command("add")

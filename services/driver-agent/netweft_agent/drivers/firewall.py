@@ -356,13 +356,16 @@ def way_out(link: str, transit: Sequence[Subnetwork]) -> list[Resource]:
     ]
 
 
-def way_out_inside(ns: Ns, link: str) -> list[Resource]:
+def way_out_inside(ns: Ns, link: str, *, direct: bool = False) -> list[Resource]:
     """Render the firewall of the network's own namespace: out with the pair's address, in with replies and to ports.
 
     Args:
         ns: The network's namespace.
         link: The pair's end in it.
+        direct: What is in the sets of `beside` comes in and goes out by the pair as it is.
     """
+    let_in = [nft.rule(nft.Match(nft.META_IIFNAME, link), nft.Match(one, spec), nft.ACCEPT) for one, spec in _FROM]
+    as_it_is = [nft.rule(nft.Match(nft.META_OIFNAME, link), nft.Match(one, spec), nft.RETURN) for one, spec in _TO]
     return [
         nft.NftTable(ns=ns, table=TABLE),
         *publish.inside(ns, link),
@@ -374,6 +377,7 @@ def way_out_inside(ns: Ns, link: str) -> list[Resource]:
             rules=(
                 nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
                 nft.rule(nft.Match(nft.CT_STATUS_FIELD, "dnat"), nft.ACCEPT),
+                *(let_in if direct else ()),
                 nft.rule(nft.Match(nft.META_IIFNAME, link), nft.DROP),
             ),
         ),
@@ -382,9 +386,46 @@ def way_out_inside(ns: Ns, link: str) -> list[Resource]:
             table=TABLE,
             name="postrouting",
             base=nft.Base(type="nat", hook="postrouting", priority=100),
-            rules=(nft.rule(nft.Match(nft.META_OIFNAME, link), nft.Masquerade()),),
+            rules=(*(as_it_is if direct else ()), nft.rule(nft.Match(nft.META_OIFNAME, link), nft.Masquerade())),
         ),
     ]
+
+
+DIRECT4 = nft.Set(name="direct4", key=(nft.IPV4_ADDR,))
+DIRECT6 = nft.Set(name="direct6", key=(nft.IPV6_ADDR,))
+_FROM = ((nft.IP_SADDR, DIRECT4), (nft.IP6_SADDR, DIRECT6))
+_TO = ((nft.IP_DADDR, DIRECT4), (nft.IP6_DADDR, DIRECT6))
+
+
+def direct(ns: Ns, underlay: str, link: str, inside: str) -> list[Resource]:
+    """Render that what is led to a network's namespace from the underlay is let through to it, and judged there.
+
+    Args:
+        ns: The network's namespace.
+        underlay: Interface of the host that it comes by.
+        link: The host's end of the pair that leads into the namespace.
+        inside: The pair's other end.
+    """
+    return [
+        _element(TRUSTED, underlay, link),
+        *(nft.NftSet(ns=ns, table=TABLE, spec=spec) for spec in (DIRECT4, DIRECT6)),
+        # The namespace's own addresses are the host's business.
+        nft.NftChain(
+            ns=ns,
+            table=TABLE,
+            name="input",
+            base=nft.Base(type="filter", hook="input", priority=0),
+            rules=(
+                nft.rule(nft.Match(nft.CT_STATE_FIELD, "established,related"), nft.ACCEPT),
+                nft.rule(nft.Match(nft.META_IIFNAME, inside), nft.DROP),
+            ),
+        ),
+    ]
+
+
+def beside(ns: Ns, address: str) -> nft.NftElement:
+    """Render that an address is an endpoint of a host on the same link, which is led to without a tunnel."""
+    return nft.NftElement(ns=ns, table=TABLE, spec=DIRECT6 if ":" in address else DIRECT4, item=(address,))
 
 
 def no_redirects(ns: Ns) -> list[Resource]:

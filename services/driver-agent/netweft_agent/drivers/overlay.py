@@ -10,14 +10,15 @@ the network's subnets too. From there a veth pair leads to the host, and traffic
 translated twice, first to the pair's own address, which is unique in the cluster (a claim), so that equal subnets of
 different networks do not meet in the host. Published ports come the same way back: the host leads them to the pair's
 address, under their own number, and the namespace from there to the endpoint; the client keeps its address
-(docs/decisions/0019-ports-of-overlay-endpoints.md).
+(docs/decisions/0019-ports-of-overlay-endpoints.md). Hosts on one link may do without the tunnel
+(docs/decisions/0022-direct-routing.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
@@ -86,6 +87,11 @@ class Options:
         aliases=("com.docker.network.driver.overlay.vxlanid_list",),
         minimum=0,
         maximum=16777215,
+    )
+    direct_routing: bool = base.option(
+        False,  # noqa: FBT003  # as others are declared
+        "Lead to hosts on the same link by routes and without a tunnel; whoever is on that link can pretend to be one. "
+        "For networks with a way out, in the default address space.",
     )
     vxlan_port: int = base.option(4789, "UDP port of the tunnel.", minimum=1024, maximum=49151)
     advertise_addr_nmsgs: int = base.advertise_count()
@@ -166,13 +172,15 @@ class OverlayDriver:
                 ),
                 Fdb(ns=ns, link=names.veth(attachment.endpoint.id), mac=bridge.mac(attachment.endpoint)),
                 *(_published(network, attachment, ns) if attachment.endpoint.ports else ()),
+                *(_routed_here(network, attachment.endpoint, facts) if options.direct_routing else ()),
             )
             if shard:
                 state.add(attachment.owner, Fdb(ns=ns, link=_trunk(shard), mac=bridge.mac(attachment.endpoint)))
                 state.join(attachment.owner, self._further(network, ns, mtu, shard, facts))
         elsewhere = base.advertise(network, options, link=BRIDGE)
         for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
-            state.add(f"peer/{peer.id}", *_peer(peer, ns, network.claims["vni"], elsewhere))
+            direct = _is_beside(network, options, peer, facts)
+            state.add(f"peer/{peer.id}", *_peer(network, peer, ns, elsewhere, facts if direct else None))
         return state
 
     def _further(self, network: Network, ns: str, mtu: int, shard: int, facts: Facts) -> Mapping[Key, Resource]:
@@ -243,7 +251,9 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
     ]
     wanted += _gateway(network, ns)
     if _leads_out(network):
-        wanted += _way_out(network, ns, mtu)
+        wanted += _way_out(network, ns, mtu, direct=options.direct_routing)
+        if options.direct_routing:
+            wanted += firewall.direct(ns, facts.underlay_link, names.uplink(network.id), UPLINK)
     wanted += firewall.tunnel(options.vxlan_port, vni)
     return wanted
 
@@ -303,7 +313,7 @@ def _transit(network: Network) -> list[IPv4Network | IPv6Network]:
     return [four if version == 4 else six for version in _versions(network)]
 
 
-def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
+def _way_out(network: Network, ns: str, mtu: int, *, direct: bool) -> list[Resource]:
     """Render the pair that leads from the network's namespace to the host."""
     link = names.uplink(network.id)
     transit = _transit(network)
@@ -312,7 +322,7 @@ def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
         Link(ns=HOST, name=link, kind="veth", mtu=mtu, ipv6=ipv6, peer=PeerEnd(ns=ns, name=UPLINK)),
         Link(ns=ns, name=UPLINK, kind="peer", mtu=mtu, ipv6=ipv6, peer=PeerEnd(ns=HOST, name=link)),
         *firewall.way_out(link, transit),
-        *firewall.way_out_inside(ns, UPLINK),
+        *firewall.way_out_inside(ns, UPLINK, direct=direct),
     ]
     for prefix in transit:
         outside, inside = prefix
@@ -326,10 +336,54 @@ def _way_out(network: Network, ns: str, mtu: int) -> list[Resource]:
     return wanted
 
 
-def _peer(peer: Peer, ns: str, vni: int, advertise: Advertise | None) -> list[Resource]:
+def _is_beside(network: Network, options: Options, peer: Peer, facts: Facts) -> bool:
+    """Return whether a peer is led to without a tunnel: its host is on our link, and the network has a way to it."""
+    wanted = options.direct_routing and _leads_out(network) and facts.underlay is not None
+    return wanted and facts.underlay is not None and ip_address(peer.vtep) in facts.underlay.network
+
+
+def _routed_here(network: Network, endpoint: Endpoint, facts: Facts) -> list[Resource]:
+    """Render the host's routes to an endpoint, for what other hosts send to it without a tunnel."""
+    if network.internal or facts.underlay is None:
+        return []
+    inside = {one.version: str(one[1]) for one in _transit(network)}
+    link, version = names.uplink(network.id), facts.underlay.version
     return [
+        Route(ns=HOST, destination=_alone(one), link=link, via=inside[version])
+        for one in endpoint.addresses
+        if one.version == version
+    ]
+
+
+def _alone(address: Interface) -> str:
+    return f"{address.ip}/{address.max_prefixlen}"
+
+
+def _peer(network: Network, peer: Peer, ns: str, advertise: Advertise | None, beside: Facts | None) -> list[Resource]:
+    """Render what leads to an endpoint elsewhere.
+
+    Args:
+        network: The network.
+        peer: The endpoint.
+        ns: The network's namespace.
+        advertise: How neighbours are told of it.
+        beside: Facts of this host where the other one is on its link, so that addresses of that family are routed.
+    """
+    wanted: list[Resource] = [
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac, vtep=peer.vtep),
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac),
-        *(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=peer.mac, advertise=advertise) for one in peer.addresses),
-        *firewall.remote(vni, peer.vtep),
+        *firewall.remote(network.claims["vni"], peer.vtep),
     ]
+    version = beside.underlay.version if beside is not None and beside.underlay is not None else 0
+    for one in peer.addresses:
+        # The device answers for it in either case: with its own MAC, or with the gateway's, which routes.
+        mac = names.mac(network.id) if one.version == version else peer.mac
+        wanted.append(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=mac, advertise=advertise))
+        if beside is not None and one.version == version:
+            outside = next(str(transit[0]) for transit in _transit(network) if transit.version == version)
+            wanted += [
+                Route(ns=ns, destination=_alone(one), link=UPLINK, via=outside),
+                Route(ns=HOST, destination=_alone(one), link=beside.underlay_link, via=peer.vtep, foreign=True),
+                firewall.beside(ns, str(one.ip)),
+            ]
+    return wanted

@@ -47,6 +47,8 @@ class KernelFacts:
         features: Of bridge, veth, dummy, vxlan, macvlan, ipvlan, vlan, ifb, tbf, mirred, nftables, nftables-bridge,
             ipv6.
         underlay_mtu: MTU of the interface that holds the tunnel address, or of the default route, in bytes.
+        underlay: The tunnel address with its prefix length; empty: there is none.
+        underlay_link: Name of the interface that holds it.
         routes: Destinations on the host's links, as CIDRs, without links of ours.
         name_servers: Of the host's resolv.conf.
     """
@@ -55,6 +57,8 @@ class KernelFacts:
     boot_id: str
     features: frozenset[str]
     underlay_mtu: int
+    underlay: str
+    underlay_link: str
     routes: tuple[str, ...]
     name_servers: tuple[str, ...]
 
@@ -81,14 +85,26 @@ def probe(vtep: str = "", *, resolv_conf: Path = _RESOLV_CONF) -> KernelFacts:
             if route.table == rtnl.RT_TABLE_MAIN and route.kind == rtnl.RTN_UNICAST and route.ifindex in links
         ]
         addresses = [dumps.address(reply.body) for reply in netlink.dump(sock, rtnl.dump_addresses()).replies]
+    at = _holder(vtep, links, addresses)
     return KernelFacts(
         kernel_release=(_PROC / "osrelease").read_text().strip(),
         boot_id=(_PROC / "random/boot_id").read_text().strip(),
         features=frozenset(_features()),
         underlay_mtu=_underlay_mtu(vtep, links, addresses, routes),
+        underlay=at.address if at is not None else "",
+        underlay_link=links[at.ifindex].name if at is not None else "",
         routes=_on_link(links, routes),
         name_servers=tuple(_name_servers(resolv_conf)),
     )
+
+
+def _holder(
+    vtep: str, links: dict[int, dumps.LinkInfo], addresses: list[dumps.AddressInfo]
+) -> dumps.AddressInfo | None:
+    """Return the entry of the tunnel address, if there is one."""
+    text = dumps.text_ip(rtnl.packed_ip(vtep)[1]) if vtep else ""
+    found = (one for one in addresses if one.address.partition("/")[0] == text and one.ifindex in links)
+    return next(found, None)
 
 
 def _underlay_mtu(
@@ -98,11 +114,9 @@ def _underlay_mtu(
     routes: list[dumps.RouteInfo],
 ) -> int:
     if vtep:
-        _, packed = rtnl.packed_ip(vtep)
-        text = dumps.text_ip(packed)
-        for address in addresses:
-            if address.address.partition("/")[0] == text and address.ifindex in links:
-                return links[address.ifindex].mtu
+        at = _holder(vtep, links, addresses)
+        if at is not None:
+            return links[at.ifindex].mtu
         raise errors.FailedPrecondition(
             "VTEP_ADDRESS_NOT_HERE",
             f"the tunnel address {vtep} is on no interface of this host; set the address that other hosts reach it by",
