@@ -34,7 +34,7 @@ def check(network: Network, default_space: str) -> None:
     if network.address_space != default_space:
         raise fields.invalid(
             "options['direct_routing']",
-            f"addresses of space {network.address_space} may be another network's too, and hosts have one route to each;"
+            f"addresses of space {network.address_space} may be another's too, and a host has one route to each;"
             f" use the space {default_space}, or leave it out",
             "DIRECT_ROUTING_SPACE",
         )
