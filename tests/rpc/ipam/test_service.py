@@ -265,6 +265,35 @@ async def test_the_null_space_gives_pools_without_addresses_to_any_number_of_net
     assert grpc.StatusCode.NOT_FOUND is unknown.value.code()
 
 
+async def test_a_null_pool_has_no_leases_and_no_history(stub):
+    pool = (await stub.RequestPool(pb.RequestPoolRequest(address_space="null"))).pool.id
+    back = pb.AddressRelease(pool_id=pool, address="10.0.0.1")
+
+    leases = await stub.ListLeases(pb.ListLeasesRequest(pool_id=pool))
+    events = await stub.ListLeaseEvents(pb.ListLeaseEventsRequest(pool_id=pool))
+    moved = await stub.TransferLeases(pb.TransferLeasesRequest(host_id="h", items=[back]))
+
+    assert ([], []) == (list(leases.leases), list(events.events))
+    assert ["LEASE_UNKNOWN"] == [result.status.reason for result in moved.results]
+    with pytest.raises(grpc.RpcError) as unknown:
+        await stub.ListLeases(pb.ListLeasesRequest(pool_id="null/10.0.0.0/8"))
+    assert ("NOT_FOUND", "POOL_UNKNOWN", "") == told(unknown.value)
+
+
+@pytest.mark.parametrize("pool", ["null/0.0.0.0/0", "null/10.0.0.0/8", "g/0.0.0.0/0", "g/::/0"])
+async def test_a_report_makes_no_pool_that_nobody_could_have_requested(stub, pool):
+    before = await stub.ListPools(pb.ListPoolsRequest())
+    epoch = (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).store_epoch
+    address = "fd00::1" if "::" in pool else "10.0.0.1"
+    held = pb.Lease(pool_id=pool, address=address, owner=pb.Owner(key="k", host_id="h"), epoch=5)
+
+    answer = await stub.ReassertLeases(pb.ReassertLeasesRequest(host_id="h", store_epoch=epoch, leases=[held]))
+
+    [result] = answer.results
+    assert ("POOL_NOT_KEPT", "leases[0].pool_id") == (result.status.reason, result.status.metadata["field"])
+    assert before == await stub.ListPools(pb.ListPoolsRequest())
+
+
 async def test_leases_move_are_looked_up_and_their_history_is_followed(stub):
     pool = await make_pool(stub)
     await stub.RequestAddresses(pb.RequestAddressesRequest(items=[item(pool, "a", host_id="h1")]))

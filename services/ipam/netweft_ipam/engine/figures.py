@@ -95,7 +95,7 @@ class PoolMetrics:
     def __init__(self, registry: prometheus_client.CollectorRegistry) -> None:
         self._addresses = prometheus_client.Gauge(
             "netweft_ipam_pool_addresses",
-            "Addresses of a pool, by state: leased, quarantined, reserved, capacity (without these), quota (if any).",
+            "Addresses of a pool, by state: leased, quarantined, reserved, capacity (less these), quota (if any).",
             ["pool", "state"],
             registry=registry,
         )

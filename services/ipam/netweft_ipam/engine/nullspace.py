@@ -8,9 +8,17 @@ from typing import Any
 from netweft_common import errors
 
 from netweft_ipam.domain import nullspace, refusals
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, RequestTag
+from netweft_ipam.domain.leases import (
+    AddressAsk,
+    AddressReturn,
+    Lease,
+    LeaseColumns,
+    LeaseEvent,
+    LeaseFilter,
+    RequestTag,
+)
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
-from netweft_ipam.store.protocol import Store
+from netweft_ipam.store.protocol import LeasePage, Store
 
 
 class NullSpaceStore:
@@ -64,6 +72,38 @@ class NullSpaceStore:
             return await self._store.release_addresses(pool, returns, tag)
         _check(pool)
         return [None] * len(returns)
+
+    async def transfer(
+        self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
+    ) -> list[Lease | errors.NetweftError]:
+        """See Store."""
+        if pool.space != nullspace.SPACE:
+            return await self._store.transfer(pool, returns, host_id, tag)
+        _check(pool)
+        return [refusals.not_leased(pool, each.address) for each in returns]
+
+    async def list_leases(self, pool: PoolId, *, wanted: LeaseFilter, after: int | None, limit: int) -> LeasePage:
+        """See Store."""
+        if pool.space != nullspace.SPACE:
+            return await self._store.list_leases(pool, wanted=wanted, after=after, limit=limit)
+        _check(pool)
+        return LeasePage(LeaseColumns(), None)
+
+    async def list_events(
+        self, pool: PoolId, *, address: int | None, before: str, limit: int
+    ) -> tuple[list[LeaseEvent], str]:
+        """See Store."""
+        if pool.space != nullspace.SPACE:
+            return await self._store.list_events(pool, address=address, before=before, limit=limit)
+        _check(pool)
+        return [], ""
+
+    async def read_events(self, pool: PoolId, *, after: str, limit: int) -> list[LeaseEvent]:
+        """See Store."""
+        if pool.space != nullspace.SPACE:
+            return await self._store.read_events(pool, after=after, limit=limit)
+        _check(pool)
+        return []
 
 
 def _pool(pool: PoolId) -> Pool:

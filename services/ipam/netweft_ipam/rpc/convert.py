@@ -250,6 +250,13 @@ def claim(index: int, lease: ipam_pb2.Lease, host_id: str) -> tuple[PoolId, Clai
         InvalidArgument: A field is malformed.
     """
     pool = pools.parse_pool_id(lease.pool_id, field=f"leases[{index}].pool_id")
+    # What is taken back makes its pool again if that was lost: it must be one that could have been requested.
+    if pool.space == nullspace.SPACE or pool.subnet.prefix == 0:
+        raise errors.InvalidArgument(
+            "POOL_NOT_KEPT",
+            f"leases[{index}].pool_id: {pool} is no pool whose leases are kept, so there is nothing to take back",
+            field=f"leases[{index}].pool_id",
+        )
     address = _address(pool, lease.address.partition("/")[0], field=f"leases[{index}].address")
     kind = _KIND_OF_WIRE.get(lease.owner.kind, OwnerKind.ENDPOINT)
     key = limits.check_owner_key(lease.owner.key, field=f"leases[{index}].owner.key")
