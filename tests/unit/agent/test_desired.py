@@ -46,6 +46,17 @@ def test_a_key_names_an_owner_that_wants_it_before_one_that_lets_go():
     assert {BRIDGE.key: "network/b"} == concerned
 
 
+def test_nobody_answers_for_what_several_want_so_that_no_one_keeps_it_from_the_others():
+    desired = Desired()
+    desired.replace({"network/a": {BRIDGE.key: BRIDGE}})
+    before = desired.answerable(BRIDGE.key)
+
+    concerned, _ = desired.replace({"network/b": {BRIDGE.key: BRIDGE}})
+
+    assert ("network/a", {BRIDGE.key: "host/" + "/".join(part for part in BRIDGE.key if part)}) == (before, concerned)
+    assert ("network/a", "host") == (desired.owner(BRIDGE.key), desired.answerable(("link", "", "nobody's")))
+
+
 def test_an_owner_that_contradicts_another_gets_nothing_of_its_wishes():
     desired = Desired()
     desired.replace({"network/a": by_key([BRIDGE])})

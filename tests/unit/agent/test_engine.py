@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from netweft_agent.domain import names
 from netweft_agent.domain.objects import Kind, Ref
 from netweft_agent.domain.resources import HOST, Link
 from netweft_agent.engine.journal import Position
@@ -229,6 +230,53 @@ async def test_a_fault_of_one_endpoint_does_not_touch_the_others_of_the_batch(tm
         assert rig.rendered() == rig.kernel.state
         assert {oid(1001), oid(1003)} == rig.engine.store.by_network[oid(1)]
         assert ("link", f"sandbox/{oid(102)}", "eth0") not in rig.kernel.state
+
+
+@pytest.mark.parametrize("driver", ["bridge", "overlay"])
+async def test_the_first_endpoint_of_a_further_bridge_does_not_take_the_others_along_when_it_fails(tmp_path, driver):
+    def bad(step):
+        its_own = isinstance(step.after, Link) and step.after.name == names.veth(oid(1002))
+        return refused(step) if its_own else None
+
+    async with Rig(tmp_path, kernel=FakeKernel(fail_at=bad), ports_per_bridge=2) as rig:
+        there = [endpoint(number, 1, 101, interface_name=f"eth{number}") for number in (1004, 1005)]
+        await rig.put(1, network(driver=driver), sandbox(101), sandbox(102), sandbox(103), *there)
+
+        statuses = await rig.put(2, endpoint(1002, 1, 102), endpoint(1003, 1, 103))
+
+        assert ["KERNEL_EBUSY", ""] == errors_of(statuses)
+        assert rig.rendered() == rig.kernel.state
+        assert 1 == rig.engine.store.shards[oid(1)][1]
+
+
+@pytest.mark.parametrize("driver", ["bridge", "overlay"])
+async def test_a_fault_at_any_step_of_an_attach_to_a_further_bridge_leaves_nothing_of_it(tmp_path, driver):
+    async def first(rig):
+        await rig.put(1, network(driver=driver), sandbox(), sandbox(102), endpoint())
+
+    (tmp_path / "dry").mkdir()
+    async with Rig(tmp_path / "dry", ports_per_bridge=1) as rig:
+        await first(rig)
+        before = rig.count()
+        await rig.put(2, endpoint(1002, 1, 102))
+        steps = rig.count() - before
+    assert steps > 10
+
+    for place in range(steps):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        async with Rig(folder, ports_per_bridge=1) as rig:
+            await first(rig)
+            there = lasting(rig.kernel.state)
+            rig.kernel.fail_at = FailAt(place)
+
+            (status,) = await rig.put(2, endpoint(1002, 1, 102))
+
+            (step,) = rig.kernel.fail_at.failed
+            where = f"step {place}: {step.command()}"
+            assert "KERNEL_EBUSY" == status.error.reason, where
+            assert {0: 1} == rig.engine.store.shards[oid(1)], where
+            assert there == lasting(rig.kernel.state), where
 
 
 async def test_two_networks_that_share_a_refused_firewall_both_fail(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netweft_agent.domain import shards
 from netweft_agent.domain.resources import Route
@@ -278,6 +278,7 @@ def test_when_all_bridges_of_a_network_are_full_an_endpoint_is_refused(monkeypat
     assert "BRIDGES_FULL" == error.value.reason
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 4))
 def test_bridges_never_hold_more_than_their_share_and_only_the_last_ones_are_left_empty(moves, ports):
     """An endpoint comes for a number that is not there, and leaves for one that is."""

@@ -29,7 +29,7 @@ class Desired:
         An owner whose wish contradicts what another one has already gets nothing of it.
 
         Returns:
-            The keys concerned, old and new, each with an owner; and the refused owners, each with the reason.
+            The keys concerned, old and new, each with who answers for it; and the refused owners, each with the reason.
         """
         concerned: dict[Key, str] = {}
         for owner in wishes:
@@ -48,11 +48,20 @@ class Desired:
                 concerned[key] = owner
             if wanted:
                 self.by_owner[owner] = wanted
-        return {key: self.owner(key, owner) for key, owner in concerned.items()}, refused
+        return {key: self.answerable(key, owner) for key, owner in concerned.items()}, refused
 
     def owner(self, key: Key, default: str = "host") -> str:
         """Return one owner of a key; the default when nobody wants it."""
         return next(iter(self.wanted_by.get(key, ())), default)
+
+    def answerable(self, key: Key, default: str = "host") -> str:
+        """Return whose failure ends what is to be done for a key, and who fails with it first.
+
+        That is its owner; of several owners none, but one of the key's own: a fault of one shall not keep the others
+        from what they share.
+        """
+        owners = self.wanted_by.get(key, ())
+        return self.owner(key, default) if len(owners) < 2 else alone(key)
 
     def _rival(self, wanted: Mapping[Key, Resource]) -> Key | None:
         for key, resource in wanted.items():
@@ -66,6 +75,11 @@ class Desired:
         del owners[owner]
         if not owners:
             del self.wanted_by[key], self.resources[key]
+
+
+def alone(key: Key) -> str:
+    """Return an owner that is of one key only, so that it fails alone."""
+    return "host/" + "/".join(part for part in key if part)
 
 
 def _taken(owner: str, key: Key, holder: str) -> NetweftError:

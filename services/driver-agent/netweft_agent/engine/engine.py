@@ -41,7 +41,7 @@ from netweft_agent.domain.objects import (
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
 from netweft_agent.engine.announcing import Announcing
-from netweft_agent.engine.desired import Desired
+from netweft_agent.engine.desired import Desired, alone
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.render import Renderer, Scope
 from netweft_agent.engine.store import Change, ObjectStore, same_but_revision
@@ -836,7 +836,7 @@ class Engine:
             }
             self._leftovers = {key: owner for key, owner in self._leftovers.items() if key in self.known}
             owners = {key: self._orphan(key) for key in present if key not in wanted}
-            owners.update((key, self.desired.owner(key)) for key in wanted)
+            owners.update((key, self.desired.answerable(key)) for key in wanted)
             steps = plan(wanted, present, owners)
             if not steps:
                 break
@@ -850,7 +850,8 @@ class Engine:
         if done:
             self._note_repairs(done)
             for step in done:
-                log.info("repaired", owner=step.owner, ns=step.resource.ns or "host", command=step.command())
+                owner = self.desired.owner(step.resource.key, step.owner)
+                log.info("repaired", owner=owner, ns=step.resource.ns or "host", command=step.command())
         self._judge(errors)
         await self._announce()
         if self._behind:
@@ -864,7 +865,12 @@ class Engine:
     def _note_repairs(self, done: Sequence[Operation]) -> None:
         now_ms = int(self._clock() * 1000)
         fresh = tuple(
-            Repair(time_ms=now_ms, owner=step.owner, ns=step.resource.ns, command=step.command())
+            Repair(
+                time_ms=now_ms,
+                owner=self.desired.owner(step.resource.key, step.owner),
+                ns=step.resource.ns,
+                command=step.command(),
+            )
             for step in done[-REPAIRS_KEPT:]
         )
         self.drift = Drift(
@@ -888,7 +894,7 @@ class Engine:
 
     def _orphan(self, key: Key) -> str:
         """Return the owner of what nobody wants any more: one of its own, so that it fails alone."""
-        return self._leftovers.get(key) or "host/" + "/".join(part for part in key if part)
+        return self._leftovers.get(key) or alone(key)
 
     def _render_again(self) -> set[Ns]:
         """Give owners that could not be rendered another chance; return the namespaces that this concerns."""
