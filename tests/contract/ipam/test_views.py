@@ -212,6 +212,20 @@ async def test_a_lease_that_the_store_has_lost_is_taken_back_with_its_epoch(desk
     assert ["ADDRESS_IN_USE"] == await desk.lease(pool, ask("z", "10.1.0.7"))
 
 
+async def test_above_the_highest_epoch_that_a_host_may_report_there_is_room(desk, clock):
+    pool = await desk.pool("g/10.1.0.0/24")
+    highest = 2**48 - 2**40 - 1
+
+    assert ["10.1.0.7"] == await claimed(desk, pool, ("a", 7, highest))
+    [other] = await desk.leases(pool, ask("b"))
+    await desk.give_back(pool, ("10.1.0.7", "a"))
+    clock.advance(10)
+    [again] = await desk.leases(pool, ask("c", "10.1.0.7"))
+
+    assert highest < other.epoch < again.epoch
+    assert [other, again] == await desk.listed(pool)
+
+
 async def test_a_lease_that_the_store_still_has_stands(desk):
     pool = await desk.pool("g/10.1.0.0/24")
     [lease] = await desk.leases(pool, ask("a", host="h1"))

@@ -354,14 +354,16 @@ async def test_a_watch_behind_an_event_that_is_gone_ends_and_says_so(stub):
     assert ("OUT_OF_RANGE", "EVENT_UNKNOWN", "") == told(caught.value)
 
 
-async def test_a_claim_with_an_impossible_epoch_has_its_own_status(stub):
+async def test_a_claim_that_cannot_have_been_granted_has_its_own_status(stub):
     epoch = (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).store_epoch
     pool = await make_pool(stub)
     claims = [
-        pb.Lease(pool_id=pool, address="10.1.0.7/24", owner=pb.Owner(key="e"), epoch=number) for number in (0, 2**48, 5)
+        pb.Lease(pool_id=pool, address="10.1.0.7/24", owner=pb.Owner(key="e"), epoch=number)
+        for number in (0, 2**48, 2**48 - 1, 2**48 - 2**40 - 1)
     ]
+    claims.append(pb.Lease(pool_id=pool, address="10.1.0.255/24", owner=pb.Owner(key="f"), epoch=5))
 
     answer = await stub.ReassertLeases(pb.ReassertLeasesRequest(host_id="h", store_epoch=epoch, leases=claims))
 
-    assert ["EPOCH_MALFORMED", "EPOCH_MALFORMED", ""] == [result.status.reason for result in answer.results]
-    assert "10.1.0.7/24" == answer.results[2].lease.address
+    assert [*["EPOCH_MALFORMED"] * 3, "", "ADDRESS_RESERVED"] == [result.status.reason for result in answer.results]
+    assert "10.1.0.7/24" == answer.results[3].lease.address

@@ -32,8 +32,9 @@ _UINT64_MAX = 2**64 - 1
 _POOL_PAGE, _POOL_PAGE_LIMIT = 100, 1000
 _LEASE_PAGE, _LEASE_PAGE_LIMIT = 100, 4096
 
-# Epochs are kept in 6 bytes.
-_EPOCH_LIMIT = 1 << 48
+# Epochs are kept in 6 bytes, and are seconds since 1970 times 2^16. What a host reports must leave room above itself,
+# or a broken one would leave its pool none for grants: until 2105 no lease comes near.
+_EPOCH_LIMIT = (1 << 48) - (1 << 40)
 _EVENT_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,9}\.[0-9]{1,9}")
 
 _WIRE_OF_EVENT = {
@@ -257,7 +258,7 @@ def claim(index: int, lease: ipam_pb2.Lease, host_id: str) -> tuple[PoolId, Clai
             f"leases[{index}].pool_id: {pool} is no pool whose leases are kept, so there is nothing to take back",
             field=f"leases[{index}].pool_id",
         )
-    address = _address(pool, lease.address.partition("/")[0], field=f"leases[{index}].address")
+    address = _leasable(pool, lease.address.partition("/")[0], field=f"leases[{index}].address")
     kind = _KIND_OF_WIRE.get(lease.owner.kind, OwnerKind.ENDPOINT)
     key = limits.check_owner_key(lease.owner.key, field=f"leases[{index}].owner.key")
     if not 0 < lease.epoch < _EPOCH_LIMIT:
