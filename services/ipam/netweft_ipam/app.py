@@ -121,10 +121,15 @@ async def sweep_for_ever(store: Store, *, interval_s: float) -> None:
 
 async def warn_once(store: Store) -> None:
     """Name what the store lacks, as soon as it answers; one that does not tell may lack anything."""
+    away = False
     while True:
         try:
             found = await store.weaknesses()
-        except errors.Unavailable:
+        except errors.Unavailable as error:
+            if not away:
+                # Whoever started it with a wrong address or password should not have to wait for the first call.
+                logs.get().warning("store does not answer", reason=error.reason, error=error.message)
+            away = True
             await asyncio.sleep(OBSERVE_INTERVAL_S)
             continue
         except errors.NetweftError as error:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import pytest
 import redis
-from netweft_common import errors
+from netweft.ipam.v1 import ipam_pb2 as pb
+from netweft.ipam.v1 import ipam_pb2_grpc
+from netweft_common import client, errors
+from netweft_ipam import app
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
 from netweft_ipam.store.connection import Connection
@@ -149,3 +154,33 @@ async def test_an_old_server_is_named(monkeypatch):
             [found] = await store.weaknesses()
 
     assert "6.2.14; leases need 7.0" in found
+
+
+async def test_a_user_of_the_store_needs_what_the_readme_says_and_no_more(tmp_path):
+    readme = Path(app.__file__).parents[1].joinpath("README.md").read_text()
+    [rights] = re.findall(r"this one needs\n`(~[^`]*)`", readme)
+    with StoreServer() as server:
+        with redis.Redis(unix_socket_path=server.socket_path) as raw:
+            raw.execute_command("ACL", "SETUSER", "ours", "reset", "on", ">secret", *rights.split())
+        process = IpamProcess(
+            server.url.replace("unix://", "unix://ours:secret@"), tmp_path, "--sweep-interval", "100ms"
+        )
+        process.start()
+        async with client.open_channel(process.target) as channel:
+            stub = ipam_pb2_grpc.IpamServiceStub(channel)
+            pool = (await stub.RequestPool(pb.RequestPoolRequest(address_space="g", subnet="10.1.0.0/24"))).pool.id
+            items = [pb.AddressRequest(pool_id=pool, owner=pb.Owner(key=key, host_id="h")) for key in ("a", "b")]
+            leased = await stub.RequestAddresses(pb.RequestAddressesRequest(items=items))
+            one = await stub.RequestAddresses(pb.RequestAddressesRequest(items=items[:1]))
+            renewed = await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))
+            listed = await stub.ListLeases(pb.ListLeasesRequest(pool_id=pool))
+            events = await stub.ListLeaseEvents(pb.ListLeaseEventsRequest(pool_id=pool))
+            backs = [pb.AddressRelease(pool_id=pool, address=f"10.1.0.{last}") for last in (1, 2)]
+            await stub.ReleaseAddresses(pb.ReleaseAddressesRequest(items=backs))
+            await stub.ReleasePool(pb.ReleasePoolRequest(pool_id=pool))
+        assert 0 == process.stop()
+
+    assert [result.lease for result in leased.results] == list(listed.leases)
+    assert list(leased.results)[:1] == list(one.results)
+    assert (2, 2) == (renewed.renewed, len(events.events))
+    assert "warning" not in process.log.read_text()
