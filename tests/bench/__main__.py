@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from tests.bench import attaching, cni, crowd, drifting, ipam, limits, publishing, restarting
+from tests.bench import attaching, cni, crowd, drifting, ipam, limits, publishing, remote, restarting, scale
 
 GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ("attach", "attach-batch", "detach-batch"): attaching.run,
@@ -25,14 +25,22 @@ GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     publishing.WORKS: publishing.run,
     restarting.WORKS: restarting.run,
     drifting.WORKS: drifting.run,
+    remote.WORKS: remote.run,
+    scale.WORKS: scale.run,
 }
 WORKS = [work for group in GROUPS for work in group]
+LONG = {*scale.WORKS}
+"""Take minutes, so they run only where they are named."""
 OUT = Path("build/bench.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(WORKS), help="works to run, by comma: " + ", ".join(WORKS))
+    parser.add_argument(
+        "--only",
+        default=",".join(work for work in WORKS if work not in LONG),
+        help="works to run, by comma: " + ", ".join(WORKS),
+    )
     chosen = set(parser.parse_args().only.split(","))
     if unknown := chosen - set(WORKS):
         parser.error(f"no work named {', '.join(sorted(unknown))}; there are {', '.join(WORKS)}")

@@ -105,12 +105,13 @@ class SimulatedHost:
         number: Place among all hosts; gives id, name and tunnel address.
         folder: Run directory of the simulation, with `controller.sock` and `ipam.sock` in it.
         lease_interval_s: Between two words to IPAM; None: none.
+        prefix: Of its name.
     """
 
-    def __init__(self, number: int, folder: Path, *, lease_interval_s: float | None = 2.0) -> None:
+    def __init__(self, number: int, folder: Path, *, lease_interval_s: float | None = 2.0, prefix: str = "h") -> None:
         self.number = number
         self.id = f"{number:032x}"
-        self.name = f"h{number}"
+        self.name = f"{prefix}{number}"
         self.vtep = str(FIRST_VTEP + number)
         self.kernel = LeanKernel()
         self._folder = folder

@@ -83,7 +83,7 @@ def end(process: subprocess.Popen[bytes], name: str) -> None:
     """End a process in order."""
     process.terminate()
     try:
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=90)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(timeout=15)

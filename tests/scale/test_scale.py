@@ -45,7 +45,7 @@ async def cluster(anyio_backend: str) -> AsyncIterator[Cluster]:
             for host in hosts:
                 stack.push_async_callback(host.stop)
                 await host.start()
-            client = await stack.enter_async_context(AsyncClient(target=running.controller))
+            client = await stack.enter_async_context(AsyncClient(target=running.controller, timeout_s=90))
             for number in range(NETWORKS):
                 subnet = model.SubnetSpec(subnet=f"10.{number}.0.0/16")
                 await client.create_network(f"n{number}", driver="overlay", subnets=[subnet])
@@ -54,7 +54,8 @@ async def cluster(anyio_backend: str) -> AsyncIterator[Cluster]:
                 for number in range(NETWORKS)
                 for host in (hosts[(3 * number + place) % HOSTS] for place in range(WIDTH))
             ]
-            await asyncio.gather(*(attach(client, batch) for batch in batches))
+            for start in range(0, len(batches), WIDTH):
+                await asyncio.gather(*(attach(client, batch) for batch in batches[start : start + WIDTH]))
             await at_rest(client, hosts)
             yield client, hosts
 

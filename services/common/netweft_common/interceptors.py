@@ -168,7 +168,7 @@ class ServerInterceptor(aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(method, handler.unary_stream),
                 request_deserializer=_reader(method, handler.request_deserializer),
-                response_serializer=handler.response_serializer,
+                response_serializer=_writer(handler.response_serializer),
             )
         return grpc.unary_unary_rpc_method_handler(
             self._wrap_unary(method, handler.unary_unary),

@@ -374,6 +374,51 @@ async def test_a_host_is_not_past_what_is_held_back(build, watched, endpoint_of)
     assert (["endpoint"], began + 2) == ([one.kind for one in own.changes], own.revision)
 
 
+@pytest.fixture
+async def elsewhere(build, watched, endpoint_of):
+    """A host's stream behind its snapshot, and what makes an endpoint of a network of its on another host."""
+    replica, watches = watched
+    await replica.commit(create(Host(id="2" * 32, name="h2", agent_target="unix:/y", vtep_address="192.0.2.2")))
+    await replica.commit(create(dataclasses.replace(NETWORK, scope=Scope.GLOBAL)))
+    ids = {"network_id": NETWORK.id, "state": EndpointState.JOINED}
+    await replica.commit(create(dataclasses.replace(endpoint_of(1), host_id="1" * 32, **ids)))
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+
+    async def make(number):
+        made = dataclasses.replace(endpoint_of(number), host_id="2" * 32, **ids)
+        await replica.commit(create(made))
+        return made.id
+
+    yield stream, make
+    await stream.aclose()
+
+
+async def test_a_change_that_comes_alone_is_told_at_once(elsewhere, monkeypatch):
+    monkeypatch.setattr(hostwatch, "COALESCE_S", 3600.0)
+    stream, make = elsewhere
+
+    made = await make(2)
+
+    assert [made] == [one.id for one in (await anext(stream)).changes]
+
+
+async def test_what_comes_soon_after_is_told_together(elsewhere, monkeypatch):
+    monkeypatch.setattr(hostwatch, "COALESCE_S", 1.0)
+    stream, make = elsewhere
+    first = await make(2)
+    told = [await anext(stream)]
+
+    following = asyncio.create_task(anext(stream))
+    made = []
+    for number in (3, 4, 5):
+        made.append(await make(number))
+        await asyncio.sleep(0)  # the stream has its turn, and waits
+    told.append(await following)
+
+    assert [[first], made] == [[one.id for one in batch.changes] for batch in told]
+
+
 async def test_a_silent_stream_moves_its_revision_on(watched, monkeypatch):
     replica, watches = watched
     monkeypatch.setattr(hostwatch, "BOOKMARK_S", 0.01)

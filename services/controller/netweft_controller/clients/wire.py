@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
+from netweft.controller.v1 import host_pb2 as controller_host_pb2
 from netweft_common import status
 
 from netweft_controller.domain.changes import Change, HostKind, Status
@@ -380,6 +381,40 @@ def change(value: Change) -> agent_pb2.Change:
     if value.kind is HostKind.NETWORK:
         return agent_pb2.Change(revision=value.revision, network=_cached_network(_Same(value.put)))
     return agent_pb2.Change(revision=value.revision, sandbox=sandbox(value.put))  # type: ignore[arg-type]  # by kind
+
+
+def watch_response(
+    values: Sequence[Change], *, revision: int, snapshot: bool, snapshot_end: bool, store_id: str
+) -> bytes:
+    """Return the message WatchHostResponse of one batch for a host, as bytes: the server sends them as they are.
+
+    Each of a network's hosts is told the same of an endpoint elsewhere, so what stands for it is made once for all of
+    them (docs/decisions/0023-told-once-for-all-hosts.md).
+    """
+    parts: list[bytes] = []
+    for value in values:
+        if value.kind is HostKind.PEER and value.put is not None:
+            put = value.put
+            parts.append(_encoded_peer(_Same(put.endpoint), put.revision, put.vtep_address, value.revision))  # type: ignore[union-attr]  # by kind
+        else:
+            parts.append(_encoded(change(value)))
+    head = controller_host_pb2.WatchHostResponse(
+        revision=revision, snapshot=snapshot, snapshot_end=snapshot_end, store_id=store_id
+    )
+    # Parts of a message, one after the other, are the message: repeated fields add up.
+    parts.append(head.SerializeToString())
+    return b"".join(parts)
+
+
+def _encoded(message: agent_pb2.Change) -> bytes:
+    """Return the part of the message that is this change."""
+    return controller_host_pb2.WatchHostResponse(changes=[message]).SerializeToString()
+
+
+@functools.lru_cache(maxsize=8192)
+def _encoded_peer(same: _Same, revision: int, vtep_address: str, told_at: int) -> bytes:
+    value = Peer(endpoint=same.record, revision=revision, vtep_address=vtep_address)  # type: ignore[arg-type]  # of a peer
+    return _encoded(agent_pb2.Change(revision=told_at, peer=peer(value)))
 
 
 class _Same:

@@ -79,9 +79,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
             await self._hosts.note_narrow_paths(request.host_id, wire.narrow_paths_from(request.narrow_paths))
         return host_pb2.ReportHostResponse(want_full=want_full)
 
-    async def WatchHost(
-        self, request: host_pb2.WatchHostRequest, context: Any
-    ) -> AsyncIterator[host_pb2.WatchHostResponse]:
+    async def WatchHost(self, request: host_pb2.WatchHostRequest, context: Any) -> AsyncIterator[Any]:
         """Stream what a host must have."""
         del context
         self._require_self(request.host_id)
@@ -90,8 +88,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         )
         try:
             async for batch in stream:
-                yield host_pb2.WatchHostResponse(
-                    changes=[wire.change(change) for change in batch.changes],
+                yield wire.watch_response(
+                    batch.changes,
                     revision=batch.revision,
                     snapshot=batch.snapshot,
                     snapshot_end=batch.snapshot_end,

@@ -21,7 +21,7 @@ CHUNK = 1000
 NOTES_MAX = 262_144
 BOOKMARK_S = 15.0
 COALESCE_S = 0.01
-"""How long changes gather before they are sent: what a call applies directly does not wait for this."""
+"""How long changes gather after some were sent: one that comes alone goes at once, the rest of a burst together."""
 ACK_S = 1.0
 """How soon after a change that concerns a host its stream says how far it has come, so that the host can say so."""
 HOLD_S = 0.05
@@ -53,6 +53,8 @@ class _Watch:
         self.restart = False
         self._due_s = 0.0
         self._ack_due_s: float | None = None
+        self.gather_until_s = 0.0
+        """What comes before this time of the loop waits for it."""
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -211,7 +213,7 @@ class HostWatches:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(watch.wait_s(now_s()), silent_until_s - now_s())):
                     await watch.wake.wait()
-                await asyncio.sleep(COALESCE_S)
+                await asyncio.sleep(max(0.0, watch.gather_until_s - now_s()))
             watch.wake.clear()
             self._require(host_id)
             if watch.is_overrun:
@@ -223,6 +225,7 @@ class HostWatches:
                 return self._snapshot(host_id, watch)
             state = self._replica.state
             if keys := watch.take(now_s()):
+                watch.gather_until_s = now_s() + COALESCE_S
                 if not watch.own:
                     watch.positioned()
                 # What is held back has not been sent: the host is not past it.
