@@ -139,19 +139,20 @@ def _dependents(gone: Collection[Key], present: Mapping[Key, Resource]) -> set[K
 def _closure(
     gone: Collection[Key], present: Mapping[Key, Resource], takes_along: Callable[[Key, Resource], bool]
 ) -> set[Key]:
+    if not gone:
+        return set()
+    needed_by: dict[Key, list[Key]] = {}
+    for key, resource in present.items():
+        for need in resource.needs():
+            needed_by.setdefault(need, []).append(key)
     found: set[Key] = set()
-    dying = set(gone)
-    # Needs are at most three deep (address, peer, veth), so a few passes settle it.
+    dying = list(gone)
     while dying:
-        fresh = {
-            key
-            for key, resource in present.items()
-            if key not in found and any(need in dying and takes_along(need, resource) for need in resource.needs())
-        }
-        if not fresh:
-            break
-        found |= fresh
-        dying |= fresh
+        need = dying.pop()
+        for key in needed_by.get(need, ()):
+            if key not in found and takes_along(need, present[key]):
+                found.add(key)
+                dying.append(key)
     return found
 
 
