@@ -14,12 +14,12 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import netweft_client
 import pytest
-from netweft_client import EndpointSpec, PublishedPort, SandboxSpec
+from netweft_client import AttachItem, DetachItem, EndpointSpec, PublishedPort, SandboxSpec
 from netweft_common import errors
 
 from tests.e2e import support
@@ -36,8 +36,9 @@ SIZES_OF = ("store", "ipam", "controller", "agent-h1")
 MOST_GROWTH = 1.05
 SEED = 20_261_128
 PATIENCE_S = 60.0
+AT_ONCE = (1, 1, 2, 5, 20)
 AT_A_TIME = 4
-"""Endpoints of a caller that are there at a time."""
+"""Calls of a caller whose endpoints are there at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,45 +95,56 @@ class Churn:
 
     def _work(self, worker: int, cycles: int) -> None:
         rng = random.Random(f"{SEED}/{self._name}/{worker}")
-        there: list[tuple[str, str]] = []
+        there: list[list[DetachItem]] = []
         with self._cluster.client(timeout_s=10.0) as client:
-            for _ in range(cycles):
-                network, name = rng.choice(("front", "cross")), f"{self._name}-{next(self._numbers)}"
-                ports = [PublishedPort(container_port=80)] if network == "front" and rng.random() < 0.3 else []
-                self._attach(client, EndpointSpec(network=network, name=name, ports=ports))
-                there.append((network, name))
-                self._done.append(name)
-                self._shrink(client, there, AT_A_TIME, rng)
-            self._shrink(client, there, 0, rng)
+            while cycles > 0:
+                size = min(rng.choice(AT_ONCE), cycles)
+                cycles -= size
+                there.append(self._attach(client, [self._item(rng) for _ in range(size)]))
+                if len(there) > AT_A_TIME:
+                    self._detach(client, there.pop(rng.randrange(len(there))))
+            for gone in there:
+                self._detach(client, gone)
 
-    def _attach(self, client: netweft_client.Client, spec: EndpointSpec) -> None:
-        box = SandboxSpec(container_id=spec.name, host="h1")
-        self._insist(lambda: client.attach_endpoint(spec, box, request_id=f"attach/{spec.name}"))
-
-    def _shrink(
-        self, client: netweft_client.Client, there: list[tuple[str, str]], size: int, rng: random.Random
-    ) -> None:
-        while len(there) > size:
-            network, name = there.pop(rng.randrange(len(there)))
-            self._detach(client, network, name)
-
-    def _detach(self, client: netweft_client.Client, network: str, name: str) -> None:
-        self._insist(
-            lambda: client.detach_endpoint(name, network=network, delete_sandbox=True, request_id=f"detach/{name}")
+    def _item(self, rng: random.Random) -> AttachItem:
+        network, name = rng.choice(("front", "cross")), f"{self._name}-{next(self._numbers)}"
+        ports = [PublishedPort(container_port=80)] if network == "front" and rng.random() < 0.3 else []
+        return AttachItem(
+            endpoint=EndpointSpec(network=network, name=name, ports=ports),
+            sandbox=SandboxSpec(container_id=name, host="h1"),
         )
 
-    def _insist(self, ask: Callable[[], object]) -> None:
+    def _attach(self, client: netweft_client.Client, items: list[AttachItem]) -> list[DetachItem]:
+        key = f"attach/{items[0].endpoint.name}"
+        self._insist(lambda: client.attach_endpoints(items, request_id=key))
+        self._done.extend(item.endpoint.name for item in items)
+        return [
+            DetachItem(endpoint=item.endpoint.name, network=item.endpoint.network, delete_sandbox=True)
+            for item in items
+        ]
+
+    def _detach(self, client: netweft_client.Client, items: list[DetachItem]) -> None:
+        self._insist(lambda: client.detach_endpoints(items, request_id=f"detach/{items[0].endpoint}"))
+
+    def _insist(self, ask: Callable[[], Sequence[object]]) -> None:
+        """Ask until nothing of the answer is a failure that passes.
+
+        Raises:
+            NetweftError: A failure that does not pass, or one that did not.
+        """
         ends_at = time.monotonic() + PATIENCE_S
         while True:
             try:
-                ask()
-            except (errors.Unavailable, errors.Conflict):
-                if time.monotonic() > ends_at:
-                    raise
-                self.retries += 1
-                time.sleep(0.02)  # the next try is another moment of the outage
-            else:
+                failures = [one for one in ask() if isinstance(one, errors.NetweftError)]
+            except errors.NetweftError as error:
+                failures = [error]
+            for failure in failures:
+                if not isinstance(failure, errors.Unavailable | errors.Conflict) or time.monotonic() > ends_at:
+                    raise failure
+            if not failures:
                 return
+            self.retries += 1
+            time.sleep(0.02)  # the next try is another moment of the outage
 
 
 class Killer:
