@@ -34,7 +34,7 @@ CYCLES_ALIVE = 5_000 if LONG else 300
 WARM_UP = 0.5
 """Part of the cycles after which sizes are taken for those that shall stay.
 
-A controller remembers its last 16,384 writes, eight a cycle: until they are full it grows, and the short run ends before.
+A controller remembers its last 16,384 writes, eight a cycle: until then it grows, and the short run ends before.
 """
 MOST_GROWTH = 1.05 if LONG else 1.10
 SIZES_OF = ("store", "ipam", "controller", "agent-h1")
