@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import time
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
 WORKERS = 6
 ROUNDS = 3
+"""How often a controller dies under one load."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,54 +88,96 @@ async def _churn(pair: Pair, worker: int, until: asyncio.Event) -> tuple[int, se
     return count, {f"w{worker}-{number}" for number in range(0, count, 2)}
 
 
-async def _under_load(pair: Pair, harm) -> tuple[int, set[str]]:
+async def _make_networks(pair: Pair, until: asyncio.Event) -> set[str]:
+    """Make networks with a container each, change its endpoint, and delete every other one; returns those left."""
+    left: set[str] = set()
+    count = 0
+    async with pair.client() as client:
+        while not until.is_set():
+            name = f"n{count}"
+            await client.create_network(name)
+            await client.attach_endpoint(EndpointSpec(network=name, name=name), SandboxSpec(container_id=name))
+            await client.update_endpoint(name, network=name, gateway_priority=count)
+            if count % 2:
+                await client.detach_endpoint(name, network=name, delete_sandbox=True)
+                await client.delete_network(name)
+            else:
+                left.add(name)
+            count += 1
+    return left
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What callers were told: how many pairs of calls were answered, and what there must be."""
+
+    count: int
+    endpoints: set[str]
+    networks: set[str]
+
+
+async def _under_load(pair: Pair, harm) -> Done:
     until = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         workers = [tasks.create_task(_churn(pair, number, until)) for number in range(WORKERS)]
+        maker = tasks.create_task(_make_networks(pair, until))
         await asyncio.sleep(1)
         await harm()
         await asyncio.sleep(2)
         until.set()
     done = [worker.result() for worker in workers]
-    return sum(count for count, _ in done), set().union(*(names for _, names in done))
+    return Done(
+        count=sum(count for count, _ in done),
+        endpoints=set().union(*(names for _, names in done)),
+        networks=maker.result(),
+    )
 
 
-async def _names(pair: Pair) -> dict[str, str]:
+async def _names(pair: Pair, *filters: str) -> dict[str, str]:
     async with pair.client() as client:
-        return {one.name: str(one.state) async for one in client.list_endpoints("network=front")}
+        return {one.name: str(one.state) async for one in client.list_endpoints(*filters)}
 
 
 async def _clear(pair: Pair) -> None:
     async with pair.client() as client:
         async for sandbox in client.list_sandboxes():
             await client.delete_sandbox(sandbox.id, force=True)
-        with contextlib.suppress(netweft_client.errors.NotFound):
-            await client.delete_network("front")
+        for network in [one async for one in client.list_networks()]:
+            await client.delete_network(network.id)
 
 
-@pytest.mark.parametrize("victim", ["controller", "controller2"])
+@pytest.mark.parametrize("victim", ["controller", "controller2", "one after the other"])
 def test_a_controller_that_is_killed_under_load_costs_no_call_and_no_change(pair, victim):
     async def run() -> None:
         async with pair.client() as client:
             await client.create_network("front", subnets=[netweft_client.SubnetSpec(subnet="10.72.0.0/16")])
 
         async def harm() -> None:
-            pid = pair.pid(victim)
-            await asyncio.to_thread(processes.end, pid, grace_s=0, kill=True)
-            await asyncio.sleep(0.5)
-            await asyncio.to_thread(pair.start, victim)
+            both = itertools.cycle(["controller", "controller2"])
+            for _ in range(ROUNDS):
+                dies = next(both) if victim not in pair.specs else victim
+                await asyncio.to_thread(processes.end, pair.pid(dies), grace_s=0, kill=True)
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(pair.start, dies)
 
-        count, expected = await _under_load(pair, harm)
-        found = await _names(pair)
+        done = await _under_load(pair, harm)
+        found = await _names(pair, "network=front")
+        others = {name for name in await _names(pair) if name not in found}
 
-        assert count > WORKERS
-        assert expected == set(found)
+        assert done.count > WORKERS
+        assert done.endpoints == set(found)
         assert {"joined"} == set(found.values())
+        assert done.networks == others
         async with pair.client() as client:
+            assert done.networks | {"front"} == {one.name async for one in client.list_networks()}
+            changed = {one.name: one.gateway_priority async for one in client.list_endpoints() if one.name in others}
+            assert {name: int(name[1:]) for name in others} == changed
             assert () == await client.wait_network("front", wait_s=9)
 
     asyncio.run(run())
+    assert [] == support.settled(pair.cluster)
     asyncio.run(_clear(pair))
+    assert [] == support.settled(pair.cluster)
 
 
 def test_a_controller_that_stands_still_is_left_for_the_other_one(pair):

@@ -255,6 +255,35 @@ async def test_peers_that_come_and_go_with_their_macs_are_not_announced(rig):
     assert [] == since(rig)
 
 
+async def test_what_came_while_nobody_remembers_which_mac_its_address_had_is_told_when_there_is_time(rig):
+    """The containers may have met the address before the agent was started again, under another MAC."""
+    old = peer(mac=A, addresses=(ip_interface("10.1.0.9/24"),))
+    new = peer(5002, mac=B, addresses=(ip_interface("10.1.0.9/24"),))
+    await rig.put(1, network(driver="overlay"), sandbox(), red(mac="02:42:00:00:00:0c"), old)
+    await rig.gone(2, old)
+
+    await rig.restart()
+    since(rig)
+    await rig.put(3, new)
+    found = since(rig)
+    await rig.gone(4, new)
+    await rig.put(5, new)
+    again = since(rig)
+
+    assert [(told("10.1.0.9", ns=f"network/{oid(1)}", link="br0", mac=B), False)] == found
+    assert [] == again
+
+
+async def test_in_a_network_that_came_after_the_start_all_macs_are_remembered(rig):
+    await rig.put(1, network(), sandbox(), red())
+    await rig.restart()
+    since(rig)
+
+    await rig.put(2, network(2, driver="overlay"), sandbox(102), endpoint(1009, 2, sandbox=102), peer(5001, 2))
+
+    assert [] == [one for one, _ in since(rig) if one.mac]
+
+
 # --- the memory ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """Whom neighbours have to be told of after a plan, and how soon.
 
 An address that had another MAC in its network before is told of at once: neighbours on this host may still send to the
-old one. All else nobody waits for.
+old one. All else nobody waits for. Where not every address that neighbours may know is remembered, because the agent
+was started again or the memory is full, those that are not are told of as if they had moved, but when there is time.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Announcing:
         self._store = store
         self._limit = remembered
         self._macs: dict[tuple[str, str], str] = {}
+        # Networks where a container may know an address by a MAC that is not remembered.
+        self._partial: set[str] = set()
         self._fresh: dict[str, None] = {}
         self.gone: list[Place] = []
         """Places at which an address is no more."""
@@ -99,15 +102,17 @@ class Announcing:
         return told
 
     def remember(self, by_owner: Mapping[str, Mapping[Key, Resource]]) -> None:
-        """Take the MACs of all that is wanted for those that neighbours know."""
+        """Take the MACs of all that is wanted for those that neighbours know; they may know more, from before."""
         for wanted in by_owner.values():
             for _ in self._of(wanted, wanted):
                 pass
+        self._partial |= {network for network, _ in self._macs}
 
     def _of(self, wanted: Mapping[Key, Resource], known: Mapping[Key, Resource]) -> Iterable[tuple[Announcement, bool]]:
         """Yield an owner's announcements, and whether one of the addresses had another MAC before."""
         found: dict[Place, tuple[Advertise, list[str]]] = {}
         moved: set[Place] = set()
+        unknown: set[Place] = set()
         for key, one in wanted.items():
             if isinstance(one, Address):
                 link = wanted.get(("link", one.ns, one.link))
@@ -121,11 +126,15 @@ class Announcing:
             if one.advertise is None or key not in known:
                 continue
             found.setdefault(place, (one.advertise, []))[1].append(ip)
-            if mac is not None and self._has_moved(one.advertise.network, ip, mac):
-                moved.add(place)
+            if mac is not None:
+                before = self._replace(one.advertise.network, ip, mac)
+                if before is None and one.advertise.network in self._partial:
+                    unknown.add(place)
+                elif before not in {None, mac}:
+                    moved.add(place)
         for place, (advertise, addresses) in found.items():
             ns, name, mac = place
-            if mac and place not in moved:
+            if mac and place not in moved and place not in unknown:
                 continue  # of what is elsewhere, only a change matters here
             announcement = Announcement(
                 ns=ns,
@@ -137,10 +146,12 @@ class Announcing:
             )
             yield announcement, place in moved
 
-    def _has_moved(self, network: str, address: str, mac: str) -> bool:
-        """Remember the MAC of an address, and return whether it had another one."""
-        before = self._macs.pop((network, address), mac)
+    def _replace(self, network: str, address: str, mac: str) -> str | None:
+        """Remember the MAC of an address, and return the one that it had; None: it is not known to have had any."""
+        before = self._macs.pop((network, address), None)
         self._macs[network, address] = mac
         if len(self._macs) > self._limit:
-            del self._macs[next(iter(self._macs))]
-        return before != mac
+            forgotten = next(iter(self._macs))
+            del self._macs[forgotten]
+            self._partial.add(forgotten[0])
+        return before
