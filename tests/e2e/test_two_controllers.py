@@ -19,8 +19,8 @@ from tests.e2e import support
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
 
-WORKERS = 6
-ROUNDS = 3
+WORKERS = 4
+ROUNDS = 2
 """How often a controller dies under one load."""
 
 
@@ -146,6 +146,7 @@ async def _clear(pair: Pair) -> None:
             await client.delete_network(network.id)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", ["controller", "controller2", "one after the other"])
 def test_a_controller_that_is_killed_under_load_costs_no_call_and_no_change(pair, victim):
     async def run() -> None:
