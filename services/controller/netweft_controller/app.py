@@ -37,6 +37,7 @@ from netweft_controller.engine.networks import NetworkEngine
 from netweft_controller.engine.progress import Progress
 from netweft_controller.engine.reconcile import Reconciler, Timing
 from netweft_controller.engine.removal import Remover
+from netweft_controller.engine.roster import Roster
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
 from netweft_controller.engine.stock import Stock
@@ -152,7 +153,10 @@ class Controller:
                     "CA_MISSING", "ca_key needs tls_ca: the certificate of that key", field="ca_key"
                 )
             authority = pki.load_authority(config.tls_ca, config.ca_key)
-        self.admission = Admission(replica=self.replica, authority=authority, life=config.certificate_life)
+        self.admission = Admission(
+            replica=self.replica, authority=authority, life=config.certificate_life, shared_s=self.liveness.now_s
+        )
+        self.roster = Roster(self.replica, self.ipam, is_closed=authority is not None)
         self.reconciler = Reconciler(
             replica=self.replica,
             ipam=self.ipam,
@@ -167,6 +171,7 @@ class Controller:
                 orphan_grace=config.orphan_grace,
                 forsake_after=config.forsake_after,
             ),
+            clock=self.liveness.now_s,
         )
         self._report_interval_s = max(1, round(config.report_interval.total_seconds()))
 
@@ -204,6 +209,7 @@ class Controller:
             "settler": self.settler.run(),
             "stock": self.stock.run(),
             "liveness": self.liveness.run(),
+            "roster": self.roster.run(),
             "reconciler": self.reconciler.run(),
         }
 

@@ -14,6 +14,7 @@ from netweft_common.identity import Role
 from netweft_common.server import Server
 
 from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
+from netweft_ipam.engine.gate import Gate
 from netweft_ipam.engine.nullspace import NullSpaceStore
 from netweft_ipam.rpc.servicer import IpamServicer
 from netweft_ipam.settings import IpamSettings
@@ -40,6 +41,7 @@ ACCESS: identity.Access = {
     f"{_SERVICE}ReleaseAddresses": _CONTROLLERS,
     f"{_SERVICE}AddressStream": _CONTROLLERS,
     f"{_SERVICE}TransferLeases": _HOSTS,
+    f"{_SERVICE}SetHosts": _CONTROLLERS,
     f"{_SERVICE}RenewLeases": _HOSTS,
     f"{_SERVICE}ReassertLeases": _HOSTS,
     f"{_SERVICE}GetDefaultAddressSpaces": _READERS,
@@ -80,22 +82,34 @@ def build_store(chosen: IpamSettings, *, registry: prometheus_client.CollectorRe
 
 
 def build_server(
-    chosen: IpamSettings, store: Store, *, registry: prometheus_client.CollectorRegistry | None = None
+    chosen: IpamSettings,
+    store: Store,
+    *,
+    registry: prometheus_client.CollectorRegistry | None = None,
+    gate: Gate | None = None,
 ) -> Server:
     """Return the server over a store; entering it serves.
+
+    Args:
+        chosen: Settings.
+        store: Where pools and leases are.
+        registry: Where calls are counted; None: nowhere.
+        gate: Who lets agents in; None: one that hears of hosts by this server's own calls only.
 
     Raises:
         InvalidArgument: A setting is malformed.
     """
+    gate = gate if gate is not None else Gate(store)
     server = Server(
         listen_at=chosen.listen,
+        admit=gate.admit,
         tls_files=tls.from_settings(chosen.tls_ca, chosen.tls_cert, chosen.tls_key),
         access=ACCESS,
         grace=chosen.grace,
         registry=registry,
     )
     leases = LeaseMetrics(registry) if registry is not None else None
-    servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases)
+    servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases, gate)
     return server.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, servicer)
 
 
@@ -147,12 +161,13 @@ async def count_pools(store: Store, pools: PoolMetrics) -> None:
         await asyncio.sleep(POOLS_INTERVAL_S)
 
 
-async def observe_for_ever(store: Store) -> None:
-    """Notice a change of the store's history soon, so that hosts hear of it with their next heartbeat."""
+async def observe_for_ever(store: Store, gate: Gate) -> None:
+    """Notice soon that the store's history is another, for hosts to hear of it, and that there are other hosts."""
     while True:
-        await asyncio.sleep(OBSERVE_INTERVAL_S)
         with contextlib.suppress(errors.NetweftError):
+            await gate.look()
             await store.observe()
+        await asyncio.sleep(OBSERVE_INTERVAL_S)
 
 
 async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
@@ -163,12 +178,13 @@ async def serve(chosen: IpamSettings, life: lifecycle.Lifecycle) -> None:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
         store = build_store(chosen, registry=registry)
         stack.push_async_callback(store.aclose)
-        server = await stack.enter_async_context(build_server(chosen, store, registry=registry))
+        gate = Gate(store)
+        server = await stack.enter_async_context(build_server(chosen, store, registry=registry, gate=gate))
         life.spawn(warn_once(store), name="warnings")
         life.spawn(sweep_for_ever(store, interval_s=chosen.sweep_interval.total_seconds()), name="sweep")
         if chosen.metrics_listen:
             life.spawn(count_pools(store, PoolMetrics(registry)), name="count-pools")
-        life.spawn(observe_for_ever(store), name="observe")
+        life.spawn(observe_for_ever(store, gate), name="observe")
         life.ready(server.targets)
         await life.stopped()
 

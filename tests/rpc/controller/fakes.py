@@ -25,6 +25,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         self.predefined = iter(f"172.{n}.0.0/16" for n in range(17, 250))
         self.predefined6 = iter(f"fd00:0:0:{n:x}::/64" for n in range(1, 250))
         self.now_s = 0
+        self.hosts = {}
 
     def _call(self, method):
         self.calls[method] += 1
@@ -70,6 +71,11 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         self.lowest.pop(request.pool_id, None)
         del self.pools[request.pool_id]
         return ipam_pb2.ReleasePoolResponse()
+
+    async def SetHosts(self, request, context):
+        self._call("SetHosts")
+        self.hosts = None if request.any else {host.id: host.name for host in request.hosts}
+        return ipam_pb2.SetHostsResponse()
 
     async def ListPools(self, request, context):
         self._call("ListPools")

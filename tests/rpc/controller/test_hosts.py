@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 
 import pytest
 from netweft.common.v1 import host_pb2 as common_host_pb2
 from netweft.controller.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
 from netweft_common import errors, identity, pki, status
 from netweft_common.identity import Identity, Role
+from netweft_controller.domain import commits, tombs
 from netweft_controller.engine.admission import Admission
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +88,72 @@ async def test_a_host_that_is_lost_for_good_loses_its_endpoints_and_learns_it_wh
     snapshot = await stream.read()
     stream.cancel()
     assert (True, []) == (snapshot.snapshot, list(snapshot.changes))
+
+
+async def test_of_two_agents_with_one_host_id_the_second_is_refused_while_the_first_is_heard(world, face, monkeypatch):
+    host = (await face.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host
+    copied = common_host_pb2.Host()
+    copied.CopyFrom(host)
+    copied.agent_target, copied.vtep_address, copied.name = "unix:/run/copy.sock", "192.0.2.77", "copy"
+    request = host_pb2.RegisterHostRequest(host=copied)
+
+    with pytest.raises(errors.FailedPrecondition, match=r"h1 and ready at .*agent-h1.*copy\.sock") as refused:
+        await face.hosts.RegisterHost(request)
+    same = await face.hosts.RegisterHost(host_pb2.RegisterHostRequest(host=host))
+    later_s = face.controller.liveness._monotonic() + 60
+    monkeypatch.setattr(face.controller.liveness, "_monotonic", lambda: later_s)
+    moved = await face.hosts.RegisterHost(request)
+
+    assert "HOST_ID_IN_USE" == refused.value.reason
+    assert (host.agent_target, "h1") == (same.host.agent_target, same.host.name)
+    assert ("unix:/run/copy.sock", "copy") == (moved.host.agent_target, moved.host.name)
+
+
+async def test_a_network_number_that_is_taken_is_refused_by_the_networks_name(world, face):
+    first = await face.network("first", driver="overlay", options={"vni": "4098"})
+    other = await world.start_controller()
+
+    for asked_of in (face, other):
+        with pytest.raises(errors.FailedPrecondition, match="vni 4098 belongs to network first"):
+            await asked_of.network("second", driver="overlay", options={"vni": "4098"})
+
+    assert 4098 == first.claims["vni"]
+    assert ["first"] == [record.value.name for record in face.state.networks.values()]
+    assert 1 == len(world.ipam.pools)
+
+
+# Clocks
+
+
+async def test_controllers_whose_clocks_disagree_live_by_the_stores(world, face, make_item, monkeypatch):
+    other = await world.start_controller()
+    for one in (face, other):
+        await one.controller.liveness.exchange()
+    store, request = face.controller.store, asked("disagree")
+    tomb = tombs.made(tombs.Stage.RETURNING, face.controller.reconciler._clock(), "x")
+    await store.commit(commits.Commit(take=((tombs.of("f" * 32), tomb),)))
+    now = time.time
+
+    # Of the other controller: two hours ahead.
+    monkeypatch.setattr(time, "time", lambda: now() + 7200)
+    await other.controller.liveness.exchange()
+    await other.controller.reconciler.return_orphans()
+    host = (await other.hosts.GetHost(host_pb2.GetHostRequest(host="h1"))).host
+    authority = pki.new_authority("test", now=NOW)
+
+    def admission_of(one):
+        clock = one.controller.liveness.now_s
+        return Admission(replica=one.controller.replica, authority=authority, life=dt.timedelta(1), shared_s=clock)
+
+    ahead, behind = admission_of(other), admission_of(face)
+    token, _ = await ahead.create_token(request, "h9", 60)
+    monkeypatch.setattr(time, "time", lambda: now() - 7200)
+    await face.controller.replica.reached(other.state.revision)
+    joined = await behind.join(token.host_id, token.secret, pki.new_request()[1], "")
+
+    assert {tombs.of("f" * 32): tomb} == dict(await store.find_claims(tombs.PREFIX))
+    assert common_host_pb2.HOST_STATE_READY == host.state
+    assert "h9" == joined[1]
 
 
 # Tokens

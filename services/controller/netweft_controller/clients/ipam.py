@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 import time
 import typing
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from netweft_common import client, deadline, errors, status, tls
@@ -193,6 +193,23 @@ class Ipam:
                     ]
                 ),
             )
+
+    async def set_hosts(self, store_id: str, revision: int, names: Mapping[str, str] | None) -> None:
+        """Say which hosts there are; agents of others are refused. Idempotent.
+
+        Args:
+            store_id: Of the intent's store.
+            revision: Of the intent, at which it is so.
+            names: Name of each host by its id; None: agents of any host are let in.
+
+        Raises:
+            NetweftError: The call failed; it can be made again.
+        """
+        hosts = [ipam_pb2.KnownHost(id=id_, name=name) for id_, name in (names or {}).items()]
+        await self._connection.call(
+            self._stub.SetHosts,
+            ipam_pb2.SetHostsRequest(store_id=store_id, revision=revision, hosts=hosts, any=names is None),
+        )
 
     async def pools(self) -> AsyncIterator[PoolInfo]:
         """Yield the pools that were made for networks."""

@@ -73,6 +73,30 @@ def register(state: State, host: Host) -> commits.Commit | None:
     return builder.build()
 
 
+def refuse_twin(held: Host, host: Host) -> None:
+    """Refuse an agent that comes with the id of a host which is ready and answers elsewhere: a copied machine.
+
+    The two would take the host's endpoints from each other. One whose target has changed waits until the agent that it
+    was itself has been silent for the grace time.
+
+    Args:
+        held: The host as it is recorded.
+        host: As the agent describes it.
+
+    Raises:
+        FailedPrecondition: It is such a one.
+    """
+    if held.is_pending or held.agent_target == host.agent_target:
+        return
+    raise errors.FailedPrecondition(
+        "HOST_ID_IN_USE",
+        f"host {host.id} is {held.name} and ready at {held.agent_target}; an agent with the same id comes from"
+        f" {host.agent_target}. If this machine is a copy, empty its agent's state_dir, or join it anew; if it is the"
+        " same one at another target, it is taken when the old one has been silent for host_grace",
+        host=host.id,
+    )
+
+
 def drifted(state: State, host_id: str, drift: Drift) -> commits.Commit | None:
     """Return the commit that records what a host had to repair; None when that is known."""
     record = state.hosts.get(host_id)

@@ -31,7 +31,9 @@ class Admission:
         replica: Intent.
         authority: Who signs; None: nobody.
         life: How long a host's certificate is good.
-        now: The time.
+        now: The time, for certificates.
+        shared_s: Seconds since 1970 by a clock that all controllers share, for tokens: who makes one is not who
+            is shown it. None: `now`.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Admission:
         authority: pki.Authority | None,
         life: dt.timedelta,
         now: Callable[[], dt.datetime] = clock.SYSTEM.now,
+        shared_s: Callable[[], float] | None = None,
     ) -> None:
         self._replica = replica
         self._authority = authority
         self._life = life
         self._now = now
+        self._shared_s = shared_s if shared_s is not None else lambda: now().timestamp()
 
     async def create_token(self, request: Request, name: str, ttl_s: int) -> tuple[pki.Token, Record[Host]]:
         """Record a pending host and return the token that stands for it. Idempotent by request, but for the secret.
@@ -59,13 +63,13 @@ class Admission:
             raise fields.invalid("ttl_seconds", f"{ttl_s} is more than {TTL_MAX.days} days", "TTL_TOO_LONG")
         host_id = request.id_for("host")
         token = pki.new_token(host_id, authority)
-        ends = self._now() + (dt.timedelta(seconds=ttl_s) if ttl_s else TTL)
+        ends_s = self._shared_s() + (ttl_s or TTL.total_seconds())
         host = Host(
             id=host_id,
             name=name or f"joining-{host_id[:12]}",
             agent_target="",
             token_digest=pki.digest(token.secret),
-            token_expires_ms=int(ends.timestamp() * 1000),
+            token_expires_ms=int(ends_s * 1000),
             wants_name=not name,
         )
         once = request.remember(Outcome(items=(Done(id=host_id, told=True),)))
@@ -92,7 +96,7 @@ class Admission:
                 host_id,
                 is_secret=lambda kept: pki.is_secret_of(secret, kept),
                 name=name,
-                now_ms=int(self._now().timestamp() * 1000),
+                now_ms=int(self._shared_s() * 1000),
             )
 
         await self._replica.decide(decision)

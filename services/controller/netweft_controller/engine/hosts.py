@@ -80,7 +80,7 @@ class HostEngine:
 
         Raises:
             InvalidArgument: A field is wrong.
-            FailedPrecondition: Another host has the name.
+            FailedPrecondition: Another host has the name, or another agent speaks for the host.
             PermissionDenied: Not authorised.
         """
         hosts.check(host)
@@ -93,6 +93,9 @@ class HostEngine:
             held = state.hosts.get(host.id)
             if held is not None:
                 authorise(held.value)
+                is_asked = identity.current().role is not Role.ADMIN
+                if is_asked and self._liveness.state(host.id) is HostState.READY:
+                    hosts.refuse_twin(held.value, host)
             return hosts.register(state, host)
 
         await self._replica.decide(decision)

@@ -38,6 +38,8 @@ class Liveness:
         # When each host was heard of last: by our clock, which measures, and by the store's, which is shown.
         self._heard_s: dict[str, float] = {}
         self._shown_ms: dict[str, int] = {}
+        # The store's clock, seconds since 1970, less ours that measures; None: it was not read yet.
+        self._store_clock_s: float | None = None
         # Since when heartbeats were exchanged without a gap; None: they are not.
         self._exchanging_since_s: float | None = None
 
@@ -69,6 +71,13 @@ class Liveness:
         now_s = self._monotonic()
         return min(now_s - self._heard_s.get(host_id, self._exchanging_since_s), now_s - self._exchanging_since_s)
 
+    def now_s(self) -> float:
+        """Return the time by the store's clock, in seconds since 1970: one for all controllers, whatever theirs say.
+
+        Until the store has been heard it is this machine's.
+        """
+        return time.time() if self._store_clock_s is None else self._store_clock_s + self._monotonic()
+
     def heartbeat_ms(self, host_id: str) -> int:
         """Return the time of the last heartbeat by the store's clock, in milliseconds since 1970; 0: none."""
         return self._shown_ms.get(host_id, 0)
@@ -89,6 +98,7 @@ class Liveness:
         now_s = self._monotonic()
         if self._exchanging_since_s is None:
             self._exchanging_since_s = now_s
+        self._store_clock_s = beats.now_ms / 1000 - now_s
         self._shown_ms = dict(beats.last_ms)
         for host_id, revision in beats.revisions.items():
             # A host that has another store's revisions says so here before it is read from there.

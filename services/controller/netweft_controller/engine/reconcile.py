@@ -68,7 +68,7 @@ class Reconciler:
         liveness: Which hosts can be asked.
         timing: When to act.
         monotonic: Clock in seconds.
-        clock: Seconds since 1970, for what other controllers read.
+        clock: Seconds since 1970 by a clock that all controllers share, for what others read.
     """
 
     def __init__(

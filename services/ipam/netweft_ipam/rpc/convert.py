@@ -26,8 +26,10 @@ from netweft_ipam.domain.leases import (
 )
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
 from netweft_ipam.domain.predefined import Predefined
+from netweft_ipam.domain.roster import Roster
 from netweft_ipam.rpc import limits
 
+HOSTS_LIMIT = 100_000
 _UINT64_MAX = 2**64 - 1
 _POOL_PAGE, _POOL_PAGE_LIMIT = 100, 1000
 _LEASE_PAGE, _LEASE_PAGE_LIMIT = 100, 4096
@@ -58,6 +60,31 @@ _WIRES_OF_KINDS = (  # by OwnerKind
     ipam_pb2.OWNER_KIND_AUXILIARY,
     ipam_pb2.OWNER_KIND_RESERVATION,
 )
+
+
+def roster(request: ipam_pb2.SetHostsRequest) -> Roster:
+    """Return a checked list of the cluster's hosts.
+
+    Raises:
+        InvalidArgument: It is too long, a host has no id or a malformed one, or the list says any and names some.
+    """
+    if not request.store_id:
+        raise errors.InvalidArgument("FIELD_MISSING", "store_id: name the controllers' store", field="store_id")
+    if len(request.hosts) > HOSTS_LIMIT:
+        raise errors.InvalidArgument(
+            "TOO_MANY_HOSTS", f"hosts: {len(request.hosts)}; a list takes up to {HOSTS_LIMIT}", field="hosts"
+        )
+    if request.any and request.hosts:
+        raise errors.InvalidArgument(
+            "HOSTS_CONTRADICT", "hosts: leave them out where any host is let in, or unset any", field="hosts"
+        )
+    names = {
+        limits.check_host_id(host.id, field=f"hosts[{index}].id", required=True): limits.check_host_id(
+            host.name, field=f"hosts[{index}].name", required=False
+        )
+        for index, host in enumerate(request.hosts)
+    }
+    return Roster(store_id=request.store_id, revision=request.revision, names=None if request.any else names)
 
 
 def pool_ask(request: ipam_pb2.RequestPoolRequest, predefined: Predefined) -> PoolAsk:

@@ -19,6 +19,7 @@ from netweft_ipam.domain.pools import PoolId
 from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
+from netweft_ipam.engine.gate import Gate
 from netweft_ipam.rpc import convert, leasewire, limits
 from netweft_ipam.store.protocol import BEFORE_ALL, Store
 
@@ -41,10 +42,18 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         store: Where pools and leases are kept.
         predefined: Where pools come from when nobody names a subnet.
         metrics: Where outcomes are counted; None: nowhere.
+        gate: Who is told which hosts there are; None: one of its own.
     """
 
-    def __init__(self, store: Store, predefined: Predefined, metrics: LeaseMetrics | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        predefined: Predefined,
+        metrics: LeaseMetrics | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._gate = gate if gate is not None else Gate(store)
         self._store = store
         self._allocator = Allocator(store)
         self._predefined = predefined
@@ -150,6 +159,11 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         items = _returns(request.items)
         outcomes = await self._allocator.transfer(items, host_id, _tag(request, request.request_id))
         return _fill(ipam_pb2.TransferLeasesResponse(), outcomes)
+
+    async def SetHosts(self, request: ipam_pb2.SetHostsRequest, context: Context) -> ipam_pb2.SetHostsResponse:
+        """Take note of which hosts there are."""
+        await self._gate.set(convert.roster(request))
+        return ipam_pb2.SetHostsResponse()
 
     async def LookupAddress(
         self, request: ipam_pb2.LookupAddressRequest, context: Context

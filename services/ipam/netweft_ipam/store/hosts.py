@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from netweft_ipam.domain.roster import Roster
 from netweft_ipam.domain.settling import Reports
 from netweft_ipam.store import scripts
 from netweft_ipam.store.connection import Connection
@@ -60,6 +62,23 @@ class HostBook:
         await self._connection.command("HSETNX", key, host_id, name)
         bound = await self._connection.command("HGET", key, host_id)
         return bound.decode() if bound is not None else name
+
+    async def set_roster(self, roster: Roster) -> None:
+        """Keep which hosts there are, unless a newer list of the same controllers is kept. Idempotent."""
+        names = json.dumps(None if roster.names is None else dict(roster.names))
+        await self._run("roster", "", roster.store_id, roster.revision, names)
+
+    async def read_roster(self, known: Roster | None) -> Roster | None:
+        """Return which hosts there are; the names are read only where the list is another than the known one."""
+        key = f"{self._key[:-4]}roster"
+        store_id, revision = await self._connection.command("HMGET", key, "store_id", "revision")
+        if store_id is None:
+            return None
+        if known is not None and (known.store_id, known.revision) == (store_id.decode(), int(revision)):
+            return known
+        # Together, for the list may have been exchanged since.
+        store_id, revision, names = await self._connection.command("HMGET", key, "store_id", "revision", "names")
+        return Roster(store_id=store_id.decode(), revision=int(revision), names=json.loads(names))
 
     async def pools(self, host_id: str) -> list[str]:
         """Return ids of the families where a host has, or had, leases."""

@@ -30,6 +30,7 @@ from netweft_ipam.domain.leases import (
     RequestTag,
 )
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse
+from netweft_ipam.domain.roster import Roster
 from netweft_ipam.store.protocol import BEFORE_ALL, LeasePage, PoolPage
 
 # This process is the whole history there is.
@@ -76,6 +77,7 @@ class MemoryStore:
         self._families: dict[PoolId, _Family] = {}
         self._reported: dict[str, bool] = {}
         self._agents: dict[str, str] = {}
+        self._roster: Roster | None = None
         self._pool_requests: dict[tuple[str, str], tuple[bytes, Pool | None]] = {}
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
@@ -175,6 +177,15 @@ class MemoryStore:
     async def bind_agent(self, host_id: str, name: str) -> str:
         """See Store."""
         return self._agents.setdefault(host_id, name)
+
+    async def set_roster(self, roster: Roster) -> None:
+        """See Store."""
+        if roster.follows(self._roster):
+            self._roster = roster
+
+    async def read_roster(self, known: Roster | None) -> Roster | None:
+        """See Store."""
+        return known if known == self._roster else self._roster
 
     async def reassert(
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool

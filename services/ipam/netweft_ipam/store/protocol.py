@@ -21,6 +21,7 @@ from netweft_ipam.domain.leases import (
     RequestTag,
 )
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId
+from netweft_ipam.domain.roster import Roster
 
 NO_TAG = RequestTag()
 BEFORE_ALL = "0-0.0"
@@ -131,6 +132,14 @@ class Store(Protocol):
 
     async def bind_agent(self, host_id: str, name: str) -> str:
         """Return by which name a host's agent goes: this one, if none was bound before."""
+        ...
+
+    async def set_roster(self, roster: Roster) -> None:
+        """Keep which hosts there are, unless a newer list of the same controllers is kept. Idempotent."""
+        ...
+
+    async def read_roster(self, known: Roster | None) -> Roster | None:
+        """Return which hosts there are; None: nobody has said. Cheap where the list that is known is the newest."""
         ...
 
     async def reassert(

@@ -28,6 +28,7 @@ from netweft_ipam.domain.leases import (
     RequestTag,
 )
 from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse, parse_pool_id
+from netweft_ipam.domain.roster import Roster
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
 from netweft_ipam.store.connection import Connection, Epoch
@@ -182,6 +183,14 @@ class RedisStore:
     async def bind_agent(self, host_id: str, name: str) -> str:
         """See Store."""
         return await self._hosts.bind(host_id, name)
+
+    async def set_roster(self, roster: Roster) -> None:
+        """See Store."""
+        await self._hosts.set_roster(roster)
+
+    async def read_roster(self, known: Roster | None) -> Roster | None:
+        """See Store."""
+        return await self._hosts.read_roster(known)
 
     async def reassert(
         self, host_id: str, store_epoch: str, claims: Mapping[PoolId, Sequence[Claim]], *, complete: bool

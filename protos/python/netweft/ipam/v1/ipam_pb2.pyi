@@ -1029,6 +1029,85 @@ class TransferLeasesResponse(_message.Message):
 Global___TransferLeasesResponse: _TypeAlias = TransferLeasesResponse  # noqa: Y015
 
 @_typing.final
+class SetHostsRequest(_message.Message):
+    """SetHostsRequest names all hosts of the cluster, as the controllers have recorded them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    ANY_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.str
+    """Identity of the controllers' store. Since 0.1."""
+    revision: _builtins.int
+    """Revision of that store up to which the list is known to be so. Since 0.1."""
+    any: _builtins.bool
+    """True: the controllers issue no certificates, so agents of any host are let in. Since 0.1."""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownHost]:
+        """The hosts; up to 100,000. Since 0.1."""
+
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        hosts: _abc.Iterable[Global___KnownHost] | None = ...,
+        any: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any", b"any", "hosts", b"hosts", "revision", b"revision", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHostsRequest: _TypeAlias = SetHostsRequest  # noqa: Y015
+
+@_typing.final
+class KnownHost(_message.Message):
+    """KnownHost is a host whose agent is let in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the host. Since 0.1."""
+    name: _builtins.str
+    """Name of the host, by which certificates may name it too. Since 0.1."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownHost: _TypeAlias = KnownHost  # noqa: Y015
+
+@_typing.final
+class SetHostsResponse(_message.Message):
+    """SetHostsResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHostsResponse: _TypeAlias = SetHostsResponse  # noqa: Y015
+
+@_typing.final
 class LookupAddressRequest(_message.Message):
     """LookupAddressRequest names an address."""
 

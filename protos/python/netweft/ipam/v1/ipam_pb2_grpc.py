@@ -95,6 +95,11 @@ class IpamServiceStub:
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.SerializeToString,
                 response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.FromString,
                 _registered_method=True)
+        self.SetHosts = channel.unary_unary(
+                '/netweft.ipam.v1.IpamService/SetHosts',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsResponse.FromString,
+                _registered_method=True)
         self.LookupAddress = channel.unary_unary(
                 '/netweft.ipam.v1.IpamService/LookupAddress',
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.LookupAddressRequest.SerializeToString,
@@ -203,6 +208,14 @@ class IpamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetHosts(self, request, context):
+        """Say which hosts there are: agents of others are refused from then on, whatever certificates they have. An older list
+        than the one that is known is ignored. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupAddress(self, request, context):
         """Say who has an address of an address space, and since when. NOT_FOUND when nobody has.
         """
@@ -287,6 +300,11 @@ def add_IpamServiceServicer_to_server(servicer, server):
                     servicer.TransferLeases,
                     request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.FromString,
                     response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.SerializeToString,
+            ),
+            'SetHosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHosts,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsResponse.SerializeToString,
             ),
             'LookupAddress': grpc.unary_unary_rpc_method_handler(
                     servicer.LookupAddress,
@@ -629,6 +647,33 @@ class IpamService:
             '/netweft.ipam.v1.IpamService/TransferLeases',
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesRequest.SerializeToString,
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.TransferLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netweft.ipam.v1.IpamService/SetHosts',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.SetHostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

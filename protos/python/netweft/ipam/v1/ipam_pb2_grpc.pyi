@@ -63,6 +63,10 @@ class IpamServiceStub:
     """
     TransferLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.TransferLeasesRequest, _ipam_pb2.TransferLeasesResponse]
     """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+    SetHosts: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.SetHostsRequest, _ipam_pb2.SetHostsResponse]
+    """Say which hosts there are: agents of others are refused from then on, whatever certificates they have. An older list
+    than the one that is known is ignored. Idempotent.
+    """
     LookupAddress: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.LookupAddressRequest, _ipam_pb2.LookupAddressResponse]
     """Say who has an address of an address space, and since when. NOT_FOUND when nobody has."""
     ListLeaseEvents: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]
@@ -107,6 +111,10 @@ class IpamServiceAsyncStub(IpamServiceStub):
     """
     TransferLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.TransferLeasesRequest, _ipam_pb2.TransferLeasesResponse]  # type: ignore[assignment]
     """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+    SetHosts: _aio.UnaryUnaryMultiCallable[_ipam_pb2.SetHostsRequest, _ipam_pb2.SetHostsResponse]  # type: ignore[assignment]
+    """Say which hosts there are: agents of others are refused from then on, whatever certificates they have. An older list
+    than the one that is known is ignored. Idempotent.
+    """
     LookupAddress: _aio.UnaryUnaryMultiCallable[_ipam_pb2.LookupAddressRequest, _ipam_pb2.LookupAddressResponse]  # type: ignore[assignment]
     """Say who has an address of an address space, and since when. NOT_FOUND when nobody has."""
     ListLeaseEvents: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeaseEventsRequest, _ipam_pb2.ListLeaseEventsResponse]  # type: ignore[assignment]
@@ -220,6 +228,16 @@ class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ipam_pb2.TransferLeasesResponse, _abc.Awaitable[_ipam_pb2.TransferLeasesResponse]]:
         """Move leases to another host, the address stays: migration. The epoch grows, so the old host's copy is stale."""
+
+    @_abc_1.abstractmethod
+    def SetHosts(
+        self,
+        request: _ipam_pb2.SetHostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ipam_pb2.SetHostsResponse, _abc.Awaitable[_ipam_pb2.SetHostsResponse]]:
+        """Say which hosts there are: agents of others are refused from then on, whatever certificates they have. An older list
+        than the one that is known is ignored. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def LookupAddress(

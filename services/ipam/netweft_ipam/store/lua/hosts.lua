@@ -3,6 +3,7 @@
 -- KEYS[1] is <tag>:live and every other key is derived from the same hash tag.
 --   <tag>:beats            zset    host -> last heartbeat (ms)
 --   <tag>:names            hash    host -> name in its agent's certificate, where that is not the host's id
+--   <tag>:roster           hash    which hosts there are: store_id and revision of the controllers' store, names as JSON
 --   <tag>:live             zset    the same for hosts that report what they hold: these are waited for after a failover
 --   <tag>:asserted:<epoch> set     hosts that have reported all they hold under a store epoch
 --   <tag>:window:<epoch>   string  when the store epoch was first seen (ms):the newest heartbeat until then (ms)
