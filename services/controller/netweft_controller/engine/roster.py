@@ -2,7 +2,7 @@
 
 Every controller tells it, each time that a host comes, goes or gets another name, and again after a while: what IPAM's
 store has lost comes back so. IPAM keeps the newest by the intent's revision
-(`docs/decisions/0021-ipam-knows-the-hosts.md`).
+(`docs/decisions/0023-ipam-knows-the-hosts.md`).
 """
 
 from __future__ import annotations
