@@ -197,7 +197,7 @@ def test_a_drained_host_leaves_and_its_certificate_is_worth_nothing(cluster, use
     after = cluster.netweft("host", "ls", where=cluster.namespace("h2"), files=credentials.files(kept))
     log = cluster.stack.processes.log_path("ipam")
     # Its agent still runs, and speaks to IPAM by the certificate that it has.
-    refused = support.wait_until(lambda: log.read_text(), lambda text: f"agent/{host_id} is no host" in text)
+    refused = support.wait_until(log.read_text, lambda text: f"agent/{host_id} is no host" in text)
 
     assert "left" in left
     assert "no host of this cluster" in after
