@@ -8,6 +8,7 @@ tells of changes, of which there must be none. That the agent owns its tables ag
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
 import statistics
 import time
@@ -63,7 +64,7 @@ async def _fill(running: stack.Stack) -> reach.Pair:
 def _restarts(running: stack.Stack, pair: reach.Pair, *, kill: bool) -> dict[str, float]:
     took_s: list[float] = []
     cpu_s: list[float] = []
-    lost, told = 0, 0
+    lost, told = 0, collections.Counter[str]()
     (host,) = running.layout.hosts
     space = running.layout.netns(host)
     assert space is not None, "hosts of the bench have namespaces of their own"
@@ -77,14 +78,15 @@ def _restarts(running: stack.Stack, pair: reach.Pair, *, kill: bool) -> dict[str
             took_s.append(time.perf_counter() - start)
             cpu_s.append(_cpu_s(running))
             time.sleep(2.0)  # what it has to do late, it does within this
-            told += sum(count for what, count in heard.take().items() if what not in _CLAIM)
+            told.update({what: count for what, count in heard.take().items() if what not in _CLAIM})
         lost += pinger.loss.lost
     return {
         "ready s": round(statistics.median(took_s), 2),
         "at most": round(max(took_s), 2),
         "cpu s": round(statistics.median(cpu_s), 2),
         "lost": lost,
-        "changes": told,
+        "changes": told.total(),
+        **told,
     }
 
 
