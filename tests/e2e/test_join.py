@@ -189,9 +189,13 @@ def test_a_cordoned_host_is_shown_and_takes_nothing_until_it_is_uncordoned(user)
 def test_a_drained_host_leaves_and_its_certificate_is_worth_nothing(cluster, user):
     state = cluster.home("h2") / "state"
     host_id = (state / "host-id").read_text().strip()
+    certificate = credentials.files(state / "tls").cert
+    assert "second" in user("host", "drain", "second")
+    # A fresh one: it must not have run out by itself when it is shown.
+    before = certificate.read_bytes()
+    assert support.wait_until(lambda: certificate.read_bytes() != before, bool)
     kept = Path(shutil.copytree(state / "tls", cluster.home("h2") / "old-tls", symlinks=True))
 
-    assert "second" in user("host", "drain", "second")
     left = cluster.netweft("host", "leave", "--state-dir", str(state), where=cluster.namespace("h2"))
 
     after = cluster.netweft("host", "ls", where=cluster.namespace("h2"), files=credentials.files(kept))
