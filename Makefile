@@ -74,6 +74,21 @@ stubs-check: $(STAMP)
 	@diff -r -x __pycache__ protos/python/netweft build/stubs/netweft \
 	    || { echo "the committed stubs differ from the .proto files: run 'make stubs' and commit" >&2; exit 1; }
 
+.PHONY: wheels compose-up compose-down compose-test
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+wheels: $(STAMP) ## what images install, in build/wheels: pinned packages for CPython 3.11, and ours
+	@$(BIN)/python deploy/wheels.py build/wheels
+
+compose-up: wheels ## build the images of docker-compose.yml and start them  [BASE=image with Python 3.11]
+	@$(COMPOSE) build
+	@$(COMPOSE) up -d
+
+compose-down: ## stop what compose-up started, and remove all it made
+	@$(COMPOSE) down --volumes --remove-orphans --timeout 5
+
+compose-test: wheels ## attach across the hosts of docker-compose.yml, kill one of everything in turn; leaves nothing
+	@NETWEFT_COMPOSE=1 $(BIN)/python -m pytest tests/runtimes/test_compose.py $(ARGS)
+
 .PHONY: stubs format lock clean
 stubs: $(STAMP) ## write protos/python again from the .proto files
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py

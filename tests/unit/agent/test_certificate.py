@@ -60,7 +60,7 @@ async def pass_by(time, span):
     """Let time go by in steps."""
     for _ in range(24):
         await time.advance(span.total_seconds() / 24)
-        await asyncio.sleep(0.02)  # files are written by another thread
+        await time.wait_sleepers(1)  # files are written by another thread
 
 
 async def test_a_certificate_is_left_alone_for_two_thirds_of_its_life(world):

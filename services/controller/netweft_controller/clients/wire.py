@@ -389,7 +389,7 @@ def watch_response(
     """Return the message WatchHostResponse of one batch for a host, as bytes: the server sends them as they are.
 
     Each of a network's hosts is told the same of an endpoint elsewhere, so what stands for it is made once for all of
-    them (docs/decisions/0023-told-once-for-all-hosts.md).
+    them (docs/decisions/0025-told-once-for-all-hosts.md).
     """
     parts: list[bytes] = []
     for value in values:
