@@ -19,6 +19,7 @@ from netweft.ipam.v1 import ipam_pb2_grpc
 from netweft_common import client
 from netweft_ipam import app
 from netweft_ipam.domain.settling import Patience
+from netweft_ipam.engine.gate import Gate
 from netweft_ipam.settings import IpamSettings
 from netweft_ipam.store.connection import Connection
 from netweft_ipam.store.redis_store import RedisStore
@@ -209,7 +210,7 @@ async def test_a_failover_that_loses_writes_doubles_no_address_and_loses_none_of
         pool = (await stub.RequestPool(pb.RequestPoolRequest(address_space="a", subnet="10.1.0.0/23"))).pool.id
         world = World(stub)
         tasks = [asyncio.create_task(host.live()) for host in world.hosts]
-        tasks += [asyncio.create_task(app.observe_for_ever(store))]
+        tasks += [asyncio.create_task(app.observe_for_ever(store, Gate(store)))]
         tasks += [asyncio.create_task(world.load(pool, random.Random(worker))) for worker in range(4)]
         try:
             for _ in range(REPETITIONS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from netweft_common import errors, settings
 from netweft_ipam import app
 from netweft_ipam.settings import IpamSettings
@@ -51,16 +52,25 @@ class SilentStore:
         raise errors.Internal("STORE_FAILED", "the store at here failed at INFO: NOPERM")
 
 
+@pytest.fixture
+def logged():
+    """Keep what is logged, whatever levels another test has left out."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
+    structlog.configure(**before)
+
+
 @pytest.mark.anyio
-async def test_a_store_that_does_not_tell_what_it_is_is_warned_of_and_served_from(monkeypatch):
+async def test_a_store_that_does_not_tell_what_it_is_is_warned_of_and_served_from(monkeypatch, logged):
     monkeypatch.setattr(app, "OBSERVE_INTERVAL_S", 0)
     store = SilentStore()
 
-    with capture_logs() as lines:
-        await app.warn_once(store)
+    await app.warn_once(store)
 
     assert 3 == store.asked
-    assert ["store does not answer", "store weakness"] == [line["event"] for line in lines]
-    line = lines[1]
+    assert ["store does not answer", "store weakness"] == [line["event"] for line in logged]
+    line = logged[1]
     assert "NOPERM" in line["what"]
     assert "unknown" in line["what"]
