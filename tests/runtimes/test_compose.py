@@ -107,6 +107,7 @@ def _containers(cluster: Compose) -> dict[str, tuple[str, str, str]]:
     return {
         one["container_id"]: (hosts[one["host_id"]], one["netns_path"], addresses[one["id"]])
         for one in cluster.listed("sandbox")
+        if one["id"] in addresses  # the sandbox of a detached endpoint stays
     }
 
 
