@@ -245,4 +245,4 @@ Walk.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-test_redis_and_its_twin_never_differ = Walk.TestCase
+test_redis_and_its_twin_never_differ = pytest.mark.timeout(3600 if LONG else 120)(Walk.TestCase)
