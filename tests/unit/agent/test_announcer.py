@@ -268,7 +268,7 @@ def test_without_announcements_there_is_no_thread():
 def test_it_waits_for_quiet_but_not_for_ever(monkeypatch):
     clock = SimpleNamespace(now_s=100.0)
     monkeypatch.setattr(announcer, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    telling = Announcer(None, soon_s=0.02, quiet_s=0.1)
+    telling = Announcer(None, soon_s=0.1)
     monkeypatch.setattr(telling, "_start", lambda: None)
     begins = []
 
@@ -279,14 +279,14 @@ def test_it_waits_for_quiet_but_not_for_ever(monkeypatch):
 
     # A tenth of a second after the last one put, until the first has waited for ten.
     assert pytest.approx([100.0 + number * 0.05 + 0.1 for number in range(190)]) == begins[:190]
-    assert pytest.approx([110.02] * 90) == begins[210:]
+    assert pytest.approx([110.1] * 90) == begins[210:]
 
 
 def test_it_works_a_tenth_of_its_time_in_short_pieces(monkeypatch):
     clock = SimpleNamespace(now_s=100.0)
     work_s, rests = [], []
     monkeypatch.setattr(announcer, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    telling = Announcer(None, soon_s=0.0, quiet_s=0.0)
+    telling = Announcer(None, soon_s=0.0)
 
     def tell(namespaces, announcement, dispose):
         clock.now_s += 0.0004

@@ -69,10 +69,9 @@ class Roster:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S if failed else AGAIN_S):
                     await self._wake.wait()
-            if not self._replica.is_loaded:
-                self._wake.clear()
-                continue
             self._wake.clear()
+            if not self._replica.is_loaded:
+                continue
             try:
                 await self.tell()
             except errors.NetweftError as error:

@@ -9,7 +9,6 @@ endpoints they share out further bridges among them, see `shards`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from netweft_common.errors import InvalidArgument
@@ -158,8 +157,8 @@ def _check_ports(network: Network, endpoint: Endpoint) -> None:
     of = _ways(network, endpoint, options, base.IP_VERSIONS)
     routed = not network.internal and any(options.mode(one.version) is Mode.ROUTED for one in endpoint.addresses)
     # In that mode it is opened at the endpoint's own address, whatever is said of the host's.
-    ports_ = [one for one in endpoint.ports if not routed or of(one) or one.host_address == "::1"]
-    publish.refuse_unreachable(network, replace(endpoint, ports=tuple(ports_)), of, options.host_binding)
+    translated = [one for one in endpoint.ports if not routed or of(one) or one.host_address == "::1"]
+    publish.refuse_unreachable(network, endpoint, translated, of, options.host_binding)
     publish.refuse_twice(endpoint, of)
 
 

@@ -143,7 +143,7 @@ class OverlayDriver:
                 )
         if attachment.endpoint.ports:
             of = _ways(network, attachment.endpoint, base.IP_VERSIONS)
-            publish.refuse_unreachable(network, attachment.endpoint, of, _ANY_HOST_ADDRESS)
+            publish.refuse_unreachable(network, attachment.endpoint, attachment.endpoint.ports, of, _ANY_HOST_ADDRESS)
             publish.refuse_twice(attachment.endpoint, of, by_number=True)
 
     def render(
@@ -152,7 +152,7 @@ class OverlayDriver:
         """Render the namespace with bridge and tunnel, a veth pair for each endpoint, and entries for each peer."""
         options = base.parse(Options, network.options, driver=self.name)
         ns = names.network_ns(network.id)
-        mtu = options.mtu or facts.underlay_mtu - overhead(facts)
+        mtu = mtu_of(network, facts)
         state = HostState()
         own = self._own.get(network, facts, lambda: _network(network, options, ns, mtu, facts))
         state.take(f"network/{network.id}", own)
@@ -338,8 +338,9 @@ def _way_out(network: Network, ns: str, mtu: int, *, direct: bool) -> list[Resou
 
 def _is_beside(network: Network, options: Options, peer: Peer, facts: Facts) -> bool:
     """Return whether a peer is led to without a tunnel: its host is on our link, and the network has a way to it."""
-    wanted = options.direct_routing and _leads_out(network) and facts.underlay is not None
-    return wanted and facts.underlay is not None and ip_address(peer.vtep) in facts.underlay.network
+    if not options.direct_routing or not _leads_out(network) or facts.underlay is None:
+        return False
+    return ip_address(peer.vtep) in facts.underlay.network
 
 
 def _routed_here(network: Network, endpoint: Endpoint, facts: Facts) -> list[Resource]:

@@ -15,7 +15,7 @@ under its own number, and by `any_ports4` and `any_ports6` of that namespace to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from netweft_common.errors import FailedPrecondition, InvalidArgument
@@ -242,12 +242,15 @@ def refuse_twice(endpoint: Endpoint, of: Ways, *, by_number: bool = False) -> No
             others.append((way.host_address, port))
 
 
-def refuse_unreachable(network: Network, endpoint: Endpoint, of: Ways, default_address: str) -> None:
+def refuse_unreachable(
+    network: Network, endpoint: Endpoint, bindings: Iterable[PublishedPort], of: Ways, default_address: str
+) -> None:
     """Refuse bindings that no kernel can lead into the endpoint.
 
     Args:
         network: Of the endpoint.
-        endpoint: With its bindings, those that lead somewhere with assigned ports.
+        endpoint: Whose they are.
+        bindings: Of it, those that lead somewhere with assigned ports.
         of: Where each binding leads.
         default_address: Host address of bindings that name none.
 
@@ -256,7 +259,7 @@ def refuse_unreachable(network: Network, endpoint: Endpoint, of: Ways, default_a
         InvalidArgument: A binding to the IPv6 loopback address, or two want the same port of the host.
     """
     fit: set[str] = set()  # there are thousands of bindings, and few host addresses
-    for port in endpoint.ports:
+    for port in bindings:
         if port.host_address not in fit:
             _refuse_address(network, endpoint, port, of(port), default_address)
             fit.add(port.host_address)

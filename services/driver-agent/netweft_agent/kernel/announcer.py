@@ -23,14 +23,13 @@ from netweft_agent.domain.announcement import Announcement, Place
 from netweft_agent.kernel import gratuitous
 from netweft_agent.kernel.netns import Namespaces
 
-SOON_S = 0.02
-"""After what an announcement is told for the first time: a burst of attaches goes first, and wakes the thread once."""
+SOON_S = 0.1
+"""For how long nothing new may have come before announcements are told: who attaches one after the other needs the
+processors himself."""
 LIMIT = 16384
 """Interfaces that wait at most; what comes then is not told."""
-QUIET_S = 0.1
-"""Announcements wait for this long without a new one: who attaches one after the other needs the processors himself."""
 LATEST_S = 10.0
-"""How long one waits for that at most."""
+"""How long one that is due waits for that at most."""
 SHARE = 10
 """The thread works one part in so many of its time."""
 AT_ONCE_S = 0.001
@@ -122,16 +121,12 @@ class Announcer:
     Args:
         namespaces: Registry.
         limit: Interfaces that wait at most.
-        soon_s: After what an announcement is told for the first time.
-        quiet_s: For how long nothing new may have come, then.
+        soon_s: For how long nothing new may have come before announcements are told.
     """
 
-    def __init__(
-        self, namespaces: Namespaces, *, limit: int = LIMIT, soon_s: float = SOON_S, quiet_s: float = QUIET_S
-    ) -> None:
+    def __init__(self, namespaces: Namespaces, *, limit: int = LIMIT, soon_s: float = SOON_S) -> None:
         self._namespaces = namespaces
         self._soon_s = soon_s
-        self._quiet_s = quiet_s
         self._quiet_at_s = 0.0
         """When it is quiet, if nothing more comes."""
         self._changed = threading.Condition(threading.Lock())
@@ -146,9 +141,8 @@ class Announcer:
 
     def put(self, announcements: Iterable[Announcement]) -> None:
         """Have announcements told soon, and go on at once."""
-        now_s = time.monotonic()
-        self._quiet_at_s = now_s + self._quiet_s
-        self._add(announcements, now_s + self._soon_s)
+        self._quiet_at_s = time.monotonic() + self._soon_s
+        self._add(announcements, self._quiet_at_s)
 
     def tell(self, announcements: Iterable[Announcement]) -> None:
         """Tell announcements now, in the calling thread, and the rest of each when it is due."""
