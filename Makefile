@@ -22,7 +22,7 @@ endif
 .PHONY: help
 help: ## this text
 	@echo "netweft: networks for containers, on one host or on thousands"; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  .venv is made at the first use; it needs Python >= 3.11 with venv, and the network once."
 
 .PHONY: demo up down status
@@ -38,9 +38,13 @@ down: $(STAMP) ## stop it and remove all of it  [RUN_DIR=path]
 status: $(STAMP) ## what runs of it, and how it is  [RUN_DIR=path]
 	@$(BIN)/netweft status $(RUN_ARGS)
 
-.PHONY: test bench
-test: $(STAMP) ## all tests, or those of one path  [T=tests/unit] [ARGS="-k name"]
-	@$(INSIDE) $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile $(T) $(ARGS)
+.PHONY: test test-runtimes bench
+PYTEST = $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile
+test: $(STAMP) ## all tests but test-runtimes, or those of one path  [T=tests/unit] [ARGS="-k name"]
+	@$(INSIDE) $(PYTEST) $(or $(T),--ignore=tests/runtimes) $(ARGS)
+
+test-runtimes: $(STAMP) ## tests with Docker, Podman and containerd, where those are installed  [T=path] [ARGS=...]
+	@$(PYTEST) $(or $(T),tests/runtimes) $(ARGS)
 
 bench: $(STAMP) ## time the hot paths beside what peers take; writes build/bench.json  [ONLY=attach,attach-batch]
 	@mkdir -p build
