@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
+import tomllib
 from pathlib import Path
 
 from netweft_client import joining
@@ -54,6 +56,13 @@ def configuration(state_dir: Path, *, controller: str, ipam: str, listen_at: str
     # A JSON string is a TOML basic string.
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value))
     return path
+
+
+def controller(state_dir: Path) -> str:
+    """Return the controllers that the agent's configuration file names; empty where it names none."""
+    with contextlib.suppress(FileNotFoundError, tomllib.TOMLDecodeError):
+        return str(tomllib.loads((state_dir / "agent.toml").read_text()).get("controller", ""))
+    return ""
 
 
 def new_authority(folder: Path) -> Path:

@@ -151,12 +151,17 @@ def leave(
     target: options.Target = "",
     timeout: options.Timeout = options.DEFAULT_TIMEOUT_S,
 ) -> None:
-    """Take this machine out of its cluster, with the agent's own certificate; stop the agent afterwards."""
+    """Take this machine out of its cluster, with the agent's own certificate; stop the agent afterwards.
+
+    Without --target it asks the controllers that the agent has.
+    """
     from netweft_common import credentials  # noqa: PLC0415  # of this command alone
+
+    from netweft_cli import joining  # noqa: PLC0415  # as above
 
     host_id = _read(state_dir / "host-id", "--state-dir").strip()
     files = credentials.files(state_dir / "tls")
-    with options.connect(target, timeout, tls_files=files) as client:
+    with options.connect(target or joining.controller(state_dir), timeout, tls_files=files) as client:
         client.delete_host(host_id, force=force)
     (state_dir / "host-id").unlink()
     output.write_lines([f"left; {state_dir} may be removed when the agent has stopped"])

@@ -1,0 +1,55 @@
+"""Root folders of Debian for tests: made once of Debian's packages and kept in `build/`, which `make clean` removes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+_KEPT = Path(__file__).parents[2] / "build" / "debian"
+_MIRROR = "http://deb.debian.org/debian"
+_LIMIT_S = 900.0
+
+
+def root(suite: str, packages: Iterable[str]) -> Path:
+    """Return a folder with a minimal Debian and some packages; whoever uses it writes over it and not into it.
+
+    Skips the test where it cannot be made.
+
+    Args:
+        suite: Debian's release, such as `bookworm`.
+        packages: What it has besides what every Debian has.
+    """
+    if os.geteuid():
+        pytest.skip("makes a root folder of Debian: needs root")
+    if shutil.which("debootstrap") is None:
+        pytest.skip("needs debootstrap; on Debian: apt install debootstrap")
+    wanted = ",".join(sorted(packages))
+    folder = _KEPT / f"{suite}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    _KEPT.mkdir(parents=True, exist_ok=True)
+    with (_KEPT / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _make(suite, wanted, folder)
+    return folder
+
+
+def _make(suite: str, packages: str, folder: Path) -> None:
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    made = subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(unfinished), _MIRROR],
+        capture_output=True, text=True, check=False, timeout=_LIMIT_S,
+    )  # fmt: skip
+    if made.returncode:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        pytest.skip(f"no root folder of Debian {suite} can be made: {made.stdout[-300:]}")
+    for archive in (unfinished / "var/cache/apt/archives").glob("*.deb"):
+        archive.unlink()
+    unfinished.rename(folder)
