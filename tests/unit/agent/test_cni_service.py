@@ -281,6 +281,24 @@ async def test_an_add_that_fails_lets_go_of_the_namespace(world):
     assert set() == world.given.pinned
 
 
+@pytest.mark.parametrize(("rests_for", "expected"), [(3, 0), (1000, 1)], ids=["a while", "too long"])
+async def test_an_add_waits_for_an_address_that_rests(world, monkeypatch, rests_for, expected):
+    monkeypatch.setattr(cni, "REST_S", 0.05)
+    resting = [errors.FailedPrecondition("ADDRESS_QUARANTINED", "it rests")] * rests_for
+
+    async def attach(wish, container, make=world.cluster.attach):
+        if resting:
+            raise resting.pop()
+        return await make(wish, container)
+
+    monkeypatch.setattr(world.cluster, "attach", attach)
+
+    code, answer = await world.call("ADD", runtimeConfig={"ips": ["10.1.0.9"]})
+
+    assert (expected, 100 if expected else None) == (code, answer.get("code"))
+    assert (expected == 1) == bool(resting)
+
+
 async def test_an_add_without_a_descriptor_is_refused(world):
     code, answer = await world.call("ADD", descriptor=None)
 

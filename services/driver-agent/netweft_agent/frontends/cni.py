@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 LABEL = "netweft.cni."
 CONVERGENCE_S = 1.0
 """How long a CHECK waits for the repair of what it finds."""
+REST_S = 10.0
+"""How long an ADD waits for an address that was just given back: a container that starts again wants its own."""
 RETRY_S = 5.0
 """How often DELs that wait are tried again."""
 
@@ -142,7 +144,7 @@ class CniService:
             dns_options=request.dns.options,
         )
         try:
-            found = await self._cluster.attach(self._wish(request), container)
+            found = await _once_rested(lambda: self._cluster.attach(self._wish(request), container))
         except errors.NetweftError as error:
             if not isinstance(error, errors.AlreadyExists):
                 self._given.forget(key)
@@ -150,7 +152,7 @@ class CniService:
         return cni_result.success(request.version, self._result(request, found), request.previous)
 
     async def _lease(self, request: Request) -> bytes:
-        found = await self._cluster.create(self._wish(request))
+        found = await _once_rested(lambda: self._cluster.create(self._wish(request)))
         gateways = {
             one.subnet: offered
             for one in await self._cluster.subnets(request.network)
@@ -317,6 +319,18 @@ class CniService:
             raise CniError(
                 Code.NOT_AVAILABLE, f"nothing can be attached to network {request.network}: {error.message}"
             ) from error
+
+
+async def _once_rested(ask: Callable[[], Awaitable[Found]]) -> Found:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + REST_S
+    while True:
+        try:
+            return await ask()
+        except errors.FailedPrecondition as error:
+            if error.reason != "ADDRESS_QUARANTINED" or loop.time() > end:
+                raise
+        await asyncio.sleep(REST_S / 50)
 
 
 def unpack(frame: bytes) -> tuple[Variables, bytes]:

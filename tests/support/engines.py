@@ -1,0 +1,302 @@
+"""Container engines on the hosts of a cluster: containerd, by `ctr`, and Podman.
+
+Each host has a mount namespace with folders of its own where engines keep what they know (/run, /var/lib, /etc/cni,
+/opt, /dev/shm), and its agent's where an agent has them, so what is written there is seen by nobody else and is gone
+when the host is closed. A container runs a web server that says who it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pytest
+
+from tests.support import images
+
+NETWEFT = Path(sys.executable).parent / "netweft"
+T = TypeVar("T", "Containerd", "Podman")
+TIMEOUT_S = 60.0
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN = {"run": "/run", "lib": "/var/lib", "cni": "/etc/cni", "opt": "/opt"}
+"""Folders of a host, and where its processes find them."""
+
+
+class Cluster(Protocol):
+    """The cluster whose hosts have engines."""
+
+    def host(self, name: str) -> Path:
+        """Return the namespace that plays a host."""
+
+    def agent_dir(self, name: str) -> Path:
+        """Return the run directory of a host's agent."""
+
+
+class EngineHost:
+    """A host of a cluster, as an engine sees it.
+
+    Args:
+        cluster: That the host is of.
+        name: Its name.
+    """
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.name = name
+        self.netns = cluster.host(name)
+        self.folder = Path(tempfile.mkdtemp(prefix="nw-engine-"))
+        self._cgroups = _cgroups()
+        agent = cluster.agent_dir(name)
+        mounts = [(self.folder / one, at) for one, at in _OWN.items()]
+        mounts += [(agent, "/run/netweft"), (agent.parent / "state", "/var/lib/netweft")]
+        for one in ("run/netweft", "lib/netweft", "cni/net.d", "opt"):
+            (self.folder / one).mkdir(parents=True)
+        script = "\n".join(
+            [
+                *(f"mount --bind {source} {at} || exit" for source, at in mounts),
+                "mount -t tmpfs none /dev/shm || exit",
+                "echo mounted",
+                "exec sleep 100000",
+            ]
+        )
+        self._keeper = subprocess.Popen(
+            ["nsenter", f"--net={self.netns}", "unshare", "--mount", "--propagation=private", "sh", "-c", script],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert self._keeper.stdout is not None
+        with self._keeper.stdout as out:
+            said = out.readline()
+        assert said == "mounted\n", said
+        self._mounts = Path(f"/proc/{self._keeper.pid}/ns/mnt").readlink()
+
+    def command(self, *words: str | Path) -> list[str]:
+        """Return what runs a command on the host."""
+        return ["nsenter", f"--target={self._keeper.pid}", "--mount", "--net", *map(str, words)]
+
+    def run(self, *words: str | Path, check: bool = True) -> str:
+        """Run a command on the host, and return what it prints."""
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        assert not check or done.returncode == 0, (
+            f"{self.name}: {' '.join(map(str, words))}: {done.stdout}{done.stderr}"
+        )
+        return done.stdout
+
+    def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
+        """Start a command on the host; what it says is in the file `log` of its folder."""
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(self.command(*words), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def install(self, network: str) -> None:
+        """Have the CNI plugin on the host, with a network."""
+        self.run(NETWEFT, "cni", "install", network)
+
+    def attachments(self) -> list[str]:
+        """Return what CNI's library still holds for attached."""
+        return [one.name for one in (self.folder / "lib/cni/results").glob("*")]
+
+    def close(self) -> list[str]:
+        """Take the host's folders away; return what was left of its engines."""
+        left = [line for pid, line in self._processes() if pid != self._keeper.pid]
+        for pid, _ in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        self._keeper.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in sorted(_cgroups() - self._cgroups, reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        return left
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and (entry / "ns/mnt").readlink() == self._mounts:
+                    yield int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")
+
+
+def _cgroups() -> set[Path]:
+    """Return the groups that engines have made; Podman leaves its own, empty, for the next time."""
+    tops = [one for name in ("libpod_parent", "conmon") for one in _CGROUPS.glob(f"*/{name}")]
+    return {Path(folder) for top in tops for folder, _, _ in os.walk(top)}
+
+
+class Engine(Protocol):
+    """What tests ask of any engine. Containers run in the network `front`, which was installed on the host."""
+
+    host: EngineHost
+
+    def run(self, name: str) -> None:
+        """Run a container; it serves when this returns."""
+
+    def exec(self, name: str, *words: str, check: bool = True) -> str:
+        """Run a command in a container, and return what it prints."""
+
+    def pid(self, name: str) -> int:
+        """Return the process of a container."""
+
+    def remove(self, name: str) -> None:
+        """Take a container away, whatever it does."""
+
+
+def server(name: str) -> list[str]:
+    """Return the command of a container that tells its name to whoever asks at port 80."""
+    return ["sh", "-c", f"mkdir -p /tmp/www && echo {name} >/tmp/www/who && exec httpd -f -p 80 -h /tmp/www"]
+
+
+def who(engine: Engine, name: str, address: str, port: int = 80) -> str:
+    """Return who answers a container that asks at an address; empty: nobody."""
+    # The time limit of busybox's wget itself ends it by a segmentation fault where it is linked with glibc.
+    ask = ("timeout", "5", "wget", "-q", "-O", "-", f"http://{address}:{port}/who")
+    return engine.exec(name, *ask, check=False).strip()
+
+
+def address(engine: Engine, name: str) -> str:
+    """Return the address that a container has on eth0."""
+    return engine.exec(name, "ip", "-4", "-o", "address", "show", "dev", "eth0").split()[3].partition("/")[0]
+
+
+class Containerd:
+    """containerd, which is started, and `ctr`, which runs CNI's plugins: it has attached when a task runs.
+
+    It lets go when it is told of the end of the container that it has run, so it has to stay.
+    """
+
+    def __init__(self, host: EngineHost) -> None:
+        self.host = host
+        self._runs: dict[str, subprocess.Popen[bytes]] = {}
+        (host.folder / "containerd.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        self._daemon = host.start("containerd", "--config", host.folder / "containerd.toml")
+        _wait(lambda: self._daemon.poll() is not None or (host.folder / "run/containerd/containerd.sock").exists())
+        assert self._daemon.poll() is None, host.log()
+        _wait(lambda: "RUNTIME" in self._ctr("container", "ls", check=False))
+        self._ctr("image", "import", "--snapshotter", "native", str(images.busybox(host.folder)))
+
+    def _ctr(self, *words: str, check: bool = True) -> str:
+        return self.host.run("ctr", *words, check=check)
+
+    def run(self, name: str) -> None:
+        self._runs[name] = self.host.start(
+            "ctr", "run", "--rm", "--cni", "--snapshotter", "native", images.NAME, name, *server(name)
+        )
+        _wait(lambda: self._runs[name].poll() is not None or "RUNNING" in self._task(name))
+        if self._runs[name].poll() is not None:
+            del self._runs[name]
+            # `ctr` leaves what it has made.
+            self._ctr("task", "rm", "--force", name, check=False)
+            self._ctr("container", "rm", name, check=False)
+            raise AssertionError(self.host.log())
+        _wait(lambda: who(self, name, "127.0.0.1") == name)
+
+    def _task(self, name: str) -> list[str]:
+        rows = [line.split() for line in self._ctr("task", "ls").splitlines()]
+        return next((row for row in rows if row[0] == name), [])
+
+    def exec(self, name: str, *words: str, check: bool = True) -> str:
+        return self._ctr("task", "exec", "--exec-id", f"e{time.monotonic_ns()}", name, *words, check=check)
+
+    def pid(self, name: str) -> int:
+        return int(self._task(name)[1])
+
+    def ended(self, name: str) -> None:
+        """Wait until a container that was killed is let go of."""
+        self._runs.pop(name).wait(timeout=TIMEOUT_S)
+
+    def remove(self, name: str) -> None:
+        self._ctr("task", "kill", "--signal", "KILL", name)
+        self.ended(name)
+
+    def close(self) -> None:
+        for name in list(self._runs):
+            self.remove(name)
+        self._daemon.terminate()
+        self._daemon.wait(timeout=TIMEOUT_S)
+
+
+class Podman:
+    """Podman with CNI for its networks. There is no daemon: `conmon` stays with a container, and lets go of it."""
+
+    def __init__(self, host: EngineHost) -> None:
+        self.host = host
+        conf = host.folder / "containers.conf"
+        # What Podman asks for by default may be more than this machine's processes can have.
+        conf.write_text(
+            "[containers]\n"
+            'default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]\n'
+            "[engine]\n"
+            'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            # The agent holds published ports itself, and would be in the way of Podman's own socket.
+            "enable_port_reservation = false\n"
+            "[network]\n"
+            'network_backend = "cni"\ncni_plugin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]\n'
+        )
+        self._prefix = ("env", f"CONTAINERS_CONF={conf}", "podman", "--storage-driver=vfs")
+        self.podman("load", "--quiet", "--input", str(images.busybox(host.folder)))
+
+    def podman(self, *words: str, check: bool = True) -> str:
+        """Run podman, and return what it prints."""
+        return self.host.run(*self._prefix, *words, check=check)
+
+    def run(self, name: str, *options: str, network: str = "front") -> None:
+        self.podman(
+            "run",
+            "--detach",
+            f"--name={name}",
+            *([f"--network={network}"] if network else []),
+            *options,
+            images.NAME,
+            *server(name),
+        )
+        _wait(lambda: who(self, name, "127.0.0.1") == name)
+
+    def exec(self, name: str, *words: str, check: bool = True) -> str:
+        return self.podman("exec", name, *words, check=check)
+
+    def pid(self, name: str) -> int:
+        return int(self.podman("inspect", "--format={{.State.Pid}}", name))
+
+    def remove(self, name: str) -> None:
+        self.podman("rm", "--force", "--time=0", name)
+
+    def close(self) -> None:
+        self.podman("rm", "--all", "--force", "--time=0")
+
+
+def _wait(done: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
+    ends = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.05)
+
+
+def _close(host: EngineHost, left: list[str]) -> None:
+    left += host.close()
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster, places: Sequence[tuple[str, type[T]]]) -> Iterator[list[T]]:
+    """Run engines on hosts of a cluster, one each, and see to it that they leave nothing."""
+    for program in ("containerd", "ctr", "runc", "podman", "conmon"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs `{program}`; on Debian: apt install containerd podman runc")
+    if not Path("/etc/cni").is_dir():
+        pytest.skip("needs /etc/cni, over which a folder is mounted; on Debian it comes with podman")
+    left: list[str] = []
+    with contextlib.ExitStack() as stack:
+        engines = []
+        for name, kind in places:
+            host = EngineHost(cluster, name)
+            stack.callback(_close, host, left)
+            host.install("front")
+            engines.append(stack.enter_context(contextlib.closing(kind(host))))
+        yield engines
+    assert [] == left
