@@ -332,6 +332,8 @@ def _namespace(wire: sandbox_pb2.Namespace) -> model.Namespace:
             return model.NamespacePid(pid=wire.pid)
         case "host":
             return model.HostNamespace()
+        case "handover":
+            return model.HandoverNamespace()
         case _:
             return model.NewNamespace()
 
@@ -344,6 +346,8 @@ def _namespace_spec(namespace: model.Namespace) -> sandbox_pb2.Namespace:
             return sandbox_pb2.Namespace(pid=pid)
         case model.HostNamespace():
             return sandbox_pb2.Namespace(host=True)
+        case model.HandoverNamespace():
+            return sandbox_pb2.Namespace(handover=True)
         case _:
             return sandbox_pb2.Namespace(create=True)
 
@@ -416,6 +420,7 @@ def host_facts(wire: host_pb2.HostFacts) -> model.HostFacts:
         underlay_mtu_bytes=wire.underlay_mtu_bytes,
         routes=tuple(wire.routes),
         name_servers=tuple(wire.name_servers),
+        bound_networks=tuple(wire.bound_networks),
     )
 
 

@@ -346,7 +346,12 @@ class HostNamespace:
     """The host's own namespace."""
 
 
-Namespace = NewNamespace | NamespacePath | NamespacePid | HostNamespace
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverNamespace:
+    """One that only the caller knows: interfaces are left for him in the host's namespace, by their interface_name."""
+
+
+Namespace = NewNamespace | NamespacePath | NamespacePid | HostNamespace | HandoverNamespace
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -534,6 +539,7 @@ class HostFacts:
     underlay_mtu_bytes: int
     routes: tuple[str, ...]
     name_servers: tuple[str, ...]
+    bound_networks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -297,6 +297,14 @@ async def test_narrow_ways_are_told_when_they_change(linked):
     assert [[], [("h" * 32, "2" * 32, 1400, 1500)], []] == told
 
 
+async def test_networks_that_are_bound_are_known_when_that_is_answered(linked):
+    await until(lambda: linked.reports)
+
+    await linked.link.bind({"b" * 32, "a" * 32})
+
+    assert ["a" * 32, "b" * 32] == list(linked.registered[-1].facts.bound_networks)
+
+
 async def test_another_mtu_of_the_underlay_is_told_by_registering_again(linked):
     await until(lambda: linked.reports)
 

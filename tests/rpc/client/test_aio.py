@@ -85,6 +85,7 @@ async def test_a_list_goes_over_all_pages(fake, client):
         netweft_client.NamespacePath(path="/run/netns/c1"),
         netweft_client.NamespacePid(pid=42),
         netweft_client.HostNamespace(),
+        netweft_client.HandoverNamespace(),
     ],
     ids=lambda value: type(value).__name__,
 )

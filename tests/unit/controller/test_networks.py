@@ -205,6 +205,16 @@ def test_a_network_with_endpoints_is_not_deleted_and_says_which(build):
         networks.mark_deleting(build.state, build.state.networks[network.id], ONCE)
 
 
+def test_a_network_that_is_dockers_on_a_host_is_not_deleted_and_says_where(build):
+    network = build.network()
+    for number in (1, 2, 3):
+        bound = (network.id,) if number != 2 else ("f" * 32,)
+        build.host(number, facts=HostFacts(bound_networks=bound))
+
+    with pytest.raises(errors.FailedPrecondition, match=r"Docker's on \w+1, \w+3; remove it there"):
+        networks.mark_deleting(build.state, build.state.networks[network.id], ONCE)
+
+
 def test_a_deletion_is_marked_once(build):
     build.host()
     network = build.network()

@@ -284,6 +284,8 @@ def sandbox(record: Record[Sandbox]) -> sandbox_pb2.Sandbox:
         message.namespace.pid = value.namespace.pid
     elif source is NamespaceSource.HOST:
         message.namespace.host = True
+    elif source is NamespaceSource.HANDOVER:
+        message.namespace.handover = True
     else:
         message.namespace.create = True
     if value.dns is not None:
@@ -304,6 +306,8 @@ def namespace_from(message: sandbox_pb2.Namespace) -> Namespace:
         return Namespace(source=NamespaceSource.PID, pid=message.pid)
     if source == "host" and message.host:
         return Namespace(source=NamespaceSource.HOST)
+    if source == "handover" and message.handover:
+        return Namespace(source=NamespaceSource.HANDOVER)
     return Namespace()
 
 
@@ -471,6 +475,7 @@ def _facts(value: HostFacts) -> host_pb2.HostFacts:
         underlay_mtu_bytes=value.underlay_mtu_bytes,
         routes=value.routes,
         name_servers=value.name_servers,
+        bound_networks=value.bound_networks,
     )
 
 
@@ -511,6 +516,7 @@ def _facts_from(message: host_pb2.HostFacts) -> HostFacts:
         underlay_mtu_bytes=message.underlay_mtu_bytes,
         routes=tuple(message.routes),
         name_servers=tuple(message.name_servers),
+        bound_networks=tuple(message.bound_networks),
     )
 
 

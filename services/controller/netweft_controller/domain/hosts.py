@@ -33,6 +33,7 @@ def check(host: Host) -> None:
     fields.count(facts.drivers, _DRIVERS_MAX, "host.facts.drivers")
     fields.count(facts.routes, _FACTS_MAX, "host.facts.routes")
     fields.count(facts.name_servers, _FACTS_MAX, "host.facts.name_servers")
+    fields.count(facts.bound_networks, _FACTS_MAX, "host.facts.bound_networks")
     for index, route in enumerate(facts.routes):
         fields.network_prefix(route, f"host.facts.routes[{index}]")
     for index, driver in enumerate(facts.drivers):

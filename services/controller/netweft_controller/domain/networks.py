@@ -191,9 +191,10 @@ def mark_deleting(state: State, record: Record[Network], once: commits.Request |
     """Return the commit that accepts a deletion; None when it was accepted before.
 
     Raises:
-        FailedPrecondition: The network has endpoints; names them.
+        FailedPrecondition: The network has endpoints, or hosts have bound it; names them.
     """
     refuse_endpoints(state, record)
+    _refuse_bound(state, record)
     if record.value.state is NetworkState.DELETING:
         return None
     builder = commits.Builder()
@@ -237,6 +238,23 @@ def refuse_endpoints(state: State, record: Record[Network]) -> None:
             f"network {record.value.name} has {len(names_)} endpoints ({shown}); detach them, then delete it",
             network=record.value.id,
             endpoints=shown,
+        )
+
+
+def _refuse_bound(state: State, record: Record[Network]) -> None:
+    hosts = sorted(
+        host.value.name for host in state.hosts.values() if record.value.id in host.value.facts.bound_networks
+    )
+    if hosts:
+        shown = ", ".join(hosts[:_SHOWN_ENDPOINTS]) + (
+            f" and {len(hosts) - _SHOWN_ENDPOINTS} more" if len(hosts) > _SHOWN_ENDPOINTS else ""
+        )
+        raise errors.FailedPrecondition(
+            "NETWORK_BOUND",
+            f"network {record.value.name} is one of Docker's on {shown}; remove it there (docker network rm), then "
+            "delete it",
+            network=record.value.id,
+            hosts=shown,
         )
 
 

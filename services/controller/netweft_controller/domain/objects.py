@@ -235,6 +235,7 @@ class NamespaceSource(enum.StrEnum):
     PATH = "path"
     PID = "pid"
     HOST = "host"
+    HANDOVER = "handover"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +338,7 @@ class HostFacts:
     underlay_mtu_bytes: int = 0
     routes: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
+    bound_networks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

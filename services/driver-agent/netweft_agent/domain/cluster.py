@@ -46,6 +46,7 @@ class Found:
 
     Attributes:
         sandbox_id: Empty: it is joined to none.
+        interface_name: As its host has made it; empty while it is joined to nothing.
         gateways: Of its network, one a family; only told of one that was just attached.
     """
 
@@ -55,10 +56,95 @@ class Found:
     addresses: tuple[Interface, ...] = ()
     gateways: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    network_id: str = ""
+    mac: str = ""
+    interface_name: str = ""
+    ports: tuple[PublishedPort, ...] = ()
+    created_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetWish:
+    """A subnet of a network to be made; see Subnet of the protocol."""
+
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    aux_addresses: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkWish:
+    """A network to be made; see CreateNetworkRequest of the protocol.
+
+    Attributes:
+        here: Of this host alone.
+    """
+
+    name: str
+    driver: str
+    here: bool = False
+    subnets: tuple[SubnetWish, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    internal: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    address_space: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundNetwork:
+    """A network as it is; nothing of it ever changes.
+
+    Attributes:
+        host_id: Empty: it is of all hosts.
+        ip_ranges: What automatic addresses come from, where that is not the whole subnet, by subnet.
+        created_s: Time of creation, in seconds since the epoch, by the store's clock.
+    """
+
+    id: str
+    name: str
+    driver: str
+    host_id: str = ""
+    subnets: tuple[Subnet, ...] = ()
+    ip_ranges: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    internal: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    created_s: float = 0.0
 
 
 class Cluster(Protocol):
     """The cluster, as a front-end sees it. Every call raises NetweftError."""
+
+    async def network(self, network: str) -> FoundNetwork:
+        """Return one network by id or name; NotFound where there is none."""
+
+    async def networks(self, label: str) -> list[FoundNetwork]:
+        """Return the networks that have a label, `key=value`."""
+
+    async def create_network(self, wish: NetworkWish) -> FoundNetwork:
+        """Make a network."""
+
+    async def delete_network(self, network: str) -> None:
+        """Take a network away; one that is gone is gone. FailedPrecondition while it has endpoints."""
+
+    async def join(self, endpoint_id: str, container_id: str) -> Found:
+        """Join an endpoint to a container whose namespace is handed over: the runtime moves interfaces into it."""
+
+    async def update(
+        self,
+        endpoint_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        dns_names: tuple[str, ...] | None = None,
+        ports: tuple[PublishedPort, ...] | None = None,
+        gateway_priority: int | None = None,
+    ) -> Found:
+        """Change what is given of an endpoint, and wait for its host."""
 
     async def subnets(self, network: str) -> tuple[Subnet, ...]:
         """Return the subnets of a network; NotFound where there is none."""
@@ -76,4 +162,4 @@ class Cluster(Protocol):
         """Return one endpoint; NotFound where there is none."""
 
     async def endpoints(self, network: str, label: str) -> list[Found]:
-        """Return the endpoints of a network that have a label, `key=value`."""
+        """Return the endpoints of a network that have a label, `key=value`; of all networks where it is empty."""

@@ -10,6 +10,9 @@ PORT = "nwv-"
 UNGUARDED_PORT = "nwx-"
 """The same, of an endpoint that may send what it likes."""
 
+HANDED_OVER = "nwh-"
+"""What the name begins with of an endpoint's interface that somebody else takes to its sandbox."""
+
 BRIDGES = ("nwb-", "nwu-")
 """What the names of our links begin with that packets are forwarded by: bridges, and ways out of overlays."""
 
@@ -39,6 +42,11 @@ def _shard(network_id: str, shard: int) -> str:
 def veth(endpoint_id: str, *, guarded: bool = True) -> str:
     """Name the host's end of an endpoint's veth pair."""
     return f"{PORT if guarded else UNGUARDED_PORT}{endpoint_id[:DIGITS]}"
+
+
+def handed_over(endpoint_id: str) -> str:
+    """Name the interface of an endpoint until somebody else takes it to its sandbox, under a name of his."""
+    return f"{HANDED_OVER}{endpoint_id[:DIGITS]}"
 
 
 def shaper(endpoint_id: str) -> str:

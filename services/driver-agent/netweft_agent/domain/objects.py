@@ -15,6 +15,10 @@ Interface = IPv4Interface | IPv6Interface
 Subnetwork = IPv4Network | IPv6Network
 
 
+HANDOVER = "handover"
+"""Source of a sandbox into which the caller moves interfaces himself: they are left for him in the host's namespace."""
+
+
 class Scope(StrEnum):
     """How far a network's data plane reaches."""
 
@@ -84,7 +88,7 @@ class Sandbox:
     """A network namespace on this host.
 
     Attributes:
-        source: Empty: the agent makes it. Else an absolute path, `pid:<n>`, or `host` for the host's own.
+        source: Empty: the agent makes it. Else an absolute path, `pid:<n>`, `host` for the host's own, or `HANDOVER`.
     """
 
     id: str
@@ -107,8 +111,8 @@ class Sandbox:
 
     @property
     def ns(self) -> str:
-        """Name of the namespace in resources."""
-        return "" if self.source == "host" else f"sandbox/{self.id}"
+        """Name of the namespace in resources: of what is ours in it, which for `HANDOVER` is the host's."""
+        return "" if self.source in {"host", HANDOVER} else f"sandbox/{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,11 +194,16 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerEnd:
-    """Where the other end of a veth pair is, and what it is born with."""
+    """Where the other end of a veth pair is, and what it is born with.
+
+    Attributes:
+        leaves: Somebody else takes it elsewhere and gives it another name: it is not looked for.
+    """
 
     ns: Ns
     name: str
     mac: str | None = None
+    leaves: bool = False
 
 
 _LINK_RANKS = {"bridge": Rank.BRIDGE, "vxlan": Rank.VXLAN, "veth": Rank.LINK, "ifb": Rank.LINK}

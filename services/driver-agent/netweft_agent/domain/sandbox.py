@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from netweft_agent.domain.objects import Endpoint, Facts, HostFiles, Interface, Sandbox, Subnetwork
+from netweft_agent.domain.objects import HANDOVER, Endpoint, Facts, HostFiles, Interface, Sandbox, Subnetwork
 from netweft_agent.domain.resources import File, Link, Namespace, Ns, Resource, Route, Sysctl
 
 DEFAULT_ROUTE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -73,6 +73,8 @@ def render(sandbox: Sandbox, members: Sequence[Member], facts: Facts, host: Host
         facts: Of the host.
         host: The host's own files.
     """
+    if sandbox.source == HANDOVER:
+        return ()
     if sandbox.source == "host":
         return _files(
             sandbox, facts, hosts_of_host_network(sandbox, host, facts), resolv_of_host_network(sandbox, host)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import names, ports
-from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
+from netweft_agent.domain.objects import HANDOVER, Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -260,12 +260,13 @@ def veth(
 
     IPv6 is off on the bridge's side always: a port needs no address, and each one with IPv6 on would flood
     multicast listener reports to all others. `guarded` says how the port is named, see `guard`; `advertise` how
-    neighbours are told of the addresses.
+    neighbours are told of the addresses. What is in a sandbox of a handover is the caller's.
     """
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
     host_end = names.veth(endpoint.id, guarded=guarded)
     ipv6 = base.has_ipv6(endpoint, network_has=ipv6)
-    return [
+    leaves = attachment.sandbox.source == HANDOVER
+    pair: list[Resource] = [
         Link(
             ns=ns,
             name=host_end,
@@ -274,17 +275,20 @@ def veth(
             master=master,
             ipv6=False,
             port=port,
-            peer=PeerEnd(ns=inside, name=endpoint.interface_name, mac=mac(endpoint)),
-        ),
-        Link(
-            ns=inside,
-            name=endpoint.interface_name,
-            kind="peer",
-            mtu=mtu,
-            mac=mac(endpoint),
-            ipv6=ipv6,
-            peer=PeerEnd(ns=ns, name=host_end),
-        ),
-        *base.inside(attachment, ipv6=ipv6, advertise=advertise),
-        *limits.render(endpoint, ns=ns, link=host_end, mtu=mtu),
+            peer=PeerEnd(ns=inside, name=endpoint.interface_name, mac=mac(endpoint), leaves=leaves),
+        )
     ]
+    if not leaves:
+        pair.append(
+            Link(
+                ns=inside,
+                name=endpoint.interface_name,
+                kind="peer",
+                mtu=mtu,
+                mac=mac(endpoint),
+                ipv6=ipv6,
+                peer=PeerEnd(ns=ns, name=host_end),
+            )
+        )
+        pair += base.inside(attachment, ipv6=ipv6, advertise=advertise)
+    return [*pair, *limits.render(endpoint, ns=ns, link=host_end, mtu=mtu)]

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 from netweft_common import faults
-from netweft_common.errors import Internal, NetweftError, NotFound, Unavailable
+from netweft_common.errors import FailedPrecondition, Internal, NetweftError, NotFound, Unavailable
 
 from netweft_agent.domain import leases
 from netweft_agent.domain.objects import (
+    HANDOVER,
     Endpoint,
     Facts,
     HostFiles,
@@ -305,8 +306,16 @@ class Engine:
 
         Raises:
             NotFound: The host does not hold the sandbox.
+            FailedPrecondition: Its namespace is known to its runtime alone.
         """
         held = self._sandbox(sandbox)
+        if held.source == HANDOVER:
+            raise FailedPrecondition(
+                "NAMESPACE_HANDED_OVER",
+                f"sandbox {held.container_id} is a namespace that its runtime keeps to itself; ask the runtime for its "
+                "counters (docker stats)",
+                sandbox=held.id,
+            )
         owners = {one.interface_name: one.id for one in self.store.endpoints_of_sandbox(sandbox)}
         counters = await self._kernel.statistics(held.ns)
         return [(name, owners.get(name, ""), found) for name, found in sorted(counters.items())]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from netweft_common.errors import Exhausted, FailedPrecondition, Internal, NetweftError, NotFound
 
-from netweft_agent.domain import ports, shards
+from netweft_agent.domain import names, ports, shards
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import (
+    HANDOVER,
     Endpoint,
     Facts,
     HostFiles,
@@ -132,7 +133,10 @@ class Renderer:
         if network is None or network.driver not in self.drivers:
             return endpoint
         driver = self.drivers[network.driver]
-        if not endpoint.interface_name:
+        sandbox = store.sandbox(endpoint.sandbox_id)
+        if sandbox is not None and sandbox.source == HANDOVER:
+            endpoint = replace(endpoint, interface_name=names.handed_over(endpoint.id))
+        elif not endpoint.interface_name:
             endpoint = replace(endpoint, interface_name=_interface_name(store, endpoint, held, driver, network))
         shard = self._shard(store, endpoint, held, network)
         if shard != endpoint.shard:

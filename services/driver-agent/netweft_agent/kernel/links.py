@@ -295,7 +295,7 @@ class Links:
         return False
 
     def _is_pair(self, link: Link, info: dumps.LinkInfo) -> bool:
-        if link.kind != "veth" or link.peer is None:
+        if link.kind != "veth" or link.peer is None or link.peer.leaves:
             return True
         other = self._indexes.ask(link.peer.ns, [link.peer.name]).get(link.peer.name)
         return other is not None and other.ifindex == info.link_index and other.link_index == info.ifindex
@@ -305,7 +305,7 @@ class Links:
 
     def _remember(self, link: Link, info: dumps.LinkInfo) -> None:
         self._indexes.put(link.ns, link.name, info.ifindex, ours=True)
-        if link.kind == "veth" and link.peer is not None and info.link_index:
+        if link.kind == "veth" and link.peer is not None and info.link_index and not link.peer.leaves:
             self._indexes.put(link.peer.ns, link.peer.name, info.link_index, ours=True)
             if link.ns == resources.HOST and info.link_nsid is not None:
                 self._nsids.put(info.link_nsid, link.peer.ns)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from netweft_agent.domain import names, resources
 from netweft_agent.domain import nft as nft_domain
-from netweft_agent.domain import resources
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -203,7 +203,7 @@ def _drop_torn_pairs(looks: Mapping[Ns, _Look], found: dict[Key, Resource]) -> N
 
 
 def _is_torn(looks: Mapping[Ns, _Look], link: Link) -> bool:
-    if link.peer is None or link.peer.ns not in looks or link.ns not in looks:
+    if link.peer is None or link.peer.leaves or link.peer.ns not in looks or link.ns not in looks:
         return False
     mine = looks[link.ns].ends.get(link.name)
     theirs = looks[link.peer.ns].ends.get(link.peer.name)
@@ -241,6 +241,8 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
         wanted = look.wanted.get(("link", look.ns, info.name))
         assert wanted is None or isinstance(wanted, Link), "a link's key on another resource"
         if info.kind == "veth":
+            if info.name.startswith(names.HANDED_OVER):
+                continue  # goes with its other end
             look.ends[info.name] = info.ifindex, info.link_index
         loopback = info.kind == "loopback"
         ours = not loopback and (look.all_ours or info.group == resources.LINK_GROUP)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface
 
+from google.protobuf import field_mask_pb2
 from netweft.common.v1 import endpoint_pb2 as common_pb2
+from netweft.common.v1 import network_pb2 as common_network_pb2
 from netweft.common.v1 import sandbox_pb2
 from netweft.controller.v1 import endpoint_pb2, endpoint_pb2_grpc, network_pb2, network_pb2_grpc
-from netweft_common import client, status
+from netweft_common import client, errors, status
 
-from netweft_agent.domain.cluster import Container, Found, Wish
-from netweft_agent.domain.objects import Subnet
+from netweft_agent.domain.cluster import Container, Found, FoundNetwork, NetworkWish, Wish
+from netweft_agent.domain.objects import PublishedPort, Subnet
 from netweft_agent.rpc import convert
 
 _PAGE = 1000
@@ -40,10 +43,54 @@ class ControllerCluster:
 
     async def subnets(self, network: str) -> tuple[Subnet, ...]:
         """Return the subnets of a network; NotFound where there is none."""
+        return (await self.network(network)).subnets
+
+    async def network(self, network: str) -> FoundNetwork:
+        """Return one network by id or name; NotFound where there is none."""
         answer = await self._connection.call(
             self._networks.GetNetwork, network_pb2.GetNetworkRequest(network=network), timeout_s=10
         )
-        return convert.network(answer.network, "network").subnets
+        return _found_network(answer.network)
+
+    async def networks(self, label: str) -> list[FoundNetwork]:
+        """Return the networks that have a label, `key=value`."""
+        found: list[FoundNetwork] = []
+        request = network_pb2.ListNetworksRequest(page_size=_PAGE, filters=[f"label={label}"])
+        while True:
+            answer = await self._connection.call(self._networks.ListNetworks, request)
+            found += [_found_network(one) for one in answer.networks]
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
+    async def create_network(self, wish: NetworkWish) -> FoundNetwork:
+        """Make a network."""
+        request = network_pb2.CreateNetworkRequest(
+            request_id=uuid.uuid4().hex,
+            name=wish.name,
+            driver=wish.driver,
+            host=self._host_id if wish.here else "",
+            subnets=[
+                common_network_pb2.Subnet(
+                    subnet=one.subnet, gateway=one.gateway, ip_range=one.ip_range, aux_addresses=dict(one.aux_addresses)
+                )
+                for one in wish.subnets
+            ],
+            options=dict(wish.options),
+            labels=dict(wish.labels),
+            internal=wish.internal,
+            disable_ipv4=not wish.enable_ipv4,
+            enable_ipv6=wish.enable_ipv6,
+            address_space=wish.address_space,
+        )
+        answer = await self._connection.call(self._networks.CreateNetwork, request)
+        return _found_network(answer.network)
+
+    async def delete_network(self, network: str) -> None:
+        """Take a network away; one that is gone is gone. FailedPrecondition while it has endpoints."""
+        request = network_pb2.DeleteNetworkRequest(request_id=uuid.uuid4().hex, network=network)
+        with contextlib.suppress(errors.NotFound):
+            await self._connection.call(self._networks.DeleteNetwork, request)
 
     async def attach(self, wish: Wish, container: Container) -> Found:
         """Make an endpoint and join it to a container of this host."""
@@ -74,6 +121,47 @@ class ControllerCluster:
         )
         return _found(answer.endpoint)
 
+    async def join(self, endpoint_id: str, container_id: str) -> Found:
+        """Join an endpoint to a container whose namespace is handed over: the runtime moves interfaces into it."""
+        spec = endpoint_pb2.SandboxSpec(
+            host=self._host_id, container_id=container_id, namespace=sandbox_pb2.Namespace(handover=True)
+        )
+        answer = await self._connection.call(
+            self._endpoints.JoinEndpoint,
+            endpoint_pb2.JoinEndpointRequest(
+                request_id=uuid.uuid4().hex, endpoint=endpoint_id, sandbox=endpoint_pb2.SandboxRef(spec=spec)
+            ),
+        )
+        return _found(answer.endpoint)
+
+    async def update(
+        self,
+        endpoint_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        dns_names: tuple[str, ...] | None = None,
+        ports: tuple[PublishedPort, ...] | None = None,
+        gateway_priority: int | None = None,
+    ) -> Found:
+        """Change what is given of an endpoint, and wait for its host."""
+        given = {"labels": labels, "dns_names": dns_names, "ports": ports, "gateway_priority": gateway_priority}
+        spec = endpoint_pb2.EndpointSpec(
+            labels=dict(labels or {}),
+            dns_names=dns_names or (),
+            ports=convert.published_ports(ports or ()),
+            gateway_priority=gateway_priority or 0,
+        )
+        answer = await self._connection.call(
+            self._endpoints.UpdateEndpoint,
+            endpoint_pb2.UpdateEndpointRequest(
+                request_id=uuid.uuid4().hex,
+                endpoint=endpoint_id,
+                spec=spec,
+                update_mask=field_mask_pb2.FieldMask(paths=[key for key, one in given.items() if one is not None]),
+            ),
+        )
+        return _found(answer.endpoint)
+
     async def detach(self, network: str, name: str) -> None:
         """Take an endpoint away, and its sandbox when it was the last one; one that is gone is gone."""
         item = endpoint_pb2.DetachItem(endpoint=name, network=network, delete_sandbox=True)
@@ -93,9 +181,10 @@ class ControllerCluster:
         return _found(answer.endpoint)
 
     async def endpoints(self, network: str, label: str) -> list[Found]:
-        """Return the endpoints of a network that have a label, `key=value`."""
+        """Return the endpoints of a network that have a label, `key=value`; of all networks where it is empty."""
         found: list[Found] = []
-        request = endpoint_pb2.ListEndpointsRequest(page_size=_PAGE, filters=[f"network={network}", f"label={label}"])
+        filters = [f"network={network}"] if network else []
+        request = endpoint_pb2.ListEndpointsRequest(page_size=_PAGE, filters=[*filters, f"label={label}"])
         while True:
             answer = await self._connection.call(self._endpoints.ListEndpoints, request)
             found += [_found(one) for one in answer.endpoints]
@@ -136,4 +225,27 @@ def _found(message: common_pb2.Endpoint, gateways: Iterable[str] = ()) -> Found:
         addresses=tuple(ip_interface(text) for text in message.addresses),
         gateways=tuple(gateways),
         labels=dict(message.labels),
+        network_id=message.network_id,
+        mac=message.mac_address,
+        interface_name=message.interface_name,
+        ports=convert.ports(message.ports, "ports"),
+        created_s=message.create_time.ToMilliseconds() / 1000,
+    )
+
+
+def _found_network(message: common_network_pb2.Network) -> FoundNetwork:
+    read = convert.network(message, "network")
+    return FoundNetwork(
+        id=read.id,
+        name=read.name,
+        driver=read.driver,
+        host_id=message.host_id,
+        subnets=read.subnets,
+        ip_ranges={one.subnet: one.ip_range for one in message.subnets if one.ip_range},
+        options=read.options,
+        labels=dict(message.labels),
+        internal=read.internal,
+        enable_ipv4=read.enable_ipv4,
+        enable_ipv6=read.enable_ipv6,
+        created_s=message.create_time.ToMilliseconds() / 1000,
     )

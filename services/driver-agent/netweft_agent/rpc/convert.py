@@ -19,6 +19,7 @@ from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import (
+    HANDOVER,
     Bandwidth,
     Endpoint,
     Interface,
@@ -197,7 +198,7 @@ def endpoint(message: endpoint_pb2.Endpoint, field: str) -> Endpoint:
         interface_name=_interface(message.interface_name, f"{field}.interface_name"),
         gateway_priority=message.gateway_priority,
         options=dict(message.options),
-        ports=_ports(message.ports, f"{field}.ports"),
+        ports=ports(message.ports, f"{field}.ports"),
         link_local=_addresses(message.link_local_addresses, f"{field}.link_local_addresses"),
         routes=tuple(_route(one, where) for one, where in _listed(message.routes, f"{field}.routes")),
         sysctls=_sysctls(message.sysctls, f"{field}.sysctls"),
@@ -260,7 +261,8 @@ def _bandwidth(message: endpoint_pb2.Bandwidth) -> Bandwidth:
     )
 
 
-def _ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tuple[PublishedPort, ...]:
+def ports(messages: Collection[endpoint_pb2.PublishedPort], field: str) -> tuple[PublishedPort, ...]:
+    """Read published ports."""
     if len(messages) > MAX_PORTS:
         raise InvalidArgument(
             "BAD_COUNT", f"{field} has {len(messages)} entries; at most {MAX_PORTS} are taken", field=field
@@ -568,6 +570,8 @@ def _source(message: sandbox_pb2.Namespace, field: str) -> str:
             return f"pid:{message.pid}"
         case "host" if message.host:
             return "host"
+        case "handover" if message.handover:
+            return HANDOVER
         case "create" if message.create:
             return ""
         case None:

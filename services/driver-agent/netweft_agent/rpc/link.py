@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import structlog
@@ -77,6 +77,16 @@ class Link:
         self._host.facts.underlay_mtu_bytes = mtu_bytes
         self._is_stale = True
         self._further.set()
+
+    async def bind(self, networks: Collection[str]) -> None:
+        """Have the controller know which networks a runtime has bound, all of them by id, before this returns.
+
+        Raises:
+            NetweftError: It does not know, and is told when the link is up again.
+        """
+        self._host.facts.bound_networks[:] = sorted(networks)
+        self._is_stale = True
+        await self._register()
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""

@@ -291,6 +291,7 @@ class HostFacts(_message.Message):
     UNDERLAY_MTU_BYTES_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
     NAME_SERVERS_FIELD_NUMBER: _builtins.int
+    BOUND_NETWORKS_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     """Agent's version. Since 0.1."""
     kernel_release: _builtins.str
@@ -315,6 +316,12 @@ class HostFacts(_message.Message):
     def name_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Name servers of the host: kept out of automatic local pools. Since 0.1."""
 
+    @_builtins.property
+    def bound_networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks, by id, that a container runtime of the host has taken for its own, with or without containers in them: they
+        are not deleted. Since 0.2.
+        """
+
     def __init__(
         self,
         *,
@@ -326,10 +333,11 @@ class HostFacts(_message.Message):
         underlay_mtu_bytes: _builtins.int = ...,
         routes: _abc.Iterable[_builtins.str] | None = ...,
         name_servers: _abc.Iterable[_builtins.str] | None = ...,
+        bound_networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "drivers", b"drivers", "features", b"features", "kernel_release", b"kernel_release", "name_servers", b"name_servers", "routes", b"routes", "underlay_mtu_bytes", b"underlay_mtu_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "bound_networks", b"bound_networks", "drivers", b"drivers", "features", b"features", "kernel_release", b"kernel_release", "name_servers", b"name_servers", "routes", b"routes", "underlay_mtu_bytes", b"underlay_mtu_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnetweft/common/v1/sandbox.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x04\n\x07Sandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12/\n\tnamespace\x18\x04 \x01(\x0b\x32\x1c.netweft.common.v1.Namespace\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\x12\n\ndomainname\x18\x06 \x01(\t\x12)\n\x03\x64ns\x18\x07 \x01(\x0b\x32\x1c.netweft.common.v1.DnsConfig\x12\x31\n\x0b\x65xtra_hosts\x18\x08 \x03(\x0b\x32\x1c.netweft.common.v1.ExtraHost\x12\x12\n\nhosts_path\x18\t \x01(\t\x12\x18\n\x10resolv_conf_path\x18\n \x01(\t\x12\x36\n\x06labels\x18\x0b \x03(\x0b\x32&.netweft.common.v1.Sandbox.LabelsEntry\x12.\n\x05state\x18\x0c \x01(\x0e\x32\x1f.netweft.common.v1.SandboxState\x12\x10\n\x08revision\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnetns_path\x18\x0f \x01(\t\x12\x16\n\x0estatus_message\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\tNamespace\x12\x10\n\x06\x63reate\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\r\n\x03pid\x18\x03 \x01(\rH\x00\x12\x0e\n\x04host\x18\x04 \x01(\x08H\x00\x42\x08\n\x06source\"=\n\tDnsConfig\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x0e\n\x06search\x18\x02 \x03(\t\x12\x0f\n\x07options\x18\x03 \x03(\t\"*\n\tExtraHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xdc\x01\n\x13InterfaceStatistics\x12\x16\n\x0einterface_name\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x10\n\x08rx_bytes\x18\x03 \x01(\x04\x12\x12\n\nrx_packets\x18\x04 \x01(\x04\x12\x11\n\trx_errors\x18\x05 \x01(\x04\x12\x12\n\nrx_dropped\x18\x06 \x01(\x04\x12\x10\n\x08tx_bytes\x18\x07 \x01(\x04\x12\x12\n\ntx_packets\x18\x08 \x01(\x04\x12\x11\n\ttx_errors\x18\t \x01(\x04\x12\x12\n\ntx_dropped\x18\n \x01(\x04*~\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SANDBOX_STATE_CREATING\x10\x01\x12\x17\n\x13SANDBOX_STATE_READY\x10\x02\x12\x1a\n\x16SANDBOX_STATE_DELETING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnetweft/common/v1/sandbox.proto\x12\x11netweft.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x04\n\x07Sandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12/\n\tnamespace\x18\x04 \x01(\x0b\x32\x1c.netweft.common.v1.Namespace\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\x12\n\ndomainname\x18\x06 \x01(\t\x12)\n\x03\x64ns\x18\x07 \x01(\x0b\x32\x1c.netweft.common.v1.DnsConfig\x12\x31\n\x0b\x65xtra_hosts\x18\x08 \x03(\x0b\x32\x1c.netweft.common.v1.ExtraHost\x12\x12\n\nhosts_path\x18\t \x01(\t\x12\x18\n\x10resolv_conf_path\x18\n \x01(\t\x12\x36\n\x06labels\x18\x0b \x03(\x0b\x32&.netweft.common.v1.Sandbox.LabelsEntry\x12.\n\x05state\x18\x0c \x01(\x0e\x32\x1f.netweft.common.v1.SandboxState\x12\x10\n\x08revision\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnetns_path\x18\x0f \x01(\t\x12\x16\n\x0estatus_message\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"j\n\tNamespace\x12\x10\n\x06\x63reate\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\r\n\x03pid\x18\x03 \x01(\rH\x00\x12\x0e\n\x04host\x18\x04 \x01(\x08H\x00\x12\x12\n\x08handover\x18\x05 \x01(\x08H\x00\x42\x08\n\x06source\"=\n\tDnsConfig\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x0e\n\x06search\x18\x02 \x03(\t\x12\x0f\n\x07options\x18\x03 \x03(\t\"*\n\tExtraHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xdc\x01\n\x13InterfaceStatistics\x12\x16\n\x0einterface_name\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x10\n\x08rx_bytes\x18\x03 \x01(\x04\x12\x12\n\nrx_packets\x18\x04 \x01(\x04\x12\x11\n\trx_errors\x18\x05 \x01(\x04\x12\x12\n\nrx_dropped\x18\x06 \x01(\x04\x12\x10\n\x08tx_bytes\x18\x07 \x01(\x04\x12\x12\n\ntx_packets\x18\x08 \x01(\x04\x12\x11\n\ttx_errors\x18\t \x01(\x04\x12\x12\n\ntx_dropped\x18\n \x01(\x04*~\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SANDBOX_STATE_CREATING\x10\x01\x12\x17\n\x13SANDBOX_STATE_READY\x10\x02\x12\x1a\n\x16SANDBOX_STATE_DELETING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SANDBOX_LABELSENTRY']._loaded_options = None
   _globals['_SANDBOX_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SANDBOXSTATE']._serialized_start=1057
-  _globals['_SANDBOXSTATE']._serialized_end=1183
+  _globals['_SANDBOXSTATE']._serialized_start=1077
+  _globals['_SANDBOXSTATE']._serialized_end=1203
   _globals['_SANDBOX']._serialized_start=88
   _globals['_SANDBOX']._serialized_end=637
   _globals['_SANDBOX_LABELSENTRY']._serialized_start=592
   _globals['_SANDBOX_LABELSENTRY']._serialized_end=637
   _globals['_NAMESPACE']._serialized_start=639
-  _globals['_NAMESPACE']._serialized_end=725
-  _globals['_DNSCONFIG']._serialized_start=727
-  _globals['_DNSCONFIG']._serialized_end=788
-  _globals['_EXTRAHOST']._serialized_start=790
-  _globals['_EXTRAHOST']._serialized_end=832
-  _globals['_INTERFACESTATISTICS']._serialized_start=835
-  _globals['_INTERFACESTATISTICS']._serialized_end=1055
+  _globals['_NAMESPACE']._serialized_end=745
+  _globals['_DNSCONFIG']._serialized_start=747
+  _globals['_DNSCONFIG']._serialized_end=808
+  _globals['_EXTRAHOST']._serialized_start=810
+  _globals['_EXTRAHOST']._serialized_end=852
+  _globals['_INTERFACESTATISTICS']._serialized_start=855
+  _globals['_INTERFACESTATISTICS']._serialized_end=1075
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,7 @@ class Namespace(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    HANDOVER_FIELD_NUMBER: _builtins.int
     create: _builtins.bool
     """Create one, owned and removed by the agent. Since 0.1."""
     path: _builtins.str
@@ -180,6 +181,11 @@ class Namespace(_message.Message):
     """Existing namespace of this process on the host. Since 0.1."""
     host: _builtins.bool
     """The host's own namespace (libnetwork's default sandbox). Since 0.1."""
+    handover: _builtins.bool
+    """One that only the caller knows, as with libnetwork's remote drivers: the interface of each endpoint is left in the
+    host's namespace, under an interface_name that the agent chooses, for the caller to move, rename and set up.
+    Neither routes nor hosts and resolv.conf are made. Since 0.2.
+    """
     def __init__(
         self,
         *,
@@ -187,12 +193,13 @@ class Namespace(_message.Message):
         path: _builtins.str = ...,
         pid: _builtins.int = ...,
         host: _builtins.bool = ...,
+        handover: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "host", b"host", "path", b"path", "pid", b"pid", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "handover", b"handover", "host", b"host", "path", b"path", "pid", b"pid", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "host", b"host", "path", b"path", "pid", b"pid", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "handover", b"handover", "host", b"host", "path", b"path", "pid", b"pid", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["create", "path", "pid", "host"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["create", "path", "pid", "host", "handover"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

@@ -89,7 +89,8 @@ class NetworkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNetwork(self, request, context):
-        """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way.
+        """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way, or the hosts whose
+        runtimes have bound it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

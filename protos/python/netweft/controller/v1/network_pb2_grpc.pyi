@@ -42,7 +42,9 @@ class NetworkServiceStub:
     ListNetworks: _grpc.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]
     """List networks by name, paged."""
     DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]
-    """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+    """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way, or the hosts whose
+    runtimes have bound it.
+    """
     WaitNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.WaitNetworkRequest, _network_pb2.WaitNetworkResponse]
     """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
     over. A host that is lost is behind.
@@ -62,7 +64,9 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     ListNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]  # type: ignore[assignment]
     """List networks by name, paged."""
     DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
-    """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+    """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way, or the hosts whose
+    runtimes have bound it.
+    """
     WaitNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.WaitNetworkRequest, _network_pb2.WaitNetworkResponse]  # type: ignore[assignment]
     """Wait until the kernels of all hosts of a network follow a revision of it; answers with who is behind when the time is
     over. A host that is lost is behind.
@@ -103,7 +107,9 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.DeleteNetworkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.DeleteNetworkResponse, _abc.Awaitable[_network_pb2.DeleteNetworkResponse]]:
-        """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way."""
+        """Delete a network without endpoints; FAILED_PRECONDITION names the endpoints that are in the way, or the hosts whose
+        runtimes have bound it.
+        """
 
     @_abc_1.abstractmethod
     def WaitNetwork(
