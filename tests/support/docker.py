@@ -53,11 +53,12 @@ class Daemon:
     Args:
         netns: Path of the network namespace that is its host.
         flags: Further ones of dockerd.
+        plugins: Folder of its plugins' sockets; None: an empty one of its own.
     """
 
-    def __init__(self, netns: str | Path, *flags: str) -> None:
+    def __init__(self, netns: str | Path, *flags: str, plugins: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nw-docker-"))
-        self.plugins = self.folder / "plugins"
+        self.plugins = plugins or self.folder / "plugins"
         """What this daemon sees as /run/docker/plugins: sockets of plugins."""
         self.specs = self.folder / "specs"
         """What it sees as /etc/docker/plugins: .spec and .json files."""
@@ -68,7 +69,7 @@ class Daemon:
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
         for one in (self.plugins, self.specs, self.folder / "exec", self.folder / "data"):
-            one.mkdir()
+            one.mkdir(exist_ok=True)
         mounted_on = (_PLUGINS, _PLUGINS.parent, _SPECS, _SPECS.parent)
         self._missing = [one for one in mounted_on if not one.exists()]
         mount = ("mount", "--bind", str(self.folder), str(self.folder))
@@ -184,9 +185,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon(netns: str | Path, *flags: str) -> Iterator[Daemon]:
+def daemon(netns: str | Path, *flags: str, plugins: Path | None = None) -> Iterator[Daemon]:
     """Yield a dockerd that runs in a network namespace, and end it; skip the test where it does not start."""
-    found = Daemon(netns, *flags)
+    found = Daemon(netns, *flags, plugins=plugins)
     try:
         try:
             found.start()

@@ -83,6 +83,10 @@ class Layout:
         """Return the folder of a host: its agent's state, and the namespaces of its sandboxes."""
         return self.run_dir / "hosts" / host.name
 
+    def docker_socket(self, host: Host) -> Path | None:
+        """Return where a Docker of a played host finds its plugin; None for the machine itself: where Docker looks."""
+        return None if host.address is None else self.host_dir(host) / "docker" / "netweft.sock"
+
     def netns(self, host: Host) -> Path | None:
         """Return the namespace that plays the host; None for the machine itself."""
         return None if host.address is None else self.run_dir / "netns" / host.name

@@ -10,7 +10,21 @@ from netweft_common import errors
 from typer import exceptions
 
 from netweft_cli import failures
-from netweft_cli.commands import attach, ca, cni, demo, endpoint, events, host, ipam, network, sandbox, stack, version
+from netweft_cli.commands import (
+    attach,
+    ca,
+    cni,
+    demo,
+    docker,
+    endpoint,
+    events,
+    host,
+    ipam,
+    network,
+    sandbox,
+    stack,
+    version,
+)
 
 app = typer.Typer(
     name="netweft",
@@ -28,6 +42,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(host.app, name="host")
 app.add_typer(ca.app, name="ca")
 app.add_typer(cni.app, name="cni")
+app.add_typer(docker.app, name="docker")
 app.add_typer(ipam.pools, name="pool")
 app.add_typer(ipam.leases, name="lease")
 app.command("attach")(attach.attach)

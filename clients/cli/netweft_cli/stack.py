@@ -216,8 +216,9 @@ class Stack:
             "--ipam", self.layout.ipam, "--host-name", host.name,
             "--state-dir", str(folder / "state"), "--run-dir", str(folder / "run"),
         )  # fmt: skip
-        tunnel = ("--vtep-address", str(host.address)) if host.address else ()
-        return processes.Spec(name=f"agent-{host.name}", command=(*command, *tunnel), netns=self.layout.netns(host))
+        if (socket := self.layout.docker_socket(host)) is not None:
+            command += ("--vtep-address", str(host.address), "--docker-socket", str(socket))
+        return processes.Spec(name=f"agent-{host.name}", command=command, netns=self.layout.netns(host))
 
     def _make_underlay(self, progress: Progress) -> None:
         """Make the hosts' namespaces and join them. Idempotent: what is there is complete, or is made anew."""

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,14 +16,17 @@ from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
 from netweft_common import client, credentials, errors, faults, lifecycle, logs, metrics, pki, server, settings, tls
 
+from netweft_agent.domain.cluster import Cluster
 from netweft_agent.domain.objects import Facts, HostFiles
 from netweft_agent.drivers import base
 from netweft_agent.engine.engine import Engine
 from netweft_agent.engine.journal import Journal
 from netweft_agent.engine.paths import PathWatch
 from netweft_agent.engine.render import Renderer
-from netweft_agent.frontends import cni, cni_socket
+from netweft_agent.frontends import cni, cni_socket, docker, docker_http
 from netweft_agent.frontends.cni_pending import Pending
+from netweft_agent.frontends.docker_memory import Memory
+from netweft_agent.frontends.docker_networks import Bind
 from netweft_agent.kernel import facts as kernel_facts
 from netweft_agent.kernel import hostfiles
 from netweft_agent.kernel import paths as kernel_paths
@@ -56,7 +59,8 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
     """Bring the kernel to the journal, then serve and follow the controller.
 
     Raises:
-        FailedPrecondition: The journal is unreadable, a driver is installed twice, or an address is in use.
+        FailedPrecondition: The journal or what is remembered of Docker's networks is unreadable, a driver is installed
+            twice, or an address is in use.
     """
     if chosen.tls_dir is not None and chosen.tls_ca is not None:
         raise errors.InvalidArgument("TLS_TWICE", "give tls_dir, or tls_ca, tls_cert and tls_key", field="tls_dir")
@@ -94,7 +98,8 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         life.spawn(follow_host(engine, changed_files), name="host files")
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
-        report = host_facts(found, drivers)
+        memory = Memory(chosen.state_dir / "docker.json")
+        report = host_facts(found, drivers, memory.bound)
         watch = watch_paths(chosen, engine)
         keeper = await keep_leases(chosen, tls_files, engine, host_id, stack)
         grpc_server = server.Server(
@@ -126,21 +131,43 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
             life.spawn(to_controller.run(), name="link")
             # Who waits for readiness expects the controller to know this host, where there is a controller.
             await to_controller.tried(REGISTER_WAIT_S)
-            plugin = cni.CniService(
-                cluster=ControllerCluster(connection, host_id),
-                host=engine,
-                given=GivenNamespaces(chosen.run_dir),
-                pending=Pending(chosen.state_dir),
-                host_id=host_id,
+            cluster = ControllerCluster(connection, host_id)
+            await offer_to_runtimes(
+                chosen, cluster, engine, host_id, memory=memory, bind=to_controller.bind, life=life, stack=stack
             )
-            await stack.enter_async_context(cni_socket.serve(chosen.run_dir / "cni.sock", plugin))
-            life.spawn(plugin.run(), name="cni")
         if watch is not None:
             life.spawn(watch.run(), name="paths")
         if keeper is not None:
             life.spawn(keeper.run(), name="leases")
         life.ready(grpc_server.targets)
         await life.stopped()
+
+
+async def offer_to_runtimes(
+    chosen: AgentSettings,
+    cluster: Cluster,
+    engine: Engine,
+    host_id: str,
+    *,
+    memory: Memory,
+    bind: Bind,
+    life: lifecycle.Lifecycle,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Answer the CNI plugin and Docker, as long as the agent runs."""
+    plugin = cni.CniService(
+        cluster=cluster,
+        host=engine,
+        given=GivenNamespaces(chosen.run_dir),
+        pending=Pending(chosen.state_dir),
+        host_id=host_id,
+    )
+    await stack.enter_async_context(cni_socket.serve(chosen.run_dir / "cni.sock", plugin))
+    life.spawn(plugin.run(), name="cni")
+    if chosen.docker_socket:
+        service = docker.DockerService(cluster=cluster, memory=memory, host_id=host_id, bind=bind)
+        life.spawn(docker_http.serve_always(Path(chosen.docker_socket), service), name="docker socket")
+        life.spawn(service.run(), name="docker")
 
 
 def watch_paths(chosen: AgentSettings, engine: Engine) -> PathWatch | None:
@@ -203,7 +230,9 @@ def own_id(state_dir: Path) -> str:
     return fresh
 
 
-def host_facts(found: kernel_facts.KernelFacts, drivers: dict[str, base.Driver]) -> host_pb2.HostFacts:
+def host_facts(
+    found: kernel_facts.KernelFacts, drivers: dict[str, base.Driver], bound_networks: Collection[str]
+) -> host_pb2.HostFacts:
     """Write what is reported of this host."""
     return host_pb2.HostFacts(
         agent_version=version("netweft-agent"),
@@ -214,6 +243,7 @@ def host_facts(found: kernel_facts.KernelFacts, drivers: dict[str, base.Driver])
         underlay_mtu_bytes=found.underlay_mtu,
         routes=list(found.routes),
         name_servers=list(found.name_servers),
+        bound_networks=sorted(bound_networks),
     )
 
 

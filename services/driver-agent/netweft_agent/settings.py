@@ -49,6 +49,12 @@ class AgentSettings(settings.ServiceSettings):
     run_dir: Path = field(
         default=Path("/run/netweft"), metadata=settings.about("Folder of namespaces and of sandboxes' files.")
     )
+    docker_socket: str = field(
+        default="/run/docker/plugins/netweft.sock",
+        metadata=settings.about(
+            "Socket of the Docker plugin; in that folder Docker finds it, as a driver by the file's name; empty: none."
+        ),
+    )
     file_roots: tuple[str, ...] = field(
         default=("/var/lib/docker", "/var/lib/containers", "/var/lib/containerd", "/run/containers", "/run/containerd"),
         metadata=settings.about(

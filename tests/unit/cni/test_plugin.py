@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from netweft_agent.frontends import cni, cni_config, cni_pending, cni_socket
+from netweft_agent.frontends import cni, cni_config, cni_pending, cni_socket, sockets
 from netweft_cni import plugin
 
 pytestmark = pytest.mark.anyio
@@ -273,7 +273,7 @@ async def test_the_socket_of_an_agent_that_was_killed_is_taken_over(tmp_path, ru
 
 
 async def test_others_than_root_are_refused(tmp_path, service, monkeypatch):
-    monkeypatch.setattr(cni_socket, "_CREDENTIALS", _Somebody)
+    monkeypatch.setattr(sockets, "_CREDENTIALS", _Somebody)
 
     answer = await ask(tmp_path / "cni.sock", b"NWC1" + bytes(8))
 

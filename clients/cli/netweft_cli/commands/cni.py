@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +12,7 @@ import typer
 from netweft_cni import plugin
 from netweft_common import errors
 
-from netweft_cli import options, output
+from netweft_cli import installed, options, output
 
 app = typer.Typer(help="The CNI plugin of container runtimes.", no_args_is_help=True)
 
@@ -72,29 +70,8 @@ def install(
     conflist = {"cniVersion": cni_version, "name": called, "plugins": [own, *others]}
     binary, conf = bin_dir / PLUGIN, conf_dir / f"{priority:02}-{called}.conflist"
     if not force:
-        _refuse_foreign(binary, is_ours=lambda text: MARK in text)
-        _refuse_foreign(conf, is_ours=lambda text: b'"type": "netweft"' in text)
-    _write(binary, files("netweft_cni").joinpath("plugin.py").read_bytes(), 0o755)
-    _write(conf, json.dumps(conflist, indent=2).encode() + b"\n", 0o644)
+        installed.refuse_foreign(binary, is_ours=lambda text: MARK in text)
+        installed.refuse_foreign(conf, is_ours=lambda text: b'"type": "netweft"' in text)
+    installed.write(binary, files("netweft_cni").joinpath("plugin.py").read_bytes(), 0o755)
+    installed.write(conf, json.dumps(conflist, indent=2).encode() + b"\n", 0o644)
     output.write_lines([str(binary), str(conf)])
-
-
-def _refuse_foreign(path: Path, is_ours: Callable[[bytes], bool]) -> None:
-    if path.exists() and not is_ours(path.read_bytes()):
-        raise errors.AlreadyExists(
-            "NOT_OURS", f"{path} is there and not netweft's; move it away, or use --force", path=str(path)
-        )
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file whole, or not at all: a runtime may run or read it meanwhile."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_bytes(content)
-        fresh.chmod(mode)
-        fresh.replace(path)
-    except OSError as error:
-        raise errors.FailedPrecondition(
-            "NOT_WRITTEN", f"{path} cannot be written: {error.strerror}", path=str(path)
-        ) from error

@@ -7,24 +7,18 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
-from netweft_agent.frontends import cni_result
+from netweft_agent.frontends import cni_result, sockets
 from netweft_agent.frontends.cni_config import VERSIONS, CniError, Code
-
-log = structlog.get_logger(__name__)
 
 MOST_BYTES = (4 << 20) + (1 << 20)
 """Of a frame: the plugin's limit of a configuration, and what the environment of a process may have."""
 REQUEST_S = 10.0
 """How long a request may take to arrive."""
 _DESCRIPTORS = 8
-_CREDENTIALS = struct.Struct("=iII")
 
 
 class Answers(Protocol):
@@ -37,52 +31,15 @@ class Answers(Protocol):
 @contextlib.asynccontextmanager
 async def serve(path: Path, service: Answers) -> AsyncIterator[None]:
     """Serve on a unix socket while the block runs; only root, or who runs the agent, may ask."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-        _bind(listener, path)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                accepting = tasks.create_task(_accept(listener, service))
-                yield
-                accepting.cancel()
-        finally:
-            _remove(path)
-
-
-def _bind(listener: socket.socket, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name until its mode is right, so that nobody gets in between; an old one is replaced.
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    listener.bind(str(fresh))
-    fresh.chmod(0o660)
-    listener.listen(128)
-    fresh.rename(path)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-async def _accept(listener: socket.socket, service: Answers) -> None:
-    """Converse with all who come, until cancelled, which ends the conversations too."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.TaskGroup() as tasks:
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # no descriptor left, say
-                log.warning("cni socket does not accept", error=str(error))
-                await asyncio.sleep(0.1)
-                continue
-            tasks.create_task(_converse(connection, service))
+    async with sockets.serve(path, lambda connection: _converse(connection, service)):
+        yield
 
 
 async def _converse(connection: socket.socket, service: Answers) -> None:
     """Answer one plugin; whatever it does, nobody else has to suffer."""
     loop = asyncio.get_running_loop()
-    with connection, contextlib.suppress(OSError, TimeoutError):
-        connection.setblocking(False)  # noqa: FBT003  # the socket module's signature
-        if not _may_ask(connection):
+    with contextlib.suppress(OSError, TimeoutError):
+        if not sockets.may_ask(connection):
             denied = CniError(Code.DENIED, "only root may ask netweft's agent for networks")
             await loop.sock_sendall(connection, b"1" + cni_result.failure(VERSIONS[-1], denied))
             return
@@ -95,12 +52,6 @@ async def _converse(connection: socket.socket, service: Answers) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
         await loop.sock_sendall(connection, b"%d" % code + text)
-
-
-def _may_ask(connection: socket.socket) -> bool:
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(packed)
-    return uid in {0, os.geteuid()}
 
 
 async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:

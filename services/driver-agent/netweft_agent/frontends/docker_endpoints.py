@@ -1,0 +1,338 @@
+"""Endpoints of Docker's containers, from their first address on.
+
+Docker asks its IPAM driver for one address a family, then its network driver for an endpoint. An endpoint of ours has
+both addresses at once, so it is made at the first request; network and MAC, which Docker says each time, tell that the
+second one is about it. Docker's id of the endpoint becomes a label, so all is found again after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
+
+import structlog
+from netweft_common import errors
+
+from netweft_agent.domain.cluster import Cluster, Found, FoundNetwork, Wish
+from netweft_agent.domain.objects import Interface, PublishedPort
+from netweft_agent.frontends.docker_memory import Memory
+
+log = structlog.get_logger(__name__)
+
+LABEL = "netweft.docker."
+HOST = f"{LABEL}host"
+ENDPOINT = f"{LABEL}endpoint"
+PENDING = f"{LABEL}pending"
+PENDING_S = 600.0
+"""How long Docker has to say what an address is for, before it is taken back."""
+
+Address = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+
+class Endpoints:
+    """Makes, finds and removes them; nobody else does, so after a first look they are known.
+
+    Args:
+        cluster: Where they are made.
+        memory: Of what is still to be removed.
+        host_id: Of this host.
+    """
+
+    def __init__(self, *, cluster: Cluster, memory: Memory, host_id: str) -> None:
+        self._cluster = cluster
+        self._memory = memory
+        self._host_id = host_id
+        self._found: dict[str, Found] = {}
+        self._is_loaded = False
+        self._loading = asyncio.Lock()
+        self._left: dict[str, Found] = {}
+        """By Docker's id: taken away at Leave, and not yet deleted by Docker, which may have them join again."""
+        self._since: dict[str, float] = {}
+        """When a pending one was seen first."""
+
+    async def request(
+        self, network: FoundNetwork, mac: str, asked: Address | None, version: int, *, ours: bool, name: str = ""
+    ) -> Interface:
+        """Return the address of a version that an endpoint has; make the endpoint if this is the first of two.
+
+        Args:
+            network: To be in.
+            mac: Of the endpoint.
+            asked: Address that it shall have; None: any.
+            version: Of IP.
+            ours: Whether Docker's network is of our driver too, which will be told of the endpoint.
+            name: What Docker calls it; empty: Docker does not say.
+
+        Raises:
+            NetweftError: There is none.
+        """
+        await self._load()
+        called = endpoint_name(mac)
+        held = self._by_name(network.id, called)
+        addresses = [str(asked)] if asked is not None else []
+        if held is not None:
+            if held.labels.get(ENDPOINT):
+                raise errors.AlreadyExists(
+                    "MAC_IN_USE", f"MAC address {mac} is another container's in network {network.name}; choose another"
+                )
+            own = _of_version(held, version)
+            if own is not None and asked in {None, own.ip}:
+                return own
+            addresses += [str(one.ip) for one in held.addresses if one.version != version]
+            await self._take_away(held)
+        labels = {HOST: self._host_id, **({PENDING: "yes"} if ours else {})}
+        wish = Wish(
+            network=network.id, name=called, addresses=tuple(addresses), mac=mac, labels=labels,
+            dns_names=(name,) if name else (),
+        )  # fmt: skip
+        made = await self._make(wish)
+        own = _of_version(made, version)
+        if own is None:
+            await self._take_away(made)
+            raise errors.FailedPrecondition(
+                "NO_SUCH_FAMILY", f"network {network.name} has no IPv{version} addresses; make it with a subnet of them"
+            )
+        return own
+
+    async def release(self, network_id: str, address: Address) -> None:
+        """Take away the endpoint that has an address; there may be none. Idempotent."""
+        if not await self._is_known():
+            self._later(self._memory.state.gone_addresses, (network_id, str(address)))
+            return
+        for one in list(self._found.values()):
+            if one.network_id == network_id and any(own.ip == address for own in one.addresses):
+                await self._take_away(one, later=True)
+
+    async def associate(
+        self,
+        docker_id: str,
+        network: FoundNetwork,
+        mac: str,
+        addresses: tuple[Interface, ...],
+        dns_names: tuple[str, ...],
+    ) -> Found:
+        """Give an endpoint Docker's id; make it, if its addresses are another IPAM driver's. Idempotent.
+
+        Raises:
+            NetweftError: There is none, or one with other addresses.
+        """
+        await self._load()
+        held = self._find(docker_id)
+        if held is not None:
+            return held
+        held = self._by_name(network.id, endpoint_name(mac)) if mac else None
+        if held is None:
+            wish = Wish(
+                network=network.id, name=endpoint_name(mac) if mac else f"docker-{docker_id[:32]}", mac=mac,
+                addresses=tuple(str(one.ip) for one in addresses), dns_names=dns_names,
+                labels={HOST: self._host_id, ENDPOINT: docker_id},
+            )  # fmt: skip
+            return await self._make(wish)
+        if held.labels.get(ENDPOINT) or {one.ip for one in addresses} - {one.ip for one in held.addresses}:
+            raise errors.FailedPrecondition(
+                "NOT_AS_LEASED",
+                f"endpoint {docker_id[:12]} shall have {', '.join(map(str, addresses)) or 'no address'}, but MAC "
+                f"address {mac} was given {', '.join(map(str, held.addresses))} in network {network.name}; connect it "
+                "again",
+            )
+        return self._keep(
+            await self._cluster.update(
+                held.id, labels={HOST: self._host_id, ENDPOINT: docker_id}, dns_names=dns_names or None
+            )
+        )
+
+    async def join(self, docker_id: str, container_id: str) -> Found:
+        """Join an endpoint to a container. Idempotent.
+
+        Raises:
+            NetweftError: It cannot be.
+        """
+        held = await self.get(docker_id)
+        if not held.sandbox_id:
+            held = self._keep(await self._cluster.join(held.id, container_id))
+        return held
+
+    async def publish(self, docker_id: str, ports: tuple[PublishedPort, ...]) -> None:
+        """Publish exactly these ports of an endpoint, which gives its container the default route. Idempotent.
+
+        Raises:
+            NetweftError: It cannot be: one is taken, say.
+        """
+        held = await self.get(docker_id)
+        if {one.binding for one in held.ports} != {one.binding for one in ports}:
+            self._keep(await self._cluster.update(held.id, ports=ports, gateway_priority=int(bool(ports))))
+
+    async def withdraw(self, docker_id: str) -> None:
+        """Publish no ports of an endpoint; one that is gone has none. Idempotent."""
+        if not await self._is_known():
+            return  # what comes next is that it leaves
+        held = self._find(docker_id)
+        if held is not None and held.ports:
+            try:
+                self._keep(await self._cluster.update(held.id, ports=(), gateway_priority=0))
+            except errors.NotFound:
+                self._found.pop(held.id, None)
+
+    async def leave(self, docker_id: str) -> None:
+        """Take an endpoint away from its container, with the last one the sandbox; one that is gone is gone."""
+        if not await self._is_known():
+            self._later(self._memory.state.gone_ids, docker_id)
+            return
+        held = self._find(docker_id)
+        if held is not None and held.sandbox_id:
+            await self._take_away(held, later=True)
+            self._left[docker_id] = held
+
+    async def delete(self, docker_id: str) -> None:
+        """Delete an endpoint and give its addresses back; one that is gone is gone."""
+        if not await self._is_known():
+            self._later(self._memory.state.gone_ids, docker_id)
+            return
+        self._left.pop(docker_id, None)
+        held = self._find(docker_id)
+        if held is not None:
+            await self._take_away(held, later=True)
+
+    async def get(self, docker_id: str) -> Found:
+        """Return an endpoint; one that has left its container is made again, as it was.
+
+        Raises:
+            NotFound: Docker has not made it, or has deleted it.
+        """
+        await self._load()
+        held = self._find(docker_id)
+        if held is None and docker_id in self._left:
+            was = self._left[docker_id]
+            wish = Wish(
+                network=was.network_id, name=was.name, mac=was.mac, labels=was.labels,
+                addresses=tuple(str(one.ip) for one in was.addresses),
+            )  # fmt: skip
+            held = await self._make(wish)
+            del self._left[docker_id]
+        if held is None:
+            raise errors.NotFound(
+                "ENDPOINT_UNKNOWN",
+                f"netweft has no endpoint {docker_id[:12]} of Docker's; disconnect the container from the network and "
+                "connect it again",
+            )
+        return held
+
+    async def clear(self, network_id: str) -> None:
+        """Take away all endpoints of Docker's in a network on this host."""
+        if not await self._is_known():
+            return  # what is gone one by one goes later
+        for one in list(self._found.values()):
+            if one.network_id == network_id:
+                await self._take_away(one, later=True)
+
+    async def collect(self, now_s: float) -> None:
+        """Take away what Docker has not spoken of again for ten minutes after its first address, and what could not go.
+
+        Args:
+            now_s: Of a clock that only goes forward.
+        """
+        await self._load()
+        pending = {one.id: one for one in self._found.values() if PENDING in one.labels}
+        self._since = {one: self._since.get(one, now_s) for one in pending}
+        for identifier, since in list(self._since.items()):
+            if now_s - since >= PENDING_S:
+                log.warning("an endpoint that Docker has forgotten is taken away", endpoint=pending[identifier].name)
+                await self._take_away(pending[identifier], later=True)
+        state = self._memory.state
+        for docker_id in list(state.gone_ids):
+            await self.delete(docker_id)
+            state.gone_ids.remove(docker_id)
+            self._memory.save()
+        for network_id, address in list(state.gone_addresses):
+            await self.release(network_id, ip_address(address))
+            state.gone_addresses.remove((network_id, address))
+            self._memory.save()
+        for network_id, name in list(state.gone_endpoints):
+            await self._detach(network_id, name)
+
+    # --- what is known ---
+
+    async def _load(self) -> None:
+        if self._is_loaded:
+            return
+        async with self._loading:
+            if not self._is_loaded:
+                found = await self._cluster.endpoints("", f"{HOST}={self._host_id}")
+                self._found = {one.id: one for one in found}
+                self._is_loaded = True
+
+    async def _is_known(self) -> bool:
+        """Return whether it is known which endpoints there are; it is not while no controller answers after a start."""
+        try:
+            await self._load()
+        except errors.Unavailable as error:
+            log.warning("what Docker has done with is taken away later", error=str(error))
+            return False
+        return True
+
+    def _later(self, gone: list[T], what: T) -> None:
+        if what not in gone:
+            gone.append(what)
+            self._memory.save()
+
+    def _keep(self, found: Found) -> Found:
+        self._found[found.id] = found
+        return found
+
+    def _find(self, docker_id: str) -> Found | None:
+        return next((one for one in self._found.values() if one.labels.get(ENDPOINT) == docker_id), None)
+
+    def _by_name(self, network_id: str, name: str) -> Found | None:
+        return next((one for one in self._found.values() if (one.network_id, one.name) == (network_id, name)), None)
+
+    # --- the cluster ---
+
+    async def _make(self, wish: Wish) -> Found:
+        if (wish.network, wish.name) in self._memory.state.gone_endpoints:
+            await self._detach(wish.network, wish.name)
+        try:
+            return self._keep(await self._cluster.create(wish))
+        except errors.AlreadyExists:
+            # Made by a call whose answer got lost, or another host's.
+            there = await self._cluster.endpoint(wish.network, wish.name)
+            if not _is_same(there, wish.labels):
+                raise
+            await self._detach(wish.network, wish.name)
+            return self._keep(await self._cluster.create(wish))
+
+    async def _take_away(self, held: Found, *, later: bool = False) -> None:
+        """Take an endpoint away; where it cannot go now and that will do, later."""
+        try:
+            await self._detach(held.network_id, held.name)
+        except (errors.Unavailable, errors.Conflict) as error:
+            if not later:
+                raise
+            log.warning("an endpoint of Docker's is taken away later", endpoint=held.name, error=str(error))
+            self._later(self._memory.state.gone_endpoints, (held.network_id, held.name))
+        self._found.pop(held.id, None)
+
+    async def _detach(self, network_id: str, name: str) -> None:
+        with contextlib.suppress(errors.NotFound):  # the network has gone, and with it what was in it
+            await self._cluster.detach(network_id, name)
+        if (network_id, name) in self._memory.state.gone_endpoints:
+            self._memory.state.gone_endpoints.remove((network_id, name))
+            self._memory.save()
+
+
+def endpoint_name(mac: str) -> str:
+    """Name the endpoint of a MAC address."""
+    return f"docker-{mac.replace(':', '').lower()}"
+
+
+def _of_version(found: Found, version: int) -> Interface | None:
+    return next((one for one in found.addresses if one.version == version), None)
+
+
+def _is_same(found: Found, labels: Mapping[str, str]) -> bool:
+    """Return whether an endpoint is this host's and nobody's else: not in use, or for the same of Docker's."""
+    mine = found.labels.get(HOST) == labels[HOST]
+    return mine and not found.sandbox_id and found.labels.get(ENDPOINT) in {None, labels.get(ENDPOINT)}
