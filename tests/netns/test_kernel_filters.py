@@ -65,11 +65,16 @@ def test_of_links_all_is_told_but_what_bridges_say_of_their_ports(space):
     assert [one for one in gone if one not in OF_BRIDGES] == gone_to_us
 
 
-def test_neighbours_are_told_but_not_what_bridges_learn(space):
+def test_neighbours_are_told_but_not_permanent_ones_that_come_nor_what_bridges_learn(space):
     space.exec(["ip", "link", "set", "v0", "master", "br0"])
     entry, entry_to_us = heard(space, "bridge fdb add 02:00:00:00:00:09 dev v0 master static")
     near, near_to_us = heard(space, "ip neighbour add 10.0.0.9 lladdr 02:00:00:00:00:09 dev v1 nud permanent")
+    ages, ages_to_us = heard(space, "ip neighbour replace 10.0.0.9 lladdr 02:00:00:00:00:09 dev v1 nud reachable")
+    _, gone_to_us = heard(space, "ip neighbour del 10.0.0.9 dev v1")
 
     assert [(rtnl.RTM_NEWNEIGH, rtnl.AF_BRIDGE)] == entry
     assert [] == entry_to_us
-    assert [(rtnl.RTM_NEWNEIGH, 2)] == near == near_to_us
+    assert [(rtnl.RTM_NEWNEIGH, 2)] == near
+    assert [] == near_to_us
+    assert [(rtnl.RTM_NEWNEIGH, 2)] == ages == ages_to_us
+    assert (rtnl.RTM_DELNEIGH, 2) in gone_to_us

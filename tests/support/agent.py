@@ -108,10 +108,11 @@ def limits(ingress: int = 0, egress: int = 0, *, ingress_burst: int = 0, egress_
 
 
 def peer(number: int = 5001, network: int = 1, **fields: Any) -> Peer:
-    """Make a peer on another host."""
+    """Make a peer on another host; `addresses` are interfaces, as those of endpoints."""
     fields.setdefault("vtep", "192.0.2.2")
     fields.setdefault("mac", f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
     fields.setdefault("addresses", (ip_interface(f"10.{network}.0.{number % 100 + 100}/24"),))
+    fields["addresses"] = tuple(str(one.ip) for one in fields["addresses"])
     return Peer(endpoint_id=oid(number), network_id=oid(network), host_id="e" * 32, **fields)
 
 

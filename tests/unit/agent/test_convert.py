@@ -197,9 +197,17 @@ def test_a_peer_is_read_whole():
         host_id=oid(7),
         vtep="2001:db8::2",
         mac="02:00:00:00:00:02",
-        addresses=(ip_interface("10.1.0.9/24"),),
+        addresses=("10.1.0.9",),
         revision=4,
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("10.1.0.9/24", "10.1.0.9"), ("0.1.0.9/24", "0.1.0.9"), ("FD00:0::9/64", "fd00::9"), ("fd00::9/32", "fd00::9")],
+)
+def test_of_a_peers_address_the_text_is_kept_as_everybody_writes_it(written, read):
+    assert (read,) == convert.peer(peer_message(addresses=[written]), "peer").addresses
 
 
 def test_a_removal_is_read():

@@ -657,7 +657,28 @@ async def test_a_restart_over_an_unchanged_kernel_does_nothing(rig, driver):
     assert before == rig.count()
     assert state == rig.kernel.state
     assert {True} == {one.applied for one in rig.engine.statuses.values()}
-    assert set(rig.engine.store.objects) == rig.engine.unreported
+    assert {ref for ref in rig.engine.store.objects if ref.kind is not Kind.PEER} == rig.engine.unreported
+
+
+async def test_a_peer_that_is_well_has_no_status_and_one_that_failed_is_told_of_until_it_is_well(tmp_path):
+    trouble = {f"peer/{oid(5002)}"}
+
+    def bad(step):
+        return refused(step) if step.owner in trouble else None
+
+    async with Rig(tmp_path, kernel=FakeKernel(fail_at=bad)) as rig:
+        await rig.put(1, network(driver="overlay"), sandbox(), endpoint(), peer(5001))
+        rig.engine.take_unreported()
+
+        await rig.put(2, peer(5002))
+        failed = rig.engine.take_unreported()
+        trouble.clear()
+        await rig.engine.reconcile()
+        mended = rig.engine.take_unreported()
+
+        assert [(peer(5002).ref, True)] == [(one.ref, one.error is not None) for one in failed]
+        assert [(peer(5002).ref, None)] == [(one.ref, one.error) for one in mended]
+        assert peer(5001).ref not in rig.engine.statuses
 
 
 OVERLAY = (network(driver="overlay"), sandbox(), endpoint(), peer(5001), peer(5002), peer(5003, vtep="192.0.2.3"))

@@ -27,7 +27,7 @@ from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.store import Change
 from netweft_common.errors import Exhausted, FailedPrecondition
 
-from tests.support.agent import endpoint, gone, network, oid, put, sandbox
+from tests.support.agent import endpoint, gone, network, oid, peer, put, sandbox
 
 FULL = [
     Network(
@@ -99,7 +99,7 @@ FULL = [
         host_id="h",
         vtep="2001:db8::2",
         mac="02:00:00:00:00:02",
-        addresses=(ip_interface("10.1.0.9/24"),),
+        addresses=("10.1.0.9", "fd00::9"),
         revision=7,
     ),
 ]
@@ -146,6 +146,14 @@ def test_an_endpoint_of_an_agent_that_knew_no_shards_is_on_the_first_bridge(path
     path.write_bytes(path.read_bytes().replace(b'"shard":2,', b""))
 
     assert replace(item, shard=0) == load(path)[0][item.ref]
+
+
+def test_peers_of_an_agent_that_kept_their_prefix_lengths_are_read_without(path):
+    item = peer()
+    keep(path, item)
+    path.write_bytes(path.read_bytes().replace(b'"10.1.0.101"', b'"10.1.0.101/24"'))
+
+    assert {item.ref: item} == load(path)[0]
 
 
 def _is_required(one):

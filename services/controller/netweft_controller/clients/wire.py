@@ -415,7 +415,7 @@ def _encoded(message: agent_pb2.Change) -> bytes:
     return controller_host_pb2.WatchHostResponse(changes=[message]).SerializeToString()
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=32768)
 def _encoded_peer(same: _Same, revision: int, vtep_address: str, told_at: int) -> bytes:
     value = Peer(endpoint=same.record, revision=revision, vtep_address=vtep_address)  # type: ignore[arg-type]  # of a peer
     return _encoded(agent_pb2.Change(revision=told_at, peer=peer(value)))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import NamedTuple
 
 Interface = IPv4Interface | IPv6Interface
 Subnetwork = IPv4Network | IPv6Network
@@ -35,8 +36,7 @@ class Kind(StrEnum):
     PEER = "peer"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ref:
+class Ref(NamedTuple):
     """Name of an object; a peer goes by its endpoint's id."""
 
     kind: Kind
@@ -231,14 +231,18 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """An endpoint of another host, as far as this host must know it."""
+    """An endpoint of another host, as far as this host must know it. There may be tens of thousands.
+
+    Attributes:
+        addresses: Canonical text, without a prefix length.
+    """
 
     endpoint_id: str
     network_id: str
     host_id: str
     vtep: str
     mac: str
-    addresses: tuple[Interface, ...] = ()
+    addresses: tuple[str, ...] = ()
     revision: int = 0
 
     @property

@@ -13,22 +13,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from netweft_agent.domain.resources import Address, Key, Link, Namespace, Rank, Resource, Route
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One step: a resource before and after; None where it does not exist.
-
-    Attributes:
-        owner: Object that the step is done for: endpoint/<id>, sandbox/<id>, network/<id> or host.
-    """
+class Operation(NamedTuple):
+    """One step: a resource before and after; None where it does not exist."""
 
     before: Resource | None
     after: Resource | None
     owner: str
+    """Object that the step is done for: endpoint/<id>, sandbox/<id>, network/<id> or host."""
 
     @property
     def resource(self) -> Resource:
@@ -109,7 +105,7 @@ def plan(
             late.append(step)
     for steps in (early, swapped, late, dropped):
         steps.sort(key=_removal_order)
-    changes.sort(key=lambda step: (step.resource.rank, step.resource.ns, step.after is not None))
+    changes.sort(key=_change_order)
     return (*early, *swapped, *changes, *late, *dropped)
 
 
@@ -192,6 +188,12 @@ def _shaken_routes(gone: set[Key], desired: Mapping[Key, Resource], present: Map
 
 def _is_firewall(step: Operation) -> bool:
     return Rank.NFT <= step.resource.rank < Rank.BRIDGE
+
+
+def _change_order(step: Operation) -> tuple[int, str, bool]:
+    after = step.after
+    one = step.resource if after is None else after
+    return one.rank, one.ns, after is not None
 
 
 def _removal_order(step: Operation) -> tuple[int, str]:

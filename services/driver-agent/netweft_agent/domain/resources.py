@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 Ns = str
 """Name of a network namespace: HOST, `sandbox/<id>` or `network/<id>`."""
@@ -506,6 +506,8 @@ class Neighbour(Plain):
         advertise: None: nobody is told when it moves.
     """
 
+    rank: ClassVar[int] = Rank.NEIGHBOUR
+
     ns: Ns
     link: str
     ip: str
@@ -515,10 +517,6 @@ class Neighbour(Plain):
     @property
     def key(self) -> Key:
         return ("neighbour", self.ns, self.link, self.ip)
-
-    @property
-    def rank(self) -> int:
-        return Rank.NEIGHBOUR
 
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
@@ -539,6 +537,8 @@ class Fdb(Plain):
             bridge that the link is a port of (`master static`).
     """
 
+    rank: ClassVar[int] = Rank.FDB
+
     ns: Ns
     link: str
     mac: str
@@ -547,10 +547,6 @@ class Fdb(Plain):
     @property
     def key(self) -> Key:
         return ("fdb", self.ns, self.link, self.mac, "master" if self.vtep is None else "self")
-
-    @property
-    def rank(self) -> int:
-        return Rank.FDB
 
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)

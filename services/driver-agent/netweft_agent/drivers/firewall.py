@@ -27,6 +27,7 @@ The namespace of an overlay network has a table of its own: see `way_out_inside`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
@@ -452,7 +453,8 @@ def tunnel(port: int, vni: int) -> list[Resource]:
     return [*_TUNNEL_BASE, _element(TUNNEL_PORTS, port), _element(TUNNELS, vni)]
 
 
-def remote(vni: int, vtep: str) -> list[Resource]:
-    """Render that a tunnel address may send VXLAN of a VNI."""
+@functools.lru_cache(maxsize=4096)
+def remote(vni: int, vtep: str) -> Resource:
+    """Render that a tunnel address may send VXLAN of a VNI; asked for with each endpoint behind it."""
     spec = VTEPS4 if ip_address(vtep).version == 4 else VTEPS6
-    return [_element(spec, str(IPv4Address(vni << 8)), vtep)]
+    return _element(spec, str(IPv4Address(vni << 8)), vtep)

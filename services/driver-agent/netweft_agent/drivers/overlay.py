@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from typing import ClassVar
 
 from netweft_common.errors import FailedPrecondition
@@ -178,9 +178,11 @@ class OverlayDriver:
                 state.add(attachment.owner, Fdb(ns=ns, link=_trunk(shard), mac=bridge.mac(attachment.endpoint)))
                 state.join(attachment.owner, self._further(network, ns, mtu, shard, facts))
         elsewhere = base.advertise(network, options, link=BRIDGE)
-        for peer in (one for one in peers if one.mac):  # one without a link has nothing to be reached at
-            direct = _is_beside(network, options, peer, facts)
-            state.add(f"peer/{peer.id}", *_peer(network, peer, ns, elsewhere, facts if direct else None))
+        for peer in peers:
+            if peer.mac:  # one without a link has nothing to be reached at
+                direct = _is_beside(network, options, peer, facts)
+                wanted = _peer(network, peer, ns, elsewhere, facts if direct else None)
+                state.take(f"peer/{peer.id}", {one.key: one for one in wanted})
         return state
 
     def _further(self, network: Network, ns: str, mtu: int, shard: int, facts: Facts) -> Mapping[Key, Resource]:
@@ -373,18 +375,21 @@ def _peer(network: Network, peer: Peer, ns: str, advertise: Advertise | None, be
     wanted: list[Resource] = [
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac, vtep=peer.vtep),
         Fdb(ns=ns, link=TUNNEL, mac=peer.mac),
-        *firewall.remote(network.claims["vni"], peer.vtep),
+        firewall.remote(network.claims["vni"], peer.vtep),
     ]
-    version = beside.underlay.version if beside is not None and beside.underlay is not None else 0
-    for one in peer.addresses:
+    if beside is None or beside.underlay is None:
+        wanted += [Neighbour(ns=ns, link=TUNNEL, ip=ip, mac=peer.mac, advertise=advertise) for ip in peer.addresses]
+        return wanted
+    for one in map(ip_interface, peer.addresses):
+        ip, routed = str(one.ip), one.version == beside.underlay.version
         # The device answers for it in either case: with its own MAC, or with the gateway's, which routes.
-        mac = names.mac(network.id) if one.version == version else peer.mac
-        wanted.append(Neighbour(ns=ns, link=TUNNEL, ip=str(one.ip), mac=mac, advertise=advertise))
-        if beside is not None and one.version == version:
-            outside = next(str(transit[0]) for transit in _transit(network) if transit.version == version)
+        mac = names.mac(network.id) if routed else peer.mac
+        wanted.append(Neighbour(ns=ns, link=TUNNEL, ip=ip, mac=mac, advertise=advertise))
+        if routed:
+            outside = next(str(transit[0]) for transit in _transit(network) if transit.version == one.version)
             wanted += [
                 Route(ns=ns, destination=_alone(one), link=UPLINK, via=outside),
                 Route(ns=HOST, destination=_alone(one), link=beside.underlay_link, via=peer.vtep, foreign=True),
-                firewall.beside(ns, str(one.ip)),
+                firewall.beside(ns, ip),
             ]
     return wanted

@@ -20,7 +20,8 @@ REMEMBERED = 65536
 """Addresses whose MAC is remembered, across all networks; the one that was told of longest ago is forgotten first."""
 
 _DEFAULT_ROUTES = frozenset(DEFAULT_ROUTE.values())
-_TOLD = frozenset({Address, Neighbour, Route})
+TOLD = frozenset({Address, Neighbour, Route})
+"""Types of what matters here; there may be thousands of other things."""
 
 
 @dataclass(slots=True)
@@ -57,9 +58,9 @@ class Announcing:
     def made(self, step: Operation) -> None:
         """Take note of something that the kernel has now: an address, a neighbour elsewhere, a way out."""
         made = step.after
-        if type(made) not in _TOLD:  # there may be thousands of other things
+        if type(made) not in TOLD:
             return
-        if isinstance(made, Address | Neighbour):
+        if isinstance(made, (Address, Neighbour)):
             if made.advertise is not None:
                 self._fresh[step.owner] = None
                 if isinstance(step.before, Neighbour):
@@ -113,7 +114,7 @@ class Announcing:
         found: dict[Place, tuple[Advertise, list[str]]] = {}
         moved: set[Place] = set()
         unknown: set[Place] = set()
-        for key, one in wanted.items():
+        for key, one in ((key, one) for key, one in wanted.items() if type(one) in TOLD):
             if isinstance(one, Address):
                 link = wanted.get(("link", one.ns, one.link))
                 mac = link.mac if isinstance(link, Link) else None

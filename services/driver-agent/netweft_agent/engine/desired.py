@@ -43,12 +43,19 @@ class Desired:
                 refused[owner] = _taken(owner, rival, self.owner(rival))
                 continue
             for key, resource in wanted.items():
-                self.resources.setdefault(key, resource)
-                self.wanted_by.setdefault(key, {})[owner] = None
+                others = self.wanted_by.get(key)
+                if others is None:
+                    self.resources[key] = resource
+                    self.wanted_by[key] = {owner: None}
+                else:
+                    others[owner] = None
                 concerned[key] = owner
             if wanted:
                 self.by_owner[owner] = wanted
-        return {key: self.answerable(key, owner) for key, owner in concerned.items()}, refused
+        for key, owner in concerned.items():
+            if (owners := self.wanted_by.get(key)) is not None and (len(owners) > 1 or owner not in owners):
+                concerned[key] = self.answerable(key, owner)
+        return concerned, refused
 
     def owner(self, key: Key, default: str = "host") -> str:
         """Return one owner of a key; the default when nobody wants it."""
@@ -66,7 +73,7 @@ class Desired:
     def _rival(self, wanted: Mapping[Key, Resource]) -> Key | None:
         for key, resource in wanted.items():
             there = self.resources.get(key)
-            if there is not None and there != resource:
+            if there is not None and there is not resource and there != resource:
                 return key
         return None
 

@@ -41,7 +41,7 @@ from netweft_agent.domain.objects import (
 )
 from netweft_agent.domain.plan import Operation, implied, plan
 from netweft_agent.domain.resources import Key, Link, Ns, Resource
-from netweft_agent.engine.announcing import Announcing
+from netweft_agent.engine.announcing import TOLD, Announcing
 from netweft_agent.engine.desired import Desired, alone
 from netweft_agent.engine.journal import Journal, Position
 from netweft_agent.engine.render import Renderer, Scope
@@ -77,6 +77,10 @@ class Status:
     interface_name: str = ""
     ports: tuple[PublishedPort, ...] = ()
     applied: bool = False
+
+
+_UNANSWERED = Status(ref=Ref(kind=Kind.NETWORK, id=""), revision=0)
+"""Stands where a status is to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,7 +446,7 @@ class Engine:
 
     async def _take_all(self, groups: Sequence[Sequence[Change]]) -> list[list[Status]]:
         """Work through groups of changes and return a status for each."""
-        answers = [[Status(ref=change.ref, revision=change.revision) for change in group] for group in groups]
+        answers: list[list[Status]] = [[_UNANSWERED] * len(group) for group in groups]
         pending = [
             (answer, place, change)
             for answer, group in zip(answers, groups, strict=True)
@@ -570,7 +574,8 @@ class Engine:
         self._untried.discard(change.ref)
         this.before.setdefault(change.ref, (held, self.store.gone.get(change.ref)))
         if item is not None:
-            change = replace(change, put=item)
+            if item is not change.put:
+                change = replace(change, put=item)
             if same_but_revision(item, held) and self._failure(change.ref) is None:
                 self.store.put(item)
                 this.silent.append(change)
@@ -675,7 +680,8 @@ class Engine:
                 self._announcing.lost(key, step.before)
                 self.known.pop(key, None)
             else:
-                self._announcing.made(step)
+                if type(step.after) in TOLD:
+                    self._announcing.made(step)
                 self.known[key] = step.after
         if self._announcing.gone:
             self._kernel.hush(self._announcing.gone)
@@ -750,8 +756,10 @@ class Engine:
     def _note(
         self, ref: Ref, error: NetweftError | None, *, revision: int | None = None, applied: bool = False
     ) -> None:
-        held = self.store.objects.get(ref)
         before = self.statuses.get(ref)
+        if before is None and error is None and ref.kind is Kind.PEER:
+            return  # nobody waits for one, and there may be tens of thousands
+        held = self.store.objects.get(ref)
         status = Status(
             ref=ref,
             revision=revision if revision is not None else (held.revision if held is not None else 0),
@@ -978,6 +986,8 @@ def _failed(this: _Round, errors: Mapping[str, NetweftError]) -> dict[Ref, Netwe
 
     The error that came first is the cause, and those after it follow from it.
     """
+    if not errors:
+        return {}
     order = {owner: place for place, owner in enumerate(errors)}
     failed = {}
     for ref, change in this.changes.items():

@@ -228,8 +228,12 @@ def _encode(value: object) -> object:
 def _thaw(kind: type[Object], raw: dict[str, Any]) -> Object:
     """Build an object from its JSON form; msgspec cannot tell IPv4 from IPv6 types in a union."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    for name in {"addresses", "link_local"} & values.keys():
-        values[name] = tuple(ip_interface(one) for one in values[name])
+    if kind is Peer:
+        # Agents have kept their prefix lengths too.
+        values["addresses"] = tuple(one.partition("/")[0] for one in values.get("addresses", ()))
+    else:
+        for name in {"addresses", "link_local"} & values.keys():
+            values[name] = tuple(ip_interface(one) for one in values[name])
     if "routes" in values:
         values["routes"] = tuple(_thaw_route(one) for one in values["routes"])
     if raw.get("bandwidth") is not None:

@@ -45,8 +45,9 @@ class ObjectStore:
 
     def put(self, item: Object) -> Object | None:
         """Keep an object and return the version that it replaces."""
-        before = self.remove(item.ref)
-        self.objects[item.ref] = item
+        ref = item.ref
+        before = self.remove(ref)
+        self.objects[ref] = item
         match item:
             case Endpoint():
                 self.by_network[item.network_id].add(item.id)
@@ -57,7 +58,7 @@ class ObjectStore:
                 self.peers[item.network_id].add(item.id)
             case _:
                 pass
-        self.gone.pop(item.ref, None)
+        self.gone.pop(ref, None)
         return before
 
     def remove(self, ref: Ref) -> Object | None:

@@ -22,10 +22,12 @@ from netweft_agent.domain.nft import NftElement, NftGuest, NftOffer, NftTable, T
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import (
     HOST,
+    Fdb,
     File,
     Key,
     Link,
     Namespace,
+    Neighbour,
     Ns,
     PortHold,
     Rank,
@@ -82,15 +84,18 @@ _PHASES: Mapping[type[Resource], Phase] = {
     File: Phase.FILES,
     PortHold: Phase.PORTS,
     NftElement: Phase.FIREWALL,
+    Fdb: Phase.INSIDE,
+    Neighbour: Phase.INSIDE,
 }
 
 
 def phase(step: Operation) -> Phase:
     """Return what a step is carried out with."""
-    resource, gone = step.resource, step.after is None
+    resource = step.resource
     known = _PHASES.get(type(resource))
     if known is not None:
         return known
+    gone = step.after is None
     found = Phase.INSIDE
     if isinstance(resource, Namespace):
         found = Phase.DROP_NAMESPACES if gone else Phase.NAMESPACES

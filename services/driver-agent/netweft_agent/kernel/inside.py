@@ -24,6 +24,8 @@ from netweft_agent.kernel.sockets import Sockets
 
 OnLink = Address | Route | Neighbour | Fdb | TokenBucket | Redirect
 
+_ENTRIES = (Fdb, Neighbour)
+
 _RTPROT_KERNEL = 2
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO})
 
@@ -107,7 +109,9 @@ class Inside:
     def _link_names(run: Run, steps: Iterable[int]) -> Iterable[str]:
         for index in steps:
             resource = run.steps[index].resource
-            if isinstance(resource, OnLink):
+            if isinstance(resource, _ENTRIES):
+                yield resource.link
+            elif isinstance(resource, OnLink):
                 yield from _links(resource)
 
     # --- links ---
@@ -185,6 +189,11 @@ class Inside:
 
     def _encode(self, run: Run, index: int, known: Mapping[str, int], parts: list[_Part]) -> None:
         step = run.steps[index]
+        if isinstance(step.after, _ENTRIES) and step.after.link in known:
+            # As nearly all are, where there are very many.
+            entry = step.after
+            parts.append(_Part(index, _entry(entry, known[entry.link]), (entry.link,)))
+            return
         resource = step.resource
         if isinstance(resource, Link):
             self._encode_link(run, index, step.after, parts)
@@ -313,12 +322,14 @@ def _addition(resource: OnLink, index: int, *, replace: bool) -> bytes:
         return rtnl.add_address(index, resource.address, replace=replace)
     if isinstance(resource, Route):
         return rtnl.add_route(resource.destination, index, resource.via, replace=replace)
-    if isinstance(resource, Neighbour):
-        return rtnl.replace_neighbour(index, resource.ip, resource.mac)
-    if isinstance(resource, TokenBucket):
-        return tc.set_bucket(index, rate=resource.rate, burst=resource.burst, limit=resource.limit)
-    assert isinstance(resource, Fdb), "a redirect takes more than one message"
-    return rtnl.replace_fdb(index, resource.mac, resource.vtep)
+    assert isinstance(resource, TokenBucket), "entries are encoded before, a redirect takes more than one message"
+    return tc.set_bucket(index, rate=resource.rate, burst=resource.burst, limit=resource.limit)
+
+
+def _entry(entry: Fdb | Neighbour, index: int) -> bytes:
+    if isinstance(entry, Fdb):
+        return rtnl.replace_fdb(index, entry.mac, entry.vtep)
+    return rtnl.replace_neighbour(index, entry.ip, entry.mac)
 
 
 def _removal(resource: OnLink, index: int, namespaces: Namespaces) -> list[bytes]:

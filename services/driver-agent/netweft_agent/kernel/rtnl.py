@@ -306,14 +306,23 @@ def delete_route(destination: str, index: int, via: str | None, *, ours: bool) -
 def replace_neighbour(index: int, ip: str, mac: str) -> bytes:
     """Encode a permanent neighbour, marked ours by NDA_PROTOCOL."""
     family, packed = packed_ip(ip)
-    return netlink.message(
+    before, between, after = _neighbour_around(index, family)
+    return before + packed + between + packed_mac(mac) + after
+
+
+@functools.lru_cache(maxsize=1024)
+def _neighbour_around(index: int, family: int) -> tuple[bytes, bytes, bytes]:
+    """Return what is before, between and after address and MAC in the message of a permanent neighbour."""
+    address = netlink.attr(NDA_DST, bytes(16 if family == socket.AF_INET6 else 4))
+    message = netlink.message(
         RTM_NEWNEIGH,
         _REPLACE,
         _NDMSG.pack(family, 0, 0, index, NUD_PERMANENT, 0, 0),
-        netlink.attr(NDA_DST, packed)
-        + netlink.attr(NDA_LLADDR, packed_mac(mac))
-        + netlink.attr_u8(NDA_PROTOCOL, resources.PROTOCOL),
+        address + netlink.attr(NDA_LLADDR, bytes(6)) + netlink.attr_u8(NDA_PROTOCOL, resources.PROTOCOL),
     )
+    address_at = netlink.HEADER_SIZE + _NDMSG.size + 4
+    between_at = address_at + len(address) - 4
+    return message[:address_at], message[between_at : between_at + 4], message[between_at + 10 :]
 
 
 def delete_neighbour(index: int, ip: str) -> bytes:
@@ -324,13 +333,22 @@ def delete_neighbour(index: int, ip: str) -> bytes:
 
 def replace_fdb(index: int, mac: str, vtep: str | None) -> bytes:
     """Encode a forwarding entry: of the VXLAN device itself (`vtep` given), else a static one of the link's bridge."""
-    words = netlink.attr(NDA_LLADDR, packed_mac(mac))
+    before, after = _fdb_around(index, vtep)
+    return before + packed_mac(mac) + after
+
+
+@functools.lru_cache(maxsize=4096)
+def _fdb_around(index: int, vtep: str | None) -> tuple[bytes, bytes]:
+    """Return what is before and after the MAC in the message of a forwarding entry."""
+    words = netlink.attr(NDA_LLADDR, bytes(6))
     if vtep is None:
         head = _NDMSG.pack(AF_BRIDGE, 0, 0, index, NUD_NOARP | NUD_REACHABLE, NTF_MASTER, 0)
     else:
         head = _NDMSG.pack(AF_BRIDGE, 0, 0, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
         words += netlink.attr(NDA_DST, packed_ip(vtep)[1])
-    return netlink.message(RTM_NEWNEIGH, _REPLACE, head, words)
+    message = netlink.message(RTM_NEWNEIGH, _REPLACE, head, words)
+    mac_at = netlink.HEADER_SIZE + _NDMSG.size + 4
+    return message[:mac_at], message[mac_at + 6 :]
 
 
 def delete_fdb(index: int, mac: str, *, master: bool) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
@@ -346,11 +347,38 @@ def peer(message: endpoint_pb2.Peer, field: str) -> Peer:
         endpoint_id=identifier(message.endpoint_id, f"{field}.endpoint_id"),
         network_id=identifier(message.network_id, f"{field}.network_id"),
         host_id=message.host_id,
-        vtep=str(_address(message.vtep_address, f"{field}.vtep_address").ip),
+        vtep=_vtep(message.vtep_address, f"{field}.vtep_address"),
         mac=_mac(message.mac_address, f"{field}.mac_address"),
-        addresses=_addresses(message.addresses, f"{field}.addresses"),
+        addresses=tuple(
+            [_without_prefix(one, where) for one, where in _listed(message.addresses, f"{field}.addresses")]
+        ),
         revision=message.revision,
     )
+
+
+def _vtep(text: str, field: str) -> str:
+    return _plain(text) or str(_address(text, field).ip)
+
+
+def _without_prefix(text: str, field: str) -> str:
+    """Read an address with its prefix length, and leave that out."""
+    address, _, length = text.partition("/")
+    if length in _LENGTHS4 and (found := _plain(address)):
+        return found
+    return str(_with_prefix(text, field).ip)
+
+
+_LENGTHS4 = frozenset(map(str, range(33)))
+
+
+def _plain(text: str) -> str:
+    """Return an address of a usual IPv4 host as it is; empty: it is none, and may still be right in another way."""
+    # A fiftieth of what ipaddress takes, and of a large network there are ten thousands to read at once.
+    try:
+        packed = socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return ""
+    return text if 0 < packed[0] < 224 else ""
 
 
 def status_message(status: Status) -> agent_pb2.ObjectStatus:
@@ -508,16 +536,17 @@ def _listed(messages: Collection[T], field: str) -> Iterator[tuple[T, str]]:
 
 
 def _addresses(texts: Collection[str], field: str) -> tuple[Interface, ...]:
-    found = []
-    for text, where in _listed(texts, field):
-        if "/" not in text:
-            raise InvalidArgument(
-                "BAD_ADDRESS",
-                f"{where} is {text[:64]!r}; it needs the subnet's prefix length, as in 10.0.0.2/16",
-                field=where,
-            )
-        found.append(_address(text, where))
-    return tuple(found)
+    return tuple(_with_prefix(text, where) for text, where in _listed(texts, field))
+
+
+def _with_prefix(text: str, field: str) -> Interface:
+    if "/" not in text:
+        raise InvalidArgument(
+            "BAD_ADDRESS",
+            f"{field} is {text[:64]!r}; it needs the subnet's prefix length, as in 10.0.0.2/16",
+            field=field,
+        )
+    return _address(text, field)
 
 
 def _address(text: str, field: str) -> Interface:

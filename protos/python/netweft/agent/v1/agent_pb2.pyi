@@ -402,7 +402,7 @@ class ObserveResponse(_message.Message):
 
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectStatus]:
-        """Statuses of the objects that this host holds. Since 0.1."""
+        """Statuses of the objects that this host holds; of peers, of those alone that have failed. Since 0.1."""
 
     def __init__(
         self,

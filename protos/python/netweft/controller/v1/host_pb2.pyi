@@ -89,10 +89,12 @@ class ReportHostRequest(_message.Message):
     applied_revision: _builtins.int
     """Revision up to which the host's kernel follows the intent. Since 0.1."""
     full: _builtins.bool
-    """True: statuses holds all objects of the host. Since 0.1."""
+    """True: statuses holds all objects of the host, peers that are well left out. Since 0.1."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.ObjectStatus]:
-        """Objects whose state changed since the last report; all of them when full is set. Since 0.1."""
+        """Objects whose state changed since the last report; all of them when full is set, but of peers those alone that have
+        failed at some time. Since 0.1.
+        """
 
     @_builtins.property
     def drift(self) -> _host_pb2.Drift:
