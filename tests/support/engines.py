@@ -1,4 +1,4 @@
-"""Container engines on the hosts of a cluster: containerd, by `ctr`, and Podman.
+"""Container engines on the hosts of a cluster: containerd, by `ctr`, Podman 4, and Podman 5 of a newer Debian.
 
 Each host has a mount namespace with folders of its own where engines keep what they know (/run, /var/lib, /etc/cni,
 /opt, /dev/shm), and its agent's where an agent has them, so what is written there is seen by nobody else and is gone
@@ -20,10 +20,10 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from tests.support import images
+from tests.support import images, trixie
 
 NETWEFT = Path(sys.executable).parent / "netweft"
-T = TypeVar("T", "Containerd", "Podman")
+T = TypeVar("T", "Containerd", "Podman", "Podman5")
 TIMEOUT_S = 60.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = {"run": "/run", "lib": "/var/lib", "cni": "/etc/cni", "opt": "/opt"}
@@ -46,9 +46,10 @@ class EngineHost:
     Args:
         cluster: That the host is of.
         name: Its name.
+        root: Folder with another system, which its processes see in place of this machine's.
     """
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, root: Path | None = None) -> None:
         self.name = name
         self.netns = cluster.host(name)
         self.folder = Path(tempfile.mkdtemp(prefix="nw-engine-"))
@@ -56,16 +57,9 @@ class EngineHost:
         agent = cluster.agent_dir(name)
         mounts = [(self.folder / one, at) for one, at in _OWN.items()]
         mounts += [(agent, "/run/netweft"), (agent.parent / "state", "/var/lib/netweft")]
-        for one in ("run/netweft", "lib/netweft", "cni/net.d", "opt"):
+        for one in ("run/netweft", "lib/netweft", "cni/net.d", "opt", "libexec"):
             (self.folder / one).mkdir(parents=True)
-        script = "\n".join(
-            [
-                *(f"mount --bind {source} {at} || exit" for source, at in mounts),
-                "mount -t tmpfs none /dev/shm || exit",
-                "echo mounted",
-                "exec sleep 100000",
-            ]
-        )
+        script = "\n".join([*self._mount(mounts, root), "echo mounted", "exec sleep 100000"])
         self._keeper = subprocess.Popen(
             ["nsenter", f"--net={self.netns}", "unshare", "--mount", "--propagation=private", "sh", "-c", script],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -75,6 +69,22 @@ class EngineHost:
             said = out.readline()
         assert said == "mounted\n", said
         self._mounts = Path(f"/proc/{self._keeper.pid}/ns/mnt").readlink()
+
+    def _mount(self, mounts: Sequence[tuple[Path, str]], root: Path | None) -> Iterator[str]:
+        """Yield the commands of a shell that has the host's folders mounted, and another root."""
+        top = root or Path("/")
+        if root is not None:
+            yield f"mount --bind {root} {root} && mount -o remount,bind,ro {root} || exit"
+            yield f"mount -t proc proc {root}/proc && mount -t tmpfs none {root}/tmp || exit"
+            yield f"mount -t tmpfs none {root}/var/tmp || exit"
+            yield f"mkdir {root}{self.folder} && mount --rbind /sys {root}/sys && mount --rbind /dev {root}/dev || exit"
+            plugins = (self.folder / "libexec", "/usr/local/libexec/netavark")
+            mounts = [*mounts, (self.folder, str(self.folder)), plugins]
+        for source, at in mounts:
+            yield f"mount --bind {source} {top}{at} || exit"
+        yield f"mount -t tmpfs none {top}/dev/shm || exit"
+        if root is not None:
+            yield f"cd {root} && pivot_root . . && umount -l . && cd / || exit"
 
     def command(self, *words: str | Path) -> list[str]:
         """Return what runs a command on the host."""
@@ -174,12 +184,20 @@ class Containerd:
     def __init__(self, host: EngineHost) -> None:
         self.host = host
         self._runs: dict[str, subprocess.Popen[bytes]] = {}
+        host.install("front")
         (host.folder / "containerd.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
         self._daemon = host.start("containerd", "--config", host.folder / "containerd.toml")
         _wait(lambda: self._daemon.poll() is not None or (host.folder / "run/containerd/containerd.sock").exists())
         assert self._daemon.poll() is None, host.log()
         _wait(lambda: "RUNTIME" in self._ctr("container", "ls", check=False))
         self._ctr("image", "import", "--snapshotter", "native", str(images.busybox(host.folder)))
+
+    @staticmethod
+    def root() -> Path | None:
+        """Return the system that it is of: this machine's."""
+        for program in ("containerd", "ctr", "runc"):
+            _require(program)
+        return None
 
     def _ctr(self, *words: str, check: bool = True) -> str:
         return self.host.run("ctr", *words, check=check)
@@ -223,7 +241,10 @@ class Containerd:
 
 
 class Podman:
-    """Podman with CNI for its networks. There is no daemon: `conmon` stays with a container, and lets go of it."""
+    """Podman 4 with CNI for its networks. There is no daemon: `conmon` stays with a container, and lets go of it."""
+
+    conf = 'network_backend = "cni"\ncni_plugin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]\n'
+    """Section [network] of containers.conf."""
 
     def __init__(self, host: EngineHost) -> None:
         self.host = host
@@ -236,11 +257,23 @@ class Podman:
             'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
             # The agent holds published ports itself, and would be in the way of Podman's own socket.
             "enable_port_reservation = false\n"
-            "[network]\n"
-            'network_backend = "cni"\ncni_plugin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]\n'
+            f"[network]\n{self.conf}"
         )
-        self._prefix = ("env", f"CONTAINERS_CONF={conf}", "podman", "--storage-driver=vfs")
+        environ = (f"CONTAINERS_CONF={conf}", "PODMAN_IGNORE_CGROUPSV1_WARNING=1")
+        self._prefix = ("env", *environ, "podman", "--storage-driver=vfs")
         self.podman("load", "--quiet", "--input", str(images.busybox(host.folder)))
+        self.install()
+
+    @staticmethod
+    def root() -> Path | None:
+        """Return the system that it is of; None: this machine's."""
+        for program in ("podman", "conmon", "runc"):
+            _require(program)
+        return None
+
+    def install(self) -> None:
+        """Have the plugin, and the network."""
+        self.host.install("front")
 
     def podman(self, *words: str, check: bool = True) -> str:
         """Run podman, and return what it prints."""
@@ -271,6 +304,32 @@ class Podman:
         self.podman("rm", "--all", "--force", "--time=0")
 
 
+class Podman5(Podman):
+    """Podman 5 of Debian 13 with netavark, our plugin as a driver of its networks."""
+
+    conf = 'network_config_dir = "/var/lib/networks"\n'
+
+    @staticmethod
+    def root() -> Path | None:
+        """Return Debian 13."""
+        return trixie.root()
+
+    def install(self) -> None:
+        """Have the plugin where netavark looks for drivers, and a network of Podman's for ours."""
+        subprocess.run(
+            [NETWEFT, "netavark", "install", "--plugin-dir", self.host.folder / "libexec"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        self.podman("network", "create", "--driver=netweft", "front")
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs `{program}`; on Debian: apt install containerd podman runc")
+    if not Path("/etc/cni").is_dir():
+        pytest.skip("needs /etc/cni, over which a folder is mounted; on Debian it comes with podman")
+
+
 def _wait(done: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
     ends = time.monotonic() + seconds
     while not done():
@@ -285,18 +344,12 @@ def _close(host: EngineHost, left: list[str]) -> None:
 @contextlib.contextmanager
 def running(cluster: Cluster, places: Sequence[tuple[str, type[T]]]) -> Iterator[list[T]]:
     """Run engines on hosts of a cluster, one each, and see to it that they leave nothing."""
-    for program in ("containerd", "ctr", "runc", "podman", "conmon"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs `{program}`; on Debian: apt install containerd podman runc")
-    if not Path("/etc/cni").is_dir():
-        pytest.skip("needs /etc/cni, over which a folder is mounted; on Debian it comes with podman")
     left: list[str] = []
     with contextlib.ExitStack() as stack:
         engines = []
         for name, kind in places:
-            host = EngineHost(cluster, name)
+            host = EngineHost(cluster, name, kind.root())
             stack.callback(_close, host, left)
-            host.install("front")
             engines.append(stack.enter_context(contextlib.closing(kind(host))))
         yield engines
     assert [] == left

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 from netweft_common import errors
+
+_MARK = b"netweft's CNI plugin"
+
+
+def plugin_text() -> bytes:
+    """Return the plugin of CNI and netavark, one file."""
+    return files("netweft_cni").joinpath("plugin.py").read_bytes()
+
+
+def is_plugin(text: bytes) -> bool:
+    """Return whether a file is that plugin, of any version."""
+    return _MARK in text
 
 
 def refuse_foreign(path: Path, is_ours: Callable[[bytes], bool]) -> None:

@@ -20,6 +20,7 @@ from netweft_cli.commands import (
     events,
     host,
     ipam,
+    netavark,
     network,
     sandbox,
     stack,
@@ -43,6 +44,7 @@ app.add_typer(host.app, name="host")
 app.add_typer(ca.app, name="ca")
 app.add_typer(cni.app, name="cni")
 app.add_typer(docker.app, name="docker")
+app.add_typer(netavark.app, name="netavark")
 app.add_typer(ipam.pools, name="pool")
 app.add_typer(ipam.leases, name="lease")
 app.command("attach")(attach.attach)

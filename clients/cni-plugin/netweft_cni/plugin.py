@@ -1,6 +1,8 @@
 #!/usr/bin/python3 -IS
 """netweft's CNI plugin: hands what a runtime asks to the agent of this host, and prints what the agent says.
 
+With arguments it is a plugin of netavark, Podman's: `create`, `setup NETNS`, `teardown NETNS`, `info`.
+
 The whole request goes over the agent's socket: the CNI_* variables and the configuration as they are, the network
 namespace as a descriptor (SCM_RIGHTS, unix(7)), for the agent may not see its path. The agent does the rest, the checks
 included. Here is only what has to work without it: VERSION, the errors of a caller, and a DEL, which is left in the
@@ -10,6 +12,7 @@ A runtime waits for this program to start, for each container: so it imports nex
 as the interpreter), and is short, since it is compiled at each start.
 
 CNI SPEC 1.1.0, https://github.com/containernetworking/cni/blob/spec-v1.1.0/SPEC.md
+netavark 1.14, https://github.com/containers/netavark/blob/v1.14.0/plugin-API.md
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import posix
 import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 
+VERSION = "0.1.0"
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SOCKET = "/run/netweft/cni.sock"
 STATE_DIR = "/var/lib/netweft"
@@ -40,7 +44,7 @@ NEEDED = {
 
 def main(environ: dict[bytes, bytes], name: str) -> tuple[int, bytes]:
     """Answer a runtime: return the exit code, and what to print."""
-    given = {key.decode(): value for key, value in environ.items() if key.startswith((b"CNI_", b"NETWEFT_CNI_"))}
+    given = _given(environ)
     config = _read(0)
     if config is None:
         return _failure(IO_FAILURE, f"the configuration on stdin is longer than {MOST_BYTES} bytes", b"")
@@ -58,8 +62,7 @@ def main(environ: dict[bytes, bytes], name: str) -> tuple[int, bytes]:
             if verb != "DEL":
                 return _failure(BAD_ENVIRONMENT, f"CNI_NETNS cannot be opened: {error}", config)
     given["NAME"] = name.encode()
-    variables = b"\0".join(key.encode() + b"=" + value for key, value in given.items())
-    frame = MAGIC + len(variables).to_bytes(4, "big") + len(config).to_bytes(4, "big") + variables + config
+    frame = _frame(given, config)
     # Only a socket of another place is worth reading the configuration for.
     known = given.get("NETWEFT_CNI_SOCKET", b"").decode(errors="replace") or (
         _own(config, "socket") if b'"socket"' in config else ""
@@ -69,6 +72,15 @@ def main(environ: dict[bytes, bytes], name: str) -> tuple[int, bytes]:
     except OSError as error:
         return _alone(verb, frame, config, f"{known or SOCKET}: {error}")
     return answer[0] - 48, answer[1:]
+
+
+def _given(environ: dict[bytes, bytes]) -> dict[str, bytes]:
+    return {key.decode(): value for key, value in environ.items() if key.startswith((b"CNI_", b"NETWEFT_CNI_"))}
+
+
+def _frame(given: dict[str, bytes], config: bytes) -> bytes:
+    variables = b"\0".join(key.encode() + b"=" + value for key, value in given.items())
+    return MAGIC + len(variables).to_bytes(4, "big") + len(config).to_bytes(4, "big") + variables + config
 
 
 def _read(descriptor: int) -> bytes | None:
@@ -103,6 +115,57 @@ def _ask(path: str, frame: bytes, netns: int) -> bytes:
     if not answer:
         raise ConnectionResetError("the agent ended before it had answered")
     return answer
+
+
+# --- netavark ---
+
+
+def netavark(environ: dict[bytes, bytes], argv: list[str]) -> tuple[int, bytes]:
+    """Answer netavark, or Podman, which makes networks; as `main`."""
+    given, verb = _given(environ), argv[1]
+    if verb == "info":
+        return 0, b'{"version": "%s", "api_version": "1.0.0"}' % VERSION.encode()
+    if len(argv) != {"create": 2, "setup": 3, "teardown": 3}.get(verb):
+        return _error("usage: netweft create | setup NETNS | teardown NETNS | info; the rest as JSON on stdin")
+    config = _read(0)
+    if config is None:
+        return _error(f"what is on stdin is longer than {MOST_BYTES} bytes")
+    netns = -1
+    given["NETAVARK_COMMAND"] = verb.encode()
+    if verb != "create":
+        given["NETAVARK_NETNS"] = argv[2].encode(errors="surrogateescape")
+        try:
+            netns = posix.open(argv[2], posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        except OSError as error:
+            if verb != "teardown":
+                return _error(f"the network namespace cannot be opened: {error}")
+    frame = _frame(given, config)
+    known = given.get("NETWEFT_CNI_SOCKET", b"").decode(errors="replace") or (
+        _own(config, "socket") if b'"netweft.socket"' in config else ""
+    )
+    try:
+        answer = _ask(known or SOCKET, frame, netns)
+    except OSError as error:
+        return _netavark_alone(verb, frame, config, f"{known or SOCKET}: {error}")
+    return answer[0] - 48, answer[1:]
+
+
+def _netavark_alone(verb: str, frame: bytes, config: bytes, why: str) -> tuple[int, bytes]:
+    why = f"the agent of netweft does not answer at {why}"
+    if verb != "teardown":
+        return _error(f"{why}; is netweft-agent running?")
+    try:
+        _read_json(config)
+        _keep(frame, _own(config, "stateDir") or STATE_DIR)
+    except (OSError, ValueError) as error:
+        return _error(f"{why}, and the teardown cannot be kept for later: {error}")
+    return 0, b""
+
+
+def _error(message: str) -> tuple[int, bytes]:
+    import json  # noqa: PLC0415
+
+    return 1, json.dumps({"error": message}).encode()
 
 
 # --- without the agent ---
@@ -146,8 +209,11 @@ def _own(config: bytes, key: str) -> str:
         whole = _read_json(config)
     except ValueError:
         return ""
-    ipam = whole.get("ipam")
-    found = whole.get(key) or (ipam.get(key) if isinstance(ipam, dict) else "")
+    found = whole.get(key)
+    for part in (whole.get("ipam"), whole, whole.get("network")):
+        if isinstance(part, dict):
+            options = part.get("options")
+            found = found or part.get(key) or (options.get(f"netweft.{key}") if isinstance(options, dict) else "")
     return found if isinstance(found, str) else ""
 
 
@@ -194,7 +260,8 @@ def _failure(code: int, message: str, config: bytes) -> tuple[int, bytes]:
 
 def run() -> None:
     """Answer, and end without tidying up, which takes as long as a quarter of the start."""
-    code, text = main(posix.environ, sys.argv[0].rpartition("/")[2])
+    argv = sys.argv
+    code, text = main(posix.environ, argv[0].rpartition("/")[2]) if len(argv) < 2 else netavark(posix.environ, argv)
     while text:
         text = text[posix.write(1, text) :]
     posix._exit(code)  # noqa: SLF001  # there is nothing to flush

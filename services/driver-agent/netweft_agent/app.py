@@ -23,7 +23,7 @@ from netweft_agent.engine.engine import Engine
 from netweft_agent.engine.journal import Journal
 from netweft_agent.engine.paths import PathWatch
 from netweft_agent.engine.render import Renderer
-from netweft_agent.frontends import cni, cni_socket, docker, docker_http
+from netweft_agent.frontends import cni, cni_socket, docker, docker_http, netavark
 from netweft_agent.frontends.cni_pending import Pending
 from netweft_agent.frontends.docker_memory import Memory
 from netweft_agent.frontends.docker_networks import Bind
@@ -154,7 +154,7 @@ async def offer_to_runtimes(
     life: lifecycle.Lifecycle,
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    """Answer the CNI plugin and Docker, as long as the agent runs."""
+    """Answer the plugin of CNI and netavark, and Docker, as long as the agent runs."""
     plugin = cni.CniService(
         cluster=cluster,
         host=engine,
@@ -162,7 +162,9 @@ async def offer_to_runtimes(
         pending=Pending(chosen.state_dir),
         host_id=host_id,
     )
-    await stack.enter_async_context(cni_socket.serve(chosen.run_dir / "cni.sock", plugin))
+    await stack.enter_async_context(
+        cni_socket.serve(chosen.run_dir / "cni.sock", netavark.NetavarkService(cni=plugin, cluster=cluster))
+    )
     life.spawn(plugin.run(), name="cni")
     if chosen.docker_socket:
         service = docker.DockerService(cluster=cluster, memory=memory, host_id=host_id, bind=bind)

@@ -79,9 +79,14 @@ class Cluster:
         return self.found[network, name]
 
     async def endpoints(self, network, label):
-        self._check(network)
+        if network:
+            self._check(network)
         key, _, value = label.partition("=")
-        return [one for (where, _), one in self.found.items() if where == network and one.labels.get(key) == value]
+        return [
+            one
+            for (where, _), one in self.found.items()
+            if where == (network or where) and one.labels.get(key) == value
+        ]
 
 
 class Host:

@@ -1,4 +1,4 @@
-"""`netweft cni install` writes what runtimes look for, and never over what is not ours."""
+"""`netweft cni install` and `netweft netavark install` write what runtimes look for, never over what is not ours."""
 
 from __future__ import annotations
 
@@ -104,3 +104,22 @@ def test_a_folder_that_cannot_be_written_is_told(install, tmp_path, capsys):
 
     assert 0 != install("front")
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_netavarks_plugin_is_the_same_file_and_runs_where_it_is_put(tmp_path, capsys):
+    for _ in range(2):
+        assert 0 == main.main(["netavark", "install", "--plugin-dir", str(tmp_path / "netavark")])
+
+    path = tmp_path / "netavark" / "netweft"
+    assert [str(path)] * 2 == capsys.readouterr().out.split()
+    done = subprocess.run([path, "info"], env={}, capture_output=True, check=True)
+    assert "1.0.0" == json.loads(done.stdout)["api_version"]
+
+
+def test_a_driver_of_somebody_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "netweft").write_text("theirs")
+
+    assert 0 != main.main(["netavark", "install", "--plugin-dir", str(tmp_path)])
+
+    assert "theirs" == (tmp_path / "netweft").read_text()
+    assert "--force" in capsys.readouterr().err

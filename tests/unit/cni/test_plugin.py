@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,72 @@ async def test_what_the_plugin_and_the_agent_have_in_common_is_the_same():
     assert (cni_config.VERSIONS, cni.MAGIC, cni_pending.FOLDER) == (plugin.VERSIONS, plugin.MAGIC, plugin.PENDING)
     assert {*cni_config.Verb, "VERSION"} == plugin.NEEDED.keys()
     assert plugin.MOST_BYTES < cni_socket.MOST_BYTES
+
+
+# --- netavark ---
+
+
+@pytest.fixture
+def netavark(tmp_path):
+    async def call(*arguments, config=None, path=tmp_path / "cni.sock"):
+        options = {"netweft.socket": str(path), "netweft.stateDir": str(tmp_path / "state")}
+        whole = {"options": options} if arguments[:1] == ("create",) else {"network": {"options": options}}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(PLUGIN), *arguments),
+            env={},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate(json.dumps(whole).encode() if config is None else config)
+        assert err == b"", err
+        return process.returncode, json.loads(out) if out else None
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inside"),
+    [(("create",), False), (("setup", "/proc/self/ns/net"), True), (("teardown", "/run/netns/never-made"), False)],
+)
+async def test_netavarks_calls_go_to_the_socket_that_the_network_names(service, netavark, arguments, inside):
+    code, said = await netavark(*arguments)
+
+    ((variables, _, inode),) = service.asked
+    assert (0, {"said": "ADD"}) == (code, said)
+    expected = {"NETAVARK_COMMAND": arguments[0], **({"NETAVARK_NETNS": arguments[1]} if arguments[1:] else {})}
+    assert expected == variables
+    assert (os.stat("/proc/self/ns/net").st_ino if inside else None) == inode  # noqa: PTH116  # not awaited
+
+
+async def test_netavark_is_told_of_versions_without_an_agent(netavark):
+    assert (0, {"version": version("netweft-cni"), "api_version": "1.0.0"}) == await netavark("info", config=b"")
+
+
+WRONG_CALLS = {
+    "an unknown verb": (("update",), None, "usage"),
+    "no namespace": (("setup",), None, "usage"),
+    "too much": (("create", "x"), None, "usage"),
+    "a namespace that is not there": (("setup", "/run/netns/never-made"), None, "cannot be opened"),
+    "too long": (("create",), b" " * (plugin.MOST_BYTES + 1), "longer than"),
+    "no agent": (("create",), None, "is netweft-agent running"),
+    "no agent, rubbish": (("teardown", "/x"), b"{", "cannot be kept"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "config", "said"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+async def test_what_is_wrong_is_told_in_netavarks_words(netavark, arguments, config, said):
+    code, answer = await netavark(*arguments, config=config)
+
+    assert (1, {"error"}) == (code, answer.keys())
+    assert said in answer["error"]
+
+
+async def test_a_teardown_without_an_agent_is_kept_where_the_agent_looks_for_it(netavark, tmp_path):
+    answer = await netavark("teardown", "/run/netns/never-made")
+
+    kept = [cni.unpack(frame)[0]["NETAVARK_COMMAND"] for _, frame in cni_pending.Pending(tmp_path / "state")]
+    assert ((0, None), ["teardown"]) == (answer, kept)
 
 
 LOADED = "import sys; exec(open(sys.argv[1]).read(), {'__name__': 'x'}); print(*sys.modules)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,6 @@ app = typer.Typer(help="The CNI plugin of container runtimes.", no_args_is_help=
 
 CAPABILITIES = ("portMappings", "ips", "mac", "bandwidth", "aliases", "dns")
 PLUGIN = "netweft"
-MARK = b"netweft's CNI plugin"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
@@ -70,8 +68,8 @@ def install(
     conflist = {"cniVersion": cni_version, "name": called, "plugins": [own, *others]}
     binary, conf = bin_dir / PLUGIN, conf_dir / f"{priority:02}-{called}.conflist"
     if not force:
-        installed.refuse_foreign(binary, is_ours=lambda text: MARK in text)
+        installed.refuse_foreign(binary, is_ours=installed.is_plugin)
         installed.refuse_foreign(conf, is_ours=lambda text: b'"type": "netweft"' in text)
-    installed.write(binary, files("netweft_cni").joinpath("plugin.py").read_bytes(), 0o755)
+    installed.write(binary, installed.plugin_text(), 0o755)
     installed.write(conf, json.dumps(conflist, indent=2).encode() + b"\n", 0o644)
     output.write_lines([str(binary), str(conf)])

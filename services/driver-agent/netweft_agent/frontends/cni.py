@@ -21,7 +21,7 @@ from netweft_agent.domain.cluster import Cluster, Container, Found, Wish
 from netweft_agent.domain.objects import Kind, Ref
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import HOST, Key, Link, Namespace, Resource, Route, Sysctl
-from netweft_agent.frontends import cni_result
+from netweft_agent.frontends import cni_result, netavark_config
 from netweft_agent.frontends.cni_config import Attachment, CniError, Code, Request, Verb, parse, version_of
 from netweft_agent.frontends.cni_pending import Pending
 
@@ -86,7 +86,7 @@ class CniService:
     async def run(self) -> None:
         """Carry out what waits, again and again, until cancelled."""
         while True:
-            await self._carry_out_pending()
+            await self.carry_out_pending()
             await asyncio.sleep(RETRY_S)
 
     async def answer(self, frame: bytes, netns: int | None) -> tuple[int, bytes]:
@@ -98,7 +98,7 @@ class CniService:
         """
         version = version_of(b"")
         try:
-            variables, config = unpack(frame)
+            variables, config = netavark_config.as_cni(*unpack(frame))
             version = version_of(config)
             request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
             return 0, await self._do(request, frame, netns)
@@ -113,7 +113,7 @@ class CniService:
 
     async def _do(self, request: Request, frame: bytes, netns: int | None) -> bytes:
         if request.verb is Verb.ADD:
-            await self._carry_out_pending()
+            await self.carry_out_pending()
             return await (self._lease(request) if request.lease_only else self._add(request, netns))
         if request.verb is Verb.DEL:
             await self._delete(request, frame)
@@ -239,11 +239,12 @@ class CniService:
             await self._cluster.detach(network, name)
         self._given.forget(name)
 
-    async def _carry_out_pending(self) -> None:
+    async def carry_out_pending(self) -> None:
+        """Do the DELs that wait, as far as that can be done now."""
         async with self._carrying_out:
             for name, frame in self._pending:
                 try:
-                    variables, config = unpack(frame)
+                    variables, config = netavark_config.as_cni(*unpack(frame))
                     request = parse(variables, config, own_name=variables.get("NAME") or "netweft")
                     await self._detach(request.network, self._name(_of(request)))
                 except (errors.Unavailable, errors.Conflict):
@@ -344,6 +345,12 @@ def unpack(frame: bytes) -> tuple[Variables, bytes]:
         raise CniError(Code.IO_FAILURE, "what came over the socket is no call of netweft's CNI plugin")
     pairs = (one.partition("=") for one in os.fsdecode(frame[12 : 12 + sizes[0]]).split("\0"))
     return {key: value for key, _, value in pairs}, frame[12 + sizes[0] :]
+
+
+def pack(variables: Variables, config: bytes) -> bytes:
+    """Write what `unpack` reads."""
+    words = b"\0".join(os.fsencode(f"{key}={value}") for key, value in variables.items())
+    return MAGIC + len(words).to_bytes(4, "big") + len(config).to_bytes(4, "big") + words + config
 
 
 def endpoint_name(host_id: str, attachment: Attachment) -> str:
