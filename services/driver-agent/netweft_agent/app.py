@@ -14,7 +14,7 @@ from pathlib import Path
 
 from netweft.agent.v1 import agent_pb2_grpc
 from netweft.common.v1 import host_pb2
-from netweft_common import client, credentials, errors, faults, lifecycle, logs, metrics, pki, server, settings, tls
+from netweft_common import client, credentials, errors, faults, lifecycle, logs, metrics, server, settings, tls
 
 from netweft_agent.domain.cluster import Cluster
 from netweft_agent.domain.objects import Facts, HostFiles
@@ -32,7 +32,7 @@ from netweft_agent.kernel import hostfiles
 from netweft_agent.kernel import paths as kernel_paths
 from netweft_agent.kernel.given import GivenNamespaces
 from netweft_agent.kernel.linux import LinuxKernel
-from netweft_agent.rpc import certificate, convert, link, servicer
+from netweft_agent.rpc import convert, link, servicer
 from netweft_agent.rpc.cluster import ControllerCluster
 from netweft_agent.rpc.leases import LeaseKeeper
 from netweft_agent.settings import AgentSettings
@@ -121,10 +121,9 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
                 agent_target=chosen.advertise or grpc_server.targets[0],
                 vtep_address=chosen.vtep_address,
                 facts=report,
-                tls_server_name=pki.agent_server_name(host_id) if chosen.tls_dir is not None else "",
             )
             if chosen.tls_dir is not None:
-                life.spawn(certificate.Certificate(chosen.tls_dir, connection).run(), name="certificate")
+                keep_certificate(chosen.tls_dir, connection, host, life)
             to_controller = link.Link(connection, engine, host, keeper, watch)
             if watch is not None:
                 watch.on_mtu = to_controller.set_underlay_mtu
@@ -170,6 +169,18 @@ async def offer_to_runtimes(
         service = docker.DockerService(cluster=cluster, memory=memory, host_id=host_id, bind=bind)
         life.spawn(docker_http.serve_always(Path(chosen.docker_socket), service), name="docker socket")
         life.spawn(service.run(), name="docker")
+
+
+def keep_certificate(
+    folder: Path, connection: client.Connection, host: host_pb2.Host, life: lifecycle.Lifecycle
+) -> None:
+    """Have the host be met by its id, and its certificate renewed."""
+    from netweft_common import pki  # noqa: PLC0415  # cryptography takes 60 ms, and hosts without TLS need none
+
+    from netweft_agent.rpc import certificate  # noqa: PLC0415  # as above
+
+    host.tls_server_name = pki.agent_server_name(host.id)
+    life.spawn(certificate.Certificate(folder, connection).run(), name="certificate")
 
 
 def watch_paths(chosen: AgentSettings, engine: Engine) -> PathWatch | None:

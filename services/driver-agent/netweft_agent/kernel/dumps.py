@@ -21,6 +21,28 @@ _U32 = struct.Struct("=I")
 _S32 = struct.Struct("=i")
 _COUNTERS = struct.Struct("=8Q")
 
+_LINK_PARTS = frozenset(
+    {
+        rtnl.IFLA_ADDRESS,
+        rtnl.IFLA_IFNAME,
+        rtnl.IFLA_MTU,
+        rtnl.IFLA_LINK,
+        rtnl.IFLA_MASTER,
+        rtnl.IFLA_LINKINFO,
+        rtnl.IFLA_AF_SPEC,
+        rtnl.IFLA_GROUP,
+        rtnl.IFLA_LINK_NETNSID,
+    }
+)
+_PORT_PARTS = frozenset(
+    {
+        rtnl.IFLA_BRPORT_MODE,
+        rtnl.IFLA_BRPORT_LEARNING,
+        rtnl.IFLA_BRPORT_UNICAST_FLOOD,
+        rtnl.IFLA_BRPORT_NEIGH_SUPPRESS,
+        rtnl.IFLA_BRPORT_ISOLATED,
+    }
+)
 _IFLA_STATS64 = 23
 _IFLA_INET6_CONF = 2
 # Positions in the array of IFLA_INET6_CONF (enum of linux/ipv6.h).
@@ -145,7 +167,7 @@ def _flag(found: dict[int, bytes], kind: int, *, default: bool) -> bool:
 def link(body: bytes) -> LinkInfo:
     """Decode the body of an RTM_NEWLINK or RTM_DELLINK."""
     _, _, hardware, index, flags, _ = _IFINFO.unpack_from(body)
-    found = netlink.attributes(body, _IFINFO.size)
+    found = netlink.selected(body, _LINK_PARTS, _IFINFO.size)
     info = netlink.attributes(found.get(rtnl.IFLA_LINKINFO, b""))
     kind = _string(info.get(rtnl.IFLA_INFO_KIND))
     if not kind and hardware == 772:  # ARPHRD_LOOPBACK
@@ -153,7 +175,7 @@ def link(body: bytes) -> LinkInfo:
     disabled, accept_ra = _ipv6(found.get(rtnl.IFLA_AF_SPEC))
     port = None
     if _string(info.get(rtnl.IFLA_INFO_SLAVE_KIND)) == "bridge":
-        port = _port(netlink.attributes(info.get(rtnl.IFLA_INFO_SLAVE_DATA, b"")))
+        port = _port(netlink.selected(info.get(rtnl.IFLA_INFO_SLAVE_DATA, b""), _PORT_PARTS))
     nsid = found.get(rtnl.IFLA_LINK_NETNSID)
     return LinkInfo(
         ifindex=index,
@@ -242,8 +264,7 @@ def born(body: bytes) -> Born:
 
 def _ipv6(payload: bytes | None) -> tuple[bool, int]:
     # A link without IPv6 state (MTU below 1280, no IPv6 in the kernel) has IPv6 off.
-    spec = netlink.attributes(payload or b"").get(socket.AF_INET6)
-    conf = netlink.attributes(spec).get(_IFLA_INET6_CONF) if spec else None
+    conf = netlink.first(netlink.first(payload or b"", socket.AF_INET6), _IFLA_INET6_CONF)
     if not conf or len(conf) <= _DEVCONF_DISABLE_IPV6 * 4:
         return True, 0
     return (

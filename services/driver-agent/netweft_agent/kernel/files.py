@@ -107,18 +107,19 @@ class Files:
 
     def forgotten(self, wanted: Container[resources.Key]) -> Iterator[resources.File]:
         """Yield the files below the run directory that are as we wrote them, and that nobody wants."""
-        for path in sorted(self._run_dir.glob(f"{_SANDBOXES}/*/*")):
-            ns = f"sandbox/{path.parent.name}"
-            if ("file", ns, str(path)) in wanted or _is_temporary(path):
-                continue
-            there = _read(path)
-            if there is not None and there.sealed:
-                yield resources.File(ns=ns, path=str(path), content=there.content.decode(errors="replace"))
+        for folder in _entries(str(self._run_dir / _SANDBOXES)):
+            ns = f"sandbox/{folder.name}"
+            for entry in _entries(folder.path):
+                if ("file", ns, entry.path) in wanted or _is_temporary(entry.name):
+                    continue
+                there = _read(entry.path)
+                if there is not None and there.sealed:
+                    yield resources.File(ns=ns, path=entry.path, content=there.content.decode(errors="replace"))
 
     def clear(self) -> None:
         """Remove what a crash left of files that were being written below the run directory."""
         for path in self._run_dir.glob(f"{_SANDBOXES}/*/.*"):
-            if _is_temporary(path):
+            if _is_temporary(path.name):
                 with contextlib.suppress(OSError):
                     path.unlink()
                     self._prune(path.parent)
@@ -230,8 +231,17 @@ def _make_folder(folder: str) -> None:
         return  # somebody was faster
 
 
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".netweft")
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".netweft")
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, by name; nothing where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _replace(path: str, content: bytes) -> None:

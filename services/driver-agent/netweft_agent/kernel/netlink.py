@@ -16,7 +16,7 @@ import errno
 import itertools
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from netweft_common import errors
@@ -214,6 +214,26 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
         offset += (size + 3) & ~3
     return found
+
+
+def selected(data: bytes, kinds: Container[int], offset: int = 0) -> dict[int, bytes]:
+    """Return what `attributes` does of these types alone: of a link, most are none of ours."""
+    found: dict[int, bytes] = {}
+    end = len(data)
+    while offset + 4 <= end:
+        size, kind = _unpack_attr(data, offset)
+        if size < 4 or offset + size > end:
+            break
+        kind &= NLA_TYPE_MASK
+        if kind in kinds:
+            found[kind] = data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+    return found
+
+
+def first(data: bytes, kind: int) -> bytes:
+    """Return the payload of the first attribute of a type; empty where there is none."""
+    return next((payload for found, payload in iter_attributes(data) if found == kind), b"")
 
 
 def iter_messages(data: bytes) -> Iterator[Message]:

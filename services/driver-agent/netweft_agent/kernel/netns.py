@@ -362,18 +362,18 @@ class Namespaces:
                 holder=holder or "host",
             )
 
-    def look(self, namespace: Namespace) -> bool:
-        """Return whether the namespace exists as described, and if it is held, is the one that is held."""
+    def look(self, namespace: Namespace) -> int | None:
+        """Return a descriptor of the caller's own, if the namespace exists as described, and if held, is that one."""
         try:
             fd = open_path(source_path(namespace.source) if namespace.source else str(self.pin(namespace.ns)))
         except errors.NetweftError:
-            return False
-        try:
-            with self._lock:
-                held = self._open.get(namespace.ns)
-                return held is None or os.fstat(held).st_ino == os.fstat(fd).st_ino
-        finally:
-            os.close(fd)
+            return None
+        with self._lock:
+            held = self._open.get(namespace.ns)
+            if held is None or os.fstat(held).st_ino == os.fstat(fd).st_ino:
+                return fd
+        os.close(fd)
+        return None
 
     def drop(self, namespace: Namespace) -> None:
         """Let go of a namespace; one of ours is unpinned and dies with its last user. Idempotent.
