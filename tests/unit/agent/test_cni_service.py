@@ -63,7 +63,13 @@ class Cluster:
         if (wish.network, wish.name) in self.found:
             raise errors.AlreadyExists("ENDPOINT_EXISTS", f"there is an endpoint {wish.name} already")
         address = ip_interface(f"{wish.addresses[0] if wish.addresses else '10.1.0.2'}/24")
-        made = Found(id=f"id-{wish.name}", name=wish.name, addresses=(address,), labels=wish.labels, **fields)
+        made = Found(
+            id=f"id-{wish.name}",
+            name=wish.name,
+            addresses=(address,),
+            labels=wish.labels,
+            **fields,
+        )
         self.found[wish.network, wish.name] = made
         return made
 

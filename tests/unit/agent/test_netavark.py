@@ -180,23 +180,13 @@ async def test_a_setup_is_answered_with_a_status_block(world):
     } == block
 
 
-async def test_ports_are_of_the_first_network_that_a_container_is_in(world):
-    second = {**FULL, "network": {**NETWORK, "name": "back"}}
-    second["network_options"] = {"interface_name": "eth1", "static_ips": ["10.1.0.10"]}
-
-    codes = [(await world.call("setup", one))[0] for one in (FULL, second)]
-
-    assert [0, 0] == codes
-    assert [5, 0] == [len(wish.ports) for wish in world.cluster.wishes]
-
-
-async def test_ports_are_not_lost_to_a_teardown_that_waits(world):
+async def test_a_teardown_that_waited_is_done_before_the_next_setup(world):
     await world.call("setup", FULL)
     world.pending.keep(frame("teardown", json.dumps(FULL).encode()))
 
     code, _ = await world.call("setup", FULL)
 
-    assert (0, [5, 5]) == (code, [len(wish.ports) for wish in world.cluster.wishes])
+    assert (0, []) == (code, list(world.pending))
 
 
 async def test_a_teardown_is_silent_and_may_be_repeated(world):

@@ -86,7 +86,7 @@ class CniService:
     async def run(self) -> None:
         """Carry out what waits, again and again, until cancelled."""
         while True:
-            await self.carry_out_pending()
+            await self._carry_out_pending()
             await asyncio.sleep(RETRY_S)
 
     async def answer(self, frame: bytes, netns: int | None) -> tuple[int, bytes]:
@@ -113,7 +113,7 @@ class CniService:
 
     async def _do(self, request: Request, frame: bytes, netns: int | None) -> bytes:
         if request.verb is Verb.ADD:
-            await self.carry_out_pending()
+            await self._carry_out_pending()
             return await (self._lease(request) if request.lease_only else self._add(request, netns))
         if request.verb is Verb.DEL:
             await self._delete(request, frame)
@@ -239,8 +239,7 @@ class CniService:
             await self._cluster.detach(network, name)
         self._given.forget(name)
 
-    async def carry_out_pending(self) -> None:
-        """Do the DELs that wait, as far as that can be done now."""
+    async def _carry_out_pending(self) -> None:
         async with self._carrying_out:
             for name, frame in self._pending:
                 try:

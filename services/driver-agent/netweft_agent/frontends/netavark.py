@@ -19,9 +19,6 @@ class Answers(Protocol):
     async def answer(self, frame: bytes, netns: int | None) -> tuple[int, bytes]:
         """Return exit code and text."""
 
-    async def carry_out_pending(self) -> None:
-        """Do the DELs that wait."""
-
 
 class NetavarkService:
     """Answers netavark's plugin, and hands calls of CNI on.
@@ -54,8 +51,6 @@ class NetavarkService:
         verb = variables[netavark_config.COMMAND]
         if verb == "create":
             return json.dumps(await self._create(netavark_config.decode(config))).encode()
-        if verb == "setup":
-            frame = await self._without_held_ports(variables, config)
         code, text = await self._cni.answer(frame, netns)
         said = json.loads(text) if text else {}
         if code:
@@ -73,18 +68,6 @@ class NetavarkService:
                 "with --opt netweft.network=NAME",
             ) from error
         return netavark_config.created(network, subnets)
-
-    async def _without_held_ports(self, variables: cni.Variables, config: bytes) -> bytes:
-        """Return a setup without ports where the container is in another network of ours, which has them.
-
-        netavark tells each network of all ports.
-        """
-        whole = netavark_config.decode(config)
-        if whole.get("port_mappings"):
-            await self._cni.carry_out_pending()
-            if await self._cluster.endpoints("", f"{cni.LABEL}container={whole.get('container_id')}"):
-                whole["port_mappings"] = None
-        return cni.pack(variables, json.dumps(whole).encode())
 
 
 def _failure(message: str) -> tuple[int, bytes]:

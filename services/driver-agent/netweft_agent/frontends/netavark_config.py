@@ -9,7 +9,7 @@ Podman does not tell plugins of networks that are removed. Addresses are leased 
 | `network.options`: netweft.socket, netweft.stateDir | of the agent; read by the plugin |
 | `network_options`: static_ips, static_mac, interface_name, aliases | of the endpoint |
 | `network_options`: options | the driver's options of the endpoint |
-| `port_mappings` | published on the first network of ours that a container is in |
+| `port_mappings` | of each endpoint; published by the one that has the container's default route (decision 0007) |
 | `container_name` | a name of the endpoint, and the label netweft.container.name |
 """
 
