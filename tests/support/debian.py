@@ -15,9 +15,13 @@ import pytest
 _KEPT = Path(__file__).parents[2] / "build" / "debian"
 _MIRROR = "http://deb.debian.org/debian"
 _LIMIT_S = 900.0
+PACKAGES = (
+    "systemd", "systemd-sysv", "python3", "python3-venv", "redis-server", "iproute2", "iputils-ping", "nftables",
+)  # fmt: skip
+"""What machines and images of tests have; one set, so one folder serves them all."""
 
 
-def root(suite: str, packages: Iterable[str]) -> Path:
+def root(suite: str = "bookworm", packages: Iterable[str] = PACKAGES) -> Path:
     """Return a folder with a minimal Debian and some packages; whoever uses it writes over it and not into it.
 
     Skips the test where it cannot be made.

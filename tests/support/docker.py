@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import debian
 from tests.support.netns import Netns
 
 _START_S = 60.0
 _PLUGINS, _SPECS = Path("/run/docker/plugins"), Path("/etc/docker/plugins")
 _BASE = "netweft-base"
-_PACKAGES = "python3,iproute2,nftables,redis-server"
-_MIRROR = "http://deb.debian.org/debian"
 
 
 def answers(environ: Mapping[str, str]) -> bool:
@@ -205,18 +204,10 @@ def base(environ: Mapping[str, str]) -> str:
     """
     if "BASE" in environ:
         return environ["BASE"]
-    if shutil.which("debootstrap") is None or os.geteuid():
-        pytest.skip("needs an image: set BASE, or install debootstrap, and be root")
-    with tempfile.TemporaryDirectory(prefix="nw-base-") as folder:
-        made = subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", folder, _MIRROR],
-            capture_output=True, text=True, check=False, timeout=600,
-        )  # fmt: skip
-        if made.returncode:
-            pytest.skip(f"no base image can be made: {made.stdout[-300:]}")
-        archive = subprocess.Popen(["tar", "-C", folder, "--exclude=./var/cache", "-c", "."], stdout=subprocess.PIPE)
+    folder = debian.root()
+    packed = ["tar", "-C", str(folder), "--exclude=./var/cache", "-c", "."]
+    with subprocess.Popen(packed, stdout=subprocess.PIPE) as archive:
         subprocess.run(
             ["docker", "import", "-", _BASE], stdin=archive.stdout, check=True, env=environ, capture_output=True
         )
-        archive.wait()
     return _BASE
