@@ -172,19 +172,27 @@ def _install(running: stack.Stack, client: Client, endpoints: int) -> dict[str, 
                     break
             attaching.all_well(results)
         took = []
+        busy = {name: _pid(running, name) for name in ("agent-h1", "controller")}
+        spent_s = dict.fromkeys(busy, 0.0)
         for number in range(JOINS):
+            before_s = {name: scale.cpu_s(pid) for name, pid in busy.items()}
             called_s = time.monotonic()
             _attach(client, "large", "h1", f"first{number}")
             attached_s = time.monotonic()
             with _network_space(running, client, "large", "h1") as space:
                 _wait_for_entries(space, endpoints)
             took.append((attached_s - called_s, time.monotonic() - called_s))
+            for name, pid in busy.items():
+                spent_s[name] += scale.cpu_s(pid) - before_s[name]
             client.detach_endpoint(f"h1-first{number}", network="large")
             _wait_for_rest(running, "agent-h1")
     return {
         "ours": figures.of([1e3 * whole for _, whole in took]).as_json(),
         "ours, until the attach is answered": figures.of([1e3 * attach for attach, _ in took]).as_json(),
-        "cluster": {"endpoints": endpoints},
+        "cluster": {
+            "endpoints": endpoints,
+            **{f"cpu s of {name}": round(one / JOINS, 2) for name, one in spent_s.items()},
+        },
     }
 
 
@@ -203,14 +211,19 @@ def _simulated(running: stack.Stack, count: int) -> Iterator[None]:
             services.end(process, "worker")
 
 
-def _wait_for_rest(running: stack.Stack, name: str) -> None:
-    """Wait until a process does nothing but what it always does, so that the next figure has nothing of the last."""
+def _pid(running: stack.Stack, name: str) -> int:
     process = running.processes.find(name)
     assert process is not None, f"{name} runs"
-    spent_s = scale.cpu_s(process.pid)
+    return process.pid
+
+
+def _wait_for_rest(running: stack.Stack, name: str) -> None:
+    """Wait until a process does nothing but what it always does, so that the next figure has nothing of the last."""
+    pid = _pid(running, name)
+    spent_s = scale.cpu_s(pid)
     while True:
         time.sleep(1)
-        before_s, spent_s = spent_s, scale.cpu_s(process.pid)
+        before_s, spent_s = spent_s, scale.cpu_s(pid)
         if spent_s - before_s < IDLE_SHARE:
             return
 

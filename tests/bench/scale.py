@@ -5,8 +5,9 @@ on two hundred hosts. Most endpoints are attached a host at a time, several host
 rest comes at 200 a second, in small batches, while single attaches to the wide network show how long it takes until the
 entry is in the kernel of each other host, from the moment the call is made: propagation.
 
-All runs on this machine, hosts included, so a busy one shows less. NETWEFT_BENCH_HOSTS and NETWEFT_BENCH_ENDPOINTS give
-another size.
+All runs on this machine, hosts included, so a busy one shows less: each process's share of a processor is told too, and
+where they add up to all there are, what waits is the machine. NETWEFT_BENCH_HOSTS, NETWEFT_BENCH_ENDPOINTS and
+NETWEFT_BENCH_RATE give another size and another pace.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ HOSTS_OF_NETWORK = 4
 WIDE_HOSTS = 200
 HOSTS_OF_WORKER = 500
 AT_ONCE = 4
-RATE = 200
+RATE = int(os.environ.get("NETWEFT_BENCH_RATE", "200"))
 PACED_S = 20.0
 PROBES = 60
 RESYNCS = 5
@@ -77,6 +78,7 @@ def run(works: set[str]) -> attaching.Table:
             command += ["--first", str(first), "--count", str(count)]
             process = services.spawn(command, running.folder / f"worker{first}.log")
             stack.callback(services.end, process, f"worker {first}")
+            running.pids[f"worker{first}"] = process.pid
         return {"scale-1000": asyncio.run(_Run(running, size, list(workers)).all())}
 
 
@@ -92,6 +94,8 @@ class _Run:
         """Networks of each host, by number."""
         self._made = 0
         self._asked_again = 0
+        self._shares: dict[str, float] = {}
+        """Of a processor, while propagation was looked at."""
 
     async def all(self) -> dict[str, dict[str, float]]:
         """Return the table's columns."""
@@ -121,8 +125,12 @@ class _Run:
                 "resources": sum(one["resources"] for one in sizes),
             },
             "attach": filled,
-            "propagation at 200/s": figures.of(told).as_json(),
-            "propagation": {"entries": len(told), "missing": missing},
+            f"propagation at {RATE}/s": figures.of(told).as_json(),
+            "propagation": {
+                "entries": len(told),
+                "missing": missing,
+                **{name: round(one, 2) for name, one in self._shares.items()},
+            },
             "controller": {
                 "rss_mib": full_mib,
                 "rss_mib before": empty_mib,
@@ -184,7 +192,7 @@ class _Run:
         return {
             "per second": round(self._made / took_s, 1),
             **{f"{name} cpu ms each": round(1e3 * one / self._made, 3) for name, one in spent.items()},
-            "controller cpu share": round(spent["controller"] / took_s, 3),
+            **{f"{name} cpu share": round(one / took_s, 3) for name, one in spent.items()},
         }
 
     async def _propagation(self, client: AsyncClient, paced: list[list[model.AttachItem]]) -> tuple[list[float], int]:
@@ -210,7 +218,10 @@ class _Run:
                     next_s += len(batch) / RATE
                     await asyncio.sleep(max(0.0, next_s - time.monotonic()))
 
+        started_s, spent_s = time.monotonic(), self._cpu_s()
         await asyncio.gather(probes(), load())
+        took_s = time.monotonic() - started_s
+        self._shares = {f"{name} cpu share": (one - spent_s[name]) / took_s for name, one in self._cpu_s().items()}
         self._made += len(homes)
         await asyncio.sleep(2.0)  # what has not come by then counts as missing
         told: list[float] = []
@@ -241,7 +252,10 @@ class _Run:
         return json.loads(await reader.readline())
 
     def _cpu_s(self) -> dict[str, float]:
-        return {name: cpu_s(pid) for name, pid in self._running.pids.items()}
+        """Return what each service has worked, and all simulated hosts together."""
+        spent = {name: cpu_s(pid) for name, pid in self._running.pids.items()}
+        hosts = sum(spent.pop(name) for name in [*spent] if name.startswith("worker"))
+        return {**spent, "simulated hosts": hosts}
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

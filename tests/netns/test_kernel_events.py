@@ -9,12 +9,18 @@ import pytest
 from netweft_agent.domain.plan import plan
 from netweft_agent.domain.resources import HOST
 
-from tests.support.kernel import Host, bridge, endpoint, limits, new_host, overlay, sandbox, state
+from tests.support.kernel import Host, bridge, endpoint, endpoint6, limits, new_host, overlay, sandbox, state
 from tests.support.netns import require_root
 
 pytestmark = [pytest.mark.netns, pytest.mark.anyio]
 
-EVERYTHING = [*bridge(), *overlay(), *(part for n in (1, 2) for part in (*sandbox(n), *endpoint(n))), *limits(1)]
+EVERYTHING = [
+    *bridge(),
+    *overlay(),
+    *(part for n in (1, 2) for part in (*sandbox(n), *endpoint(n))),
+    *endpoint6(2),
+    *limits(1),
+]
 PATIENCE_S = 5
 
 
@@ -91,6 +97,9 @@ TAMPERING = {
     "address": (HOST, "ip address del 10.1.0.1/16 dev nwb-1", {HOST}),
     "addresses flushed": ("sandbox/s1", "ip address flush dev eth0", {"sandbox/s1"}),
     "route": ("sandbox/s2", "ip route del default", {"sandbox/s2"}),
+    "connected route": ("sandbox/s2", "ip route del 10.1.0.0/16", {"sandbox/s2"}),
+    "connected route of IPv6": ("sandbox/s2", "ip -6 route del fd00:1::/64 dev eth6", {"sandbox/s2"}),
+    "connected route of a bridge": (HOST, "ip route del 10.1.0.0/16", {HOST}),
     "route replaced": ("sandbox/s2", "ip route replace default via 10.1.0.7", {"sandbox/s2"}),
     "neighbour": ("network/n1", "ip neighbour del 10.9.0.9 dev vxlan0", {"network/n1"}),
     "forwarding entry": ("network/n1", "bridge fdb del 02:42:0a:09:00:09 dev vxlan0 self", {"network/n1"}),
@@ -123,6 +132,24 @@ async def test_tampering_is_told_and_its_repair_is_not(host: Host, ear: Ear, ns,
     assert (told, set()) == (heard, heard_of_repair)
     left = plan(desired, await host.observe(desired), {})
     assert {"sandbox/s9"} == {step.resource.ns for step in left}
+
+
+async def test_a_connected_route_that_was_put_back_goes_with_its_address(host: Host):
+    desired = state([*EVERYTHING, *sandbox(9)])
+    await host.execute(plan(desired, {}, {}))
+    as_made = [host.exec("ip", f"-{family}", "route", ns="sandbox/s2") for family in (4, 6)]
+
+    for command in ("ip route del 10.1.0.0/16", "ip -6 route del fd00:1::/64 dev eth6"):
+        host.exec(*command.split(), ns="sandbox/s2")
+    steps = plan(desired, await host.observe(desired), {})
+    await host.execute(steps)
+    put_back = [host.exec("ip", f"-{family}", "route", ns="sandbox/s2") for family in (4, 6)]
+    for command in ("ip address flush dev eth0", "ip address flush dev eth6"):
+        host.exec(*command.split(), ns="sandbox/s2")
+
+    assert {"address"} == {step.resource.key[0] for step in steps if step.resource.ns != "sandbox/s9"}
+    assert [sorted(one.splitlines()) for one in as_made] == [sorted(one.splitlines()) for one in put_back]
+    assert "proto kernel" not in "".join(host.exec("ip", f"-{family}", "route", ns="sandbox/s2") for family in (4, 6))
 
 
 AFTER_A_RESTART = ("link down", "link deleted", "mtu of the far end", "far end down", "address", "limit", "redirect")

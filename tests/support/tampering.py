@@ -60,6 +60,7 @@ TAMPERINGS = {
     "link down": Tampering("host", "ip link set {veth} down", "ip -o link show dev {veth}"),
     "address removed": Tampering("sandbox", "ip address del {ip} dev eth0", "ip -o -4 address show dev eth0"),
     "route removed": Tampering("sandbox", "ip route del default", "ip route show default"),
+    "connected route removed": Tampering("sandbox", "ip route flush dev eth0 proto kernel", "ip route show dev eth0"),
     "setting of the host": Tampering("host", "sysctl -w net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward"),
     "setting of an endpoint": Tampering(
         "sandbox", "sysctl -w net.ipv4.conf.eth0.arp_announce=0", "sysctl net.ipv4.conf.eth0.arp_announce"

@@ -11,8 +11,10 @@ place). nftables' resources are in `domain/nft.py` and have the same face.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
 from typing import ClassVar, Protocol, Self
 
 Ns = str
@@ -423,17 +425,19 @@ class Advertise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address(Plain):
-    """An address of a link.
+    """An address of a link, and the connected route that the kernel makes with it.
 
     Attributes:
         address: With prefix length, for example 10.0.0.2/16. IPv6 is set with IFA_F_NODAD: addresses are allocated.
         advertise: None: nobody is told of it.
+        connected: False only as observed: somebody has deleted the route to its prefix.
     """
 
     ns: Ns
     link: str
     address: str
     advertise: Advertise | None = field(default=None, compare=False)
+    connected: bool = True
 
     @property
     def key(self) -> Key:
@@ -449,8 +453,21 @@ class Address(Plain):
     def add_command(self) -> str:
         return f"ip address add {self.address} dev {self.link}" + (" nodad" if ":" in self.address else "")
 
+    def change_command(self, observed: Self) -> str:
+        own, prefix = ip_interface(self.address), connected_prefix(self.address)
+        if own.version == 6:
+            return f"ip -6 route add {prefix} dev {self.link} proto kernel metric 256"
+        return f"ip route append {prefix} dev {self.link} proto kernel scope link src {own.ip}"
+
     def delete_command(self) -> str:
         return f"ip address del {self.address} dev {self.link}"
+
+
+@functools.lru_cache(maxsize=4096)
+def connected_prefix(address: str) -> str:
+    """Return where the route leads that comes with an address; empty: none does, it stands alone."""
+    prefix = ip_interface(address).network
+    return "" if prefix.num_addresses == 1 else str(prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,6 @@ OnLink = Address | Route | Neighbour | Fdb | TokenBucket | Redirect
 
 _ENTRIES = (Fdb, Neighbour)
 
-_RTPROT_KERNEL = 2
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO})
 
 
@@ -291,7 +290,9 @@ class Inside:
         ours = [found for found in there if found.protocol == resources.PROTOCOL]
         if any(found.ifindex == at and found.via == wanted.via for found in ours):
             return None
-        if any(found.protocol == _RTPROT_KERNEL and found.ifindex == at and found.via is wanted.via for found in there):
+        if any(
+            found.protocol == rtnl.RTPROT_KERNEL and found.ifindex == at and found.via is wanted.via for found in there
+        ):
             return None  # the kernel makes the same one with an address
         if not ours and there:
             found = there[0]
@@ -319,7 +320,8 @@ def _links(resource: OnLink) -> tuple[str, ...]:
 
 def _addition(resource: OnLink, index: int, *, replace: bool) -> bytes:
     if isinstance(resource, Address):
-        return rtnl.add_address(index, resource.address, replace=replace)
+        # An address that is there lacks its route.
+        return (rtnl.add_connected_route if replace else rtnl.add_address)(index, resource.address)
     if isinstance(resource, Route):
         return rtnl.add_route(resource.destination, index, resource.via, replace=replace)
     assert isinstance(resource, TokenBucket), "entries are encoded before, a redirect takes more than one message"

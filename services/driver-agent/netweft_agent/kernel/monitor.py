@@ -241,12 +241,17 @@ class Monitor:
         if message.kind == rtnl.RTM_DELADDR:
             return dumps.address(message.body).protocol == resources.PROTOCOL
         if message.kind == rtnl.RTM_DELROUTE:
-            return dumps.route(message.body).protocol == resources.PROTOCOL
+            return self._is_lost_route(ns, dumps.route(message.body))
         if message.kind == rtnl.RTM_NEWROUTE and message.flags & netlink.NLM_F_REPLACE:
             return self._executor.indexes.is_ours(ns, dumps.route(message.body).ifindex)
         if message.kind in {rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH} and message.body:
             return self._is_lost_neighbour(ns, message)
         return self._is_lost_limit(ns, message)
+
+    def _is_lost_route(self, ns: Ns, route: dumps.RouteInfo) -> bool:
+        """Return whether a route of ours has gone, or one that the kernel has made with an address of ours."""
+        connected = (route.protocol, route.kind, route.via) == (rtnl.RTPROT_KERNEL, rtnl.RTN_UNICAST, None)
+        return route.protocol == resources.PROTOCOL or (connected and self._executor.indexes.is_ours(ns, route.ifindex))
 
     def _is_lost_limit(self, ns: Ns, message: netlink.Message) -> bool:
         """Return whether a bucket or filter of ours was changed, replaced (the old one is told too) or removed."""

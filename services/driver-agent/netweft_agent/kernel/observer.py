@@ -306,22 +306,40 @@ def _look_at_addresses(look: _Look, sock: socket.socket) -> None:
         )
 
 
-def _main_route(body: bytes) -> dumps.RouteInfo | None:
-    """Decode a unicast route of the main table, and no other."""
-    return dumps.route(body) if (body[4], body[7]) == (rtnl.RT_TABLE_MAIN, rtnl.RTN_UNICAST) else None
+def _unicast_route(body: bytes) -> dumps.RouteInfo | None:
+    """Decode a unicast route, and no other."""
+    return dumps.route(body) if body[7] == rtnl.RTN_UNICAST else None
 
 
 def _look_at_routes(look: _Look, sock: socket.socket) -> None:
     # Of a sandbox's routes two thirds are the kernel's own, for local addresses and multicast.
-    for info in _dump(sock, rtnl.dump_routes(), _main_route, "routes"):
+    connected: set[tuple[str, str]] = set()
+    """Where links lead by themselves, in whatever table: a link of a VRF has its routes in that one's."""
+    for info in _dump(sock, rtnl.dump_routes(), _unicast_route, "routes"):
         name = look.names.get(info.ifindex) if info is not None else None
         if info is None or name is None or info.cloned or not info.destination:
+            continue
+        if info.via is None:
+            connected.add((name, info.destination))
+        if info.table != rtnl.RT_TABLE_MAIN:
             continue
         made_by_kernel = info.protocol in _RTPROT_KERNEL
         ours = info.protocol == resources.PROTOCOL or (look.all_ours and not made_by_kernel)
         look.note(
             Route(ns=look.ns, destination=info.destination, link=name, via=info.via), ours=ours, excused=made_by_kernel
         )
+    _look_at_connected_routes(look, connected)
+
+
+def _look_at_connected_routes(look: _Look, connected: Collection[tuple[str, str]]) -> None:
+    """Note of wanted addresses whether the route to their prefix is there, of links that are up: others have none."""
+    for key, address in look.found.items():
+        if not isinstance(address, Address) or key not in look.wanted:
+            continue
+        prefix = resources.connected_prefix(address.address)
+        link = look.found.get(("link", look.ns, address.link))
+        if prefix and (address.link, prefix) not in connected and (not isinstance(link, Link) or link.up):
+            look.found[key] = replace(address, connected=False)
 
 
 def _look_at_neighbours(look: _Look, sock: socket.socket) -> None:

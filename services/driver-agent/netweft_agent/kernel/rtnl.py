@@ -70,10 +70,12 @@ RTA_DST = 1
 RTA_OIF = 4
 RTA_GATEWAY = 5
 RTA_PRIORITY = 6
+RTA_PREFSRC = 7
 RTA_TABLE = 15
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTN_UNICAST = 1
+RTPROT_KERNEL = 2
 
 NDA_DST = 1
 NDA_LLADDR = 2
@@ -93,6 +95,7 @@ _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BBHiHBB")
 
+_PREFIX_METRIC = 256  # IP6_RT_PRIO_ADDRCONF
 _CREATE = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 _REPLACE = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
 
@@ -259,14 +262,14 @@ def delete_group(group: int) -> bytes:
     return netlink.message(RTM_DELLINK, 0, _NO_LINK, netlink.attr_u32(IFLA_GROUP, group))
 
 
-def add_address(index: int, cidr: str, *, replace: bool = False) -> bytes:
+def add_address(index: int, cidr: str) -> bytes:
     """Encode an address of ours: IFA_PROTO 110, and for IPv6 IFA_F_NODAD, since addresses are allocated."""
     family, packed, prefix = _split(cidr)
     head = _IFADDR.pack(family, prefix, 0, 0, index)
     both = netlink.attr(IFA_LOCAL, packed) + netlink.attr(IFA_ADDRESS, packed) + _ADDRESS_PROTOCOL
     if family == socket.AF_INET6:
         both += _NODAD
-    return netlink.message(RTM_NEWADDR, _REPLACE if replace else _CREATE, head, both)
+    return netlink.message(RTM_NEWADDR, _CREATE, head, both)
 
 
 def delete_address(index: int, cidr: str) -> bytes:
@@ -296,6 +299,23 @@ def _route(kind: int, flags: int, destination: str, index: int, via: str | None,
 def add_route(destination: str, index: int, via: str | None, *, replace: bool = False) -> bytes:
     """Encode a route of ours (RTPROT 110) in the main table."""
     return _route(RTM_NEWROUTE, _REPLACE if replace else _CREATE, destination, index, via, ours=True)
+
+
+def add_connected_route(index: int, cidr: str) -> bytes:
+    """Encode the route that the kernel makes with an address, as it makes it: so it goes with the address too.
+
+    See `fib_magic` (net/ipv4/fib_frontend.c) and `addrconf_prefix_route` (net/ipv6/addrconf.c).
+    """
+    family, packed, _ = _split(cidr)
+    _, destination, prefix = _split(resources.connected_prefix(cidr))
+    scope = RT_SCOPE_LINK if family == socket.AF_INET else RT_SCOPE_UNIVERSE
+    head = _RTMSG.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_KERNEL, scope, RTN_UNICAST, 0)
+    parts = [head, netlink.attr(RTA_DST, destination), netlink.attr_u32(RTA_OIF, index)]
+    if family == socket.AF_INET6:
+        return netlink.message(RTM_NEWROUTE, _CREATE, *parts, netlink.attr_u32(RTA_PRIORITY, _PREFIX_METRIC))
+    # Another link may have the same prefix, and its own route to it.
+    append = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
+    return netlink.message(RTM_NEWROUTE, append, *parts, netlink.attr(RTA_PREFSRC, packed))
 
 
 def delete_route(destination: str, index: int, via: str | None, *, ours: bool) -> bytes:
