@@ -245,6 +245,8 @@ def _wrong_on_host(
     overlays = {f"network-{one.network_id}" for one in here if found.networks[one.network_id].driver == "overlay"}
     yield from _difference(f"namespace on {host.name}", owned | overlays, namespaces(cluster, host.name))
     for sandbox in sandboxes:
+        if isinstance(sandbox.namespace, netweft_client.HandoverNamespace):
+            continue  # its runtime knows
         inside = {one.interface_name for one in here if one.sandbox_id == sandbox.id} | {"lo"}
         try:
             there = {link.name for link in netns.call(Path(sandbox.netns_path), rtnl.links)}

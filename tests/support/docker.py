@@ -138,7 +138,7 @@ class Daemon:
     def run(self, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run `docker`, whatever comes of it."""
         return subprocess.run(
-            ["docker", *words], capture_output=True, text=True, check=False, env=self.environ, timeout=timeout_s
+            [_client(), *words], capture_output=True, text=True, check=False, env=self.environ, timeout=timeout_s
         )
 
     def __call__(self, *words: str, timeout_s: float = 120) -> str:
@@ -181,6 +181,12 @@ class Daemon:
             below = {pid for pid, parent in parents.items() if parent in below} - found
             found |= below
         return sorted(found - {os.getpid()})
+
+
+def _client() -> str:
+    """Return the `docker` that came with dockerd: a newer one on PATH may ask for what that has not."""
+    beside = Path(shutil.which("dockerd") or "/").resolve().parents[1] / "bin/docker"
+    return str(beside) if beside.exists() else "docker"
 
 
 @contextlib.contextmanager

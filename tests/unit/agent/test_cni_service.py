@@ -11,7 +11,7 @@ from netweft_agent.domain.cluster import Found
 from netweft_agent.domain.objects import Kind
 from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Address, Link, Namespace, PeerEnd, Route, Sysctl
-from netweft_agent.frontends import cni
+from netweft_agent.frontends import cni, rested
 from netweft_agent.frontends.cni_config import Attachment
 from netweft_agent.frontends.cni_pending import Pending
 from netweft_common import errors
@@ -294,7 +294,7 @@ async def test_an_add_that_fails_lets_go_of_the_namespace(world):
 
 @pytest.mark.parametrize(("rests_for", "expected"), [(3, 0), (1000, 1)], ids=["a while", "too long"])
 async def test_an_add_waits_for_an_address_that_rests(world, monkeypatch, rests_for, expected):
-    monkeypatch.setattr(cni, "REST_S", 0.05)
+    monkeypatch.setattr(rested, "REST_S", 0.05)
     resting = [errors.FailedPrecondition("ADDRESS_QUARANTINED", "it rests")] * rests_for
 
     async def attach(wish, container, make=world.cluster.attach):

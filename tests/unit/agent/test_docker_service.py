@@ -444,7 +444,7 @@ async def test_names_are_an_option_and_the_containers_own_where_docker_says_it(w
         "com.docker.network.endpoint.name": "web",
     }
     await world.call("IpamDriver.RequestAddress", PoolID=pool, Address="", Options=options)
-    await world.connect([pool], **{"netweft.dns-names": "a,b.example"})
+    await world.connect([pool], **{"netweft.dns-names": "a:b.example"})
 
     (wish,) = [call[1] for call in world.cluster.calls if call[0] == "create"]
     assert ("web",) == wish.dns_names

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -24,14 +24,13 @@ from netweft_agent.domain.resources import HOST, Key, Link, Namespace, Resource,
 from netweft_agent.frontends import cni_result, netavark_config
 from netweft_agent.frontends.cni_config import Attachment, CniError, Code, Request, Verb, parse, version_of
 from netweft_agent.frontends.cni_pending import Pending
+from netweft_agent.frontends.rested import once_rested
 
 log = structlog.get_logger(__name__)
 
 LABEL = "netweft.cni."
 CONVERGENCE_S = 1.0
 """How long a CHECK waits for the repair of what it finds."""
-REST_S = 10.0
-"""How long an ADD waits for an address that was just given back: a container that starts again wants its own."""
 RETRY_S = 5.0
 """How often DELs that wait are tried again."""
 
@@ -144,7 +143,7 @@ class CniService:
             dns_options=request.dns.options,
         )
         try:
-            found = await _once_rested(lambda: self._cluster.attach(self._wish(request), container))
+            found = await once_rested(lambda: self._cluster.attach(self._wish(request), container))
         except errors.NetweftError as error:
             if not isinstance(error, errors.AlreadyExists):
                 self._given.forget(key)
@@ -152,7 +151,7 @@ class CniService:
         return cni_result.success(request.version, self._result(request, found), request.previous)
 
     async def _lease(self, request: Request) -> bytes:
-        found = await _once_rested(lambda: self._cluster.create(self._wish(request)))
+        found = await once_rested(lambda: self._cluster.create(self._wish(request)))
         gateways = {
             one.subnet: offered
             for one in await self._cluster.subnets(request.network)
@@ -319,18 +318,6 @@ class CniService:
             raise CniError(
                 Code.NOT_AVAILABLE, f"nothing can be attached to network {request.network}: {error.message}"
             ) from error
-
-
-async def _once_rested(ask: Callable[[], Awaitable[Found]]) -> Found:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + REST_S
-    while True:
-        try:
-            return await ask()
-        except errors.FailedPrecondition as error:
-            if error.reason != "ADDRESS_QUARANTINED" or loop.time() > end:
-                raise
-        await asyncio.sleep(REST_S / 50)
 
 
 def unpack(frame: bytes) -> tuple[Variables, bytes]:

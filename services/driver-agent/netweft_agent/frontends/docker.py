@@ -31,7 +31,7 @@ RETRY_S = 5.0
 CALL_S = 60.0
 """How long Docker waits at most."""
 DNS_NAMES = "netweft.dns-names"
-"""Endpoint option: further names, by commas. Docker tells its drivers of no aliases."""
+"""Endpoint option: further names, by colons, since Docker's client parts options by commas. It tells of no aliases."""
 _PREFIX_OPTIONS = (
     "interface_prefix",
     "com.docker.network.container_iface_prefix",
@@ -348,7 +348,7 @@ def _dns_names(options: Mapping[str, Any]) -> tuple[str, ...]:
         raise errors.InvalidArgument(
             "UNKNOWN_OPTION", f"--driver-opt {unknown[0]} is not known here; known is {DNS_NAMES}", field=unknown[0]
         )
-    return tuple(one for one in text.split(",") if one)
+    return tuple(one for one in re.split(r"[:,\s]+", text) if one)
 
 
 def _prefix(network: FoundNetwork) -> str:

@@ -19,6 +19,7 @@ from netweft_common import errors
 from netweft_agent.domain.cluster import Cluster, Found, FoundNetwork, Wish
 from netweft_agent.domain.objects import Interface, PublishedPort
 from netweft_agent.frontends.docker_memory import Memory
+from netweft_agent.frontends.rested import once_rested
 
 log = structlog.get_logger(__name__)
 
@@ -295,14 +296,14 @@ class Endpoints:
         if (wish.network, wish.name) in self._memory.state.gone_endpoints:
             await self._detach(wish.network, wish.name)
         try:
-            return self._keep(await self._cluster.create(wish))
+            return self._keep(await once_rested(lambda: self._cluster.create(wish)))
         except errors.AlreadyExists:
             # Made by a call whose answer got lost, or another host's.
             there = await self._cluster.endpoint(wish.network, wish.name)
             if not _is_same(there, wish.labels):
                 raise
             await self._detach(wish.network, wish.name)
-            return self._keep(await self._cluster.create(wish))
+            return self._keep(await once_rested(lambda: self._cluster.create(wish)))
 
     async def _take_away(self, held: Found, *, later: bool = False) -> None:
         """Take an endpoint away; where it cannot go now and that will do, later."""
