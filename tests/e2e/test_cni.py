@@ -64,7 +64,7 @@ class Runtime:
         shutil.copy(plugin.__file__, self.bin_dir / "netweft")
 
     def call(self, verb, config, *, container="c1", netns="", ifname="eth0", args="", **env):
-        """Run one plugin, and return what it says."""
+        """Run one plugin, ours where the configuration is a text, and return what it says."""
         given = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container,
@@ -77,14 +77,13 @@ class Runtime:
             "NETWEFT_CNI_STATE_DIR": str(self.state_dir),
             **env,
         }
-        kind = config["type"]
+        kind = "netweft" if isinstance(config, bytes) else config["type"]
         binary = self.bin_dir / kind if (self.bin_dir / kind).exists() else OTHERS / kind
         done = subprocess.run(
             ["nsenter", f"--net={self.netns}", str(binary)],
-            input=json.dumps(config),
+            input=config if isinstance(config, bytes) else json.dumps(config).encode(),
             env={key: value for key, value in given.items() if value},
             capture_output=True,
-            text=True,
             check=False,
             timeout=60,
         )
@@ -319,6 +318,34 @@ def test_09_del_is_well_when_the_endpoint_or_the_network_has_gone(runtime, box, 
     assert runtime.call("DEL", conf("short"), netns=made.path) is None
 
 
+def test_09_del_is_well_when_the_lease_has_gone(runtime, box, client):
+    made = box()
+    address = bare(runtime.call("ADD", conf(), netns=made.path)["ips"][0]["address"])
+    (lease,) = [
+        one for pool in client.list_pools() for one in client.list_leases(pool.id) if bare(one.address) == address
+    ]
+    client.release_address(lease)
+
+    assert runtime.call("DEL", conf(), netns=made.path) is None
+    assert (set(), []) == (links(made), list(client.list_endpoints()))
+
+
+def test_09_del_is_well_when_namespace_endpoint_network_and_agent_have_gone(runtime, cluster, client):
+    client.create_network("short", host="h1", subnets=[netweft_client.SubnetSpec(subnet="10.79.0.0/24")])
+    with Netns("dies") as made:
+        runtime.call("ADD", conf("short"), netns=made.path)
+        path = made.path
+    (endpoint,) = client.list_endpoints("network=short")
+    client.delete_endpoint(endpoint.id, force=True)
+    client.delete_network("short")
+
+    with cluster.dead("agent-h1"):
+        assert runtime.call("DEL", conf("short"), netns=path) is None
+
+    kept = runtime.state_dir / plugin.PENDING
+    assert [] == support.wait_until(lambda: list(kept.iterdir()), lambda found: not found)
+
+
 def test_10_del_without_an_agent_is_done_when_it_is_back(runtime, box, cluster, client):
     made = box()
     runtime.call("ADD", conf(), netns=made.path)
@@ -400,6 +427,65 @@ def test_14_status_says_whether_an_add_could_be_done(runtime, cluster):
         runtime.call("STATUS", conf())
 
     assert [50] * 3 == [caught.value.code for caught in (no_network, no_controller, no_agent)]
+
+
+ADD = {"cniVersion": "1.1.0", "name": "front", "type": "netweft"}
+BAD_INPUT = {
+    "nothing": (b"", {}, 6),
+    "half of it": (json.dumps(ADD).encode()[:-1], {}, 6),
+    "a list": (b"[]", {}, 6),
+    "no UTF-8": (b'{"name": "\xff"}', {}, 6),
+    "deeper than anybody reads": (b"[" * 1_000_000, {}, 6),
+    "more than is read": (b" " * (plugin.MOST_BYTES + 1), {}, 5),
+    "a long name": (json.dumps({**ADD, "name": "a" * 1_000_000}).encode(), {}, 7),
+    "many addresses": (json.dumps({**ADD, "runtimeConfig": {"ips": ["10.76.0.9"] * 10_000}}).encode(), {}, 7),
+    "no version": (json.dumps({**ADD, "cniVersion": None}).encode(), {}, 6),
+    "an empty version": (json.dumps({**ADD, "cniVersion": ""}).encode(), {}, 1),
+    "an old version": (json.dumps({**ADD, "cniVersion": "0.2.0"}).encode(), {}, 1),
+    "a coming version": (json.dumps({**ADD, "cniVersion": "1.2.0"}).encode(), {}, 1),
+    "a path for a name": (json.dumps({**ADD, "name": "../front"}).encode(), {}, 7),
+    "a path for a network": (json.dumps({**ADD, "network": "../front"}).encode(), {}, 7),
+    "a path for a container": (json.dumps(ADD).encode(), {"container": "a/../../b"}, 4),
+    "a path for an interface": (json.dumps(ADD).encode(), {"ifname": "../eth0"}, 4),
+    "a zero in an interface's name": (json.dumps(ADD).encode(), {"ifname": "eth\x1f0"}, 4),
+    "a long interface": (json.dumps(ADD).encode(), {"ifname": "e" * 16}, 4),
+    "a long container": (json.dumps(ADD).encode(), {"container": "c" * 129}, 4),
+    "no container": (json.dumps(ADD).encode(), {"container": ""}, 4),
+    "no interface": (json.dumps(ADD).encode(), {"ifname": ""}, 4),
+    "no namespace": (json.dumps(ADD).encode(), {"netns": ""}, 4),
+    "a path through a file": (json.dumps(ADD).encode(), {"netns": "/etc/hostname/ns"}, 4),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_15_bad_input_is_refused_with_its_code_and_the_agent_goes_on(runtime, box, client, case):
+    config, call, code = case
+    made = box()
+
+    with pytest.raises(Refused) as caught:
+        runtime.call("ADD", config, **{"netns": made.path, **call})
+
+    assert code == caught.value.code
+    assert (set(), 0, []) == (links(made), leases(client), list(client.list_endpoints()))
+    assert runtime.call("STATUS", conf()) is None
+
+
+@pytest.mark.parametrize("verb", ["", "add", "MAKE", "../ADD"])
+def test_15_an_unknown_command_is_refused_as_a_variable(runtime, box, verb):
+    with pytest.raises(Refused, match="CNI_COMMAND") as caught:
+        runtime.call(verb, conf(), netns=box().path)
+
+    assert 4 == caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("verb", "version"), [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")], ids=["CHECK", "GC", "STATUS"]
+)
+def test_15_a_verb_that_a_version_does_not_have_is_refused_as_that_version(runtime, box, verb, version):
+    with pytest.raises(Refused) as caught:
+        runtime.call(verb, conf(version=version), netns=box().path)
+
+    assert (1, version) == (caught.value.code, caught.value.said["cniVersion"])
 
 
 ERRORS = {
@@ -509,9 +595,39 @@ def test_17_a_chain_with_portmap_bandwidth_and_tuning_works_whole_and_leaves_not
         left = host.exec(["sh", "-c", "iptables-save; nft list ruleset"], check=False).stdout
 
     assert (OUTSIDE, "1\n") == (seen, martians)
-    assert "tbf" in shaped
+    assert 2 == shaped.count("qdisc tbf") == shaped.count("rate 8Mbit")
     assert "8081" not in left
     assert (set(), 0) == (links(made), leases(client))
+
+
+@needs_others
+def test_17_ports_limits_and_settings_are_ours_alone_or_the_others_as_the_list_says(runtime, box, client, outside):
+    made = box()
+    both = {"portMappings": True, "bandwidth": True}
+    listed = conflist({"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.log_martians": "1"}}, capabilities=both)
+    mappings = [{"hostPort": 8082, "containerPort": 80, "protocol": "tcp"}]
+    call = {"capabilities": {"portMappings": mappings, "bandwidth": LIMIT}, "netns": made.path}
+
+    result = runtime.chain("ADD", listed, **call)
+    seen = tcp(outside, (H1, 8082), made, (bare(result["ips"][0]["address"]), 80))
+    runtime.chain("CHECK", listed, result=result, **call)
+    (endpoint,) = client.list_endpoints("network=front")
+    runtime.chain("DEL", listed, result=result, **call)
+
+    assert (OUTSIDE, 8_000_000) == (seen, endpoint.bandwidth.ingress_bits_per_second)
+    assert (set(), 0) == (links(made), leases(client))
+
+
+@needs_others
+def test_17_what_the_first_plugin_has_made_goes_when_a_later_one_fails(runtime, box, client):
+    made = box()
+    listed = conflist({"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.no_such_setting": "1"}})
+
+    with pytest.raises(Refused):
+        runtime.chain("ADD", listed, netns=made.path)
+    runtime.chain("DEL", listed, netns=made.path)
+
+    assert (set(), 0, []) == (links(made), leases(client), list(client.list_sandboxes()))
 
 
 @needs_others
