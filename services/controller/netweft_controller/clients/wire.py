@@ -147,7 +147,7 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
         status_message=value.status_message,
     )
     if value.ports:
-        message.ports.extend(published_port(one) for one in value.ports)
+        message.ports.extend(_published_ports(_Same(value.ports)))
     # Most endpoints have none of these, and an assignment that sets nothing costs as much as one that does.
     if value.link_local:
         message.link_local_addresses.extend(value.link_local)
@@ -160,6 +160,12 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
     if record.created_ms:
         message.create_time.FromMilliseconds(record.created_ms)
     return message
+
+
+@functools.lru_cache(maxsize=8)
+def _published_ports(same: _Same) -> tuple[endpoint_pb2.PublishedPort, ...]:
+    """Write ports, once for all who are told of them: their host, who follows it, the caller."""
+    return tuple(published_port(one) for one in same.record)  # type: ignore[attr-defined]  # `endpoint` gives ports
 
 
 def published_port(value: PublishedPort) -> endpoint_pb2.PublishedPort:
@@ -422,7 +428,7 @@ def _encoded_peer(same: _Same, revision: int, vtep_address: str, told_at: int) -
 
 
 class _Same:
-    """Compares records by identity: their values hold mappings, which have no hash."""
+    """Compares records, or parts of them, by identity: values hold mappings, which have no hash, or are long."""
 
     __slots__ = ("record",)
 

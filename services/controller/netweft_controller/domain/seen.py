@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netweft_controller.domain.objects import Endpoint
+from netweft_controller.domain.objects import Endpoint, PublishedPort
 
 
 def differs(before: Endpoint | None, after: Endpoint | None) -> bool:
@@ -12,7 +12,7 @@ def differs(before: Endpoint | None, after: Endpoint | None) -> bool:
         return False
     if before is None or after is None:
         return True
-    return _seen(before) != _seen(after)
+    return _seen(before) != _seen(after) or not _same_bindings(before.ports, after.ports)
 
 
 def _seen(endpoint: Endpoint) -> tuple[object, ...]:
@@ -26,9 +26,16 @@ def _seen(endpoint: Endpoint) -> tuple[object, ...]:
         endpoint.dns_names,
         endpoint.gateway_priority,
         endpoint.options,
-        tuple(port.binding for port in endpoint.ports),
         endpoint.link_local,
         endpoint.routes,
         endpoint.sysctls,
         endpoint.bandwidth,
+    )
+
+
+def _same_bindings(before: tuple[PublishedPort, ...], after: tuple[PublishedPort, ...]) -> bool:
+    """Compare what was asked for; which port the host has assigned comes from itself."""
+    return before is after or (
+        len(before) == len(after)
+        and all(one is other or one.binding == other.binding for one, other in zip(before, after, strict=True))
     )

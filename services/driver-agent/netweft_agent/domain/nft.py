@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from netweft_agent.domain.resources import Key, Ns, Rank
 
@@ -736,16 +736,16 @@ class NftElement:
     spec: Set
     item: tuple[Atom, ...]
     value: tuple[Atom, ...] | Verdict = ()
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
+    rank: ClassVar[int] = Rank.NFT + 3
+
+    def __post_init__(self) -> None:
+        """Work out what is asked for several times of each of thousands."""
         item = self.item
         text = str(item[0]) if len(item) == 1 else " . ".join(map(str, item))
-        return ("nft-element", self.ns, self.table.family, self.table.name, self.spec.name, text)
-
-    @property
-    def rank(self) -> int:
-        return Rank.NFT + 3
+        key = ("nft-element", self.ns, self.table.family, self.table.name, self.spec.name, text)
+        object.__setattr__(self, "key", key)
 
     def needs(self) -> Iterable[Key]:
         return (("nft-set", self.ns, self.table.family, self.table.name, self.spec.name),)

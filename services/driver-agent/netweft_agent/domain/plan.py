@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 from netweft_agent.domain.resources import Address, Key, Link, Namespace, Rank, Resource, Route
 
+_LEAVES = frozenset({"nft-element", "port", "address", "route", "fdb", "neighbour", "file", "sysctl"})
+"""Kinds that nothing needs; there may be thousands of them."""
+
 
 class Operation(NamedTuple):
     """One step: a resource before and after; None where it does not exist."""
@@ -92,12 +95,13 @@ def plan(
     swapped: list[Operation] = []
     dropped: list[Operation] = []
     for step in removals:
-        inside = step.resource.ns in spaces
-        if step.resource.rank == Rank.NAMESPACE:
+        one = step.resource
+        inside = one.ns in spaces
+        if one.rank == Rank.NAMESPACE:
             (swapped if inside else dropped).append(step)
         elif inside or not _is_firewall(step):
             early.append(step)
-        elif step.resource.key in desired:
+        elif one.key in desired:
             # Firewall state that is made anew must go in the transaction that makes it.
             changes.append(step)
         else:
@@ -135,6 +139,7 @@ def _dependents(gone: Collection[Key], present: Mapping[Key, Resource]) -> set[K
 def _closure(
     gone: Collection[Key], present: Mapping[Key, Resource], takes_along: Callable[[Key, Resource], bool]
 ) -> set[Key]:
+    gone = [key for key in gone if key[0] not in _LEAVES]
     if not gone:
         return set()
     needed_by: dict[Key, list[Key]] = {}

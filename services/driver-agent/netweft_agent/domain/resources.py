@@ -674,14 +674,13 @@ class PortHold(Plain):
     targets: tuple[str, ...] = ()
     holder: str = field(default="", compare=False)
     through: Ns = field(default="", compare=False)
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        return ("port", self.ns, self.protocol, self.address, str(self.port))
+    rank: ClassVar[int] = Rank.PORT
 
-    @property
-    def rank(self) -> int:
-        return Rank.PORT
+    def __post_init__(self) -> None:
+        """Work out what is asked for several times of each of thousands."""
+        object.__setattr__(self, "key", ("port", self.ns, self.protocol, self.address, str(self.port)))
 
     def needs(self) -> Iterable[Key]:
         return (("netns", self.ns),)
