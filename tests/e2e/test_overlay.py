@@ -112,6 +112,18 @@ def test_all_reach_all_on_three_hosts_in_both_families_and_across_subnets(client
     assert dict.fromkeys(found, True) == found
 
 
+def test_what_endpoints_send_each_other_is_tracked_in_no_network_namespace(client, cluster, open_ns):
+    boxes = attach(client, "blue", "a1", "a2")
+    network_id = client.get_network("blue").network.id
+    space = open_ns(cluster.layout.host_dir(cluster.layout.hosts[0]) / "run" / "netns" / f"network-{network_id}")
+
+    found = answered(each_to_each(boxes))
+
+    assert dict.fromkeys(found, True) == found
+    # What the bridge itself says may be; four flows between the two would be four more.
+    assert int(space.exec(["sysctl", "-n", "net.netfilter.nf_conntrack_count"]).stdout) < len(found)
+
+
 def test_the_gateway_of_an_internal_network_leads_between_its_subnets_and_nowhere_else(client):
     boxes = attach(client, "shut", *PLACES)
     world = [OUTSIDE, OUTSIDE6, ROUTER, ROUTER6, *VTEPS.values(), *SIXES.values()]

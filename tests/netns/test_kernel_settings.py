@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from netweft_agent.domain.plan import plan
 from netweft_agent.domain.resources import HOST, Link, Sysctl
 from netweft_agent.kernel import settings
 from netweft_agent.kernel.settings import Settings
 
-from tests.support.kernel import Host, bridge, new_host, sandbox
+from tests.support.kernel import Host, bridge, new_host, sandbox, state
 from tests.support.netns import require_root
 
 pytestmark = [pytest.mark.netns, pytest.mark.anyio]
@@ -119,3 +120,17 @@ async def test_our_own_changes_are_not_told(host: Host):
     await host.make(Sysctl(ns=HOST, path=FORWARDING.path, value="0"))
 
     assert (set(), set()) == (before, await look(host, host.kernel._settings))
+
+
+async def test_a_setting_that_the_kernel_lacks_is_as_wanted_if_it_may_be_missing(host: Host):
+    missing = [
+        Sysctl(ns=HOST, path="net/ipv4/no_such_setting", value="0", optional=True),
+        Sysctl(ns=HOST, path="net/ipv4/no_other_setting", value="0"),
+    ]
+    wanted = state(missing)
+
+    refused = await host.make(*missing)
+    left = plan(wanted, await host.observe(wanted), {})
+
+    assert ["KERNEL_ENOENT"] == [one.reason for one in refused]
+    assert [missing[1]] == [step.after for step in left]

@@ -584,12 +584,14 @@ class Sysctl(Plain):
     Attributes:
         path: Below /proc/sys, with slashes, for example net/ipv4/ip_forward.
         link: Of a setting of one link: its name; the setting comes and goes with it. Empty: it is the namespace's.
+        optional: A kernel without the setting does as if it was so.
     """
 
     ns: Ns
     path: str
     value: str
     link: str = ""
+    optional: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Key:

@@ -66,6 +66,10 @@ OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds over IPv4 and IPv6: outer IP, UDP, VXLAN and inner Ethernet headers (RFC 7348 §5)."""
 
 
+_SHOWN_TO = ("iptables", "ip6tables")
+"""By br_netfilter, where it is there. No rule of the namespace is for frames between endpoints: to track each of them
+took a twentieth of what a TCP stream through the tunnel costs."""
+
 _PORT = Port(learning=False, flood=False)
 """Of the bridge: who is where is known, so what is for nobody goes to nobody, and nobody is taken for another."""
 
@@ -237,6 +241,7 @@ def _network(network: Network, options: Options, ns: str, mtu: int, facts: Facts
     wanted: list[Resource] = [
         Namespace(ns=ns),
         Sysctl(ns=ns, path="net/ipv6/conf/default/disable_ipv6", value="1"),
+        *(Sysctl(ns=ns, path=f"net/bridge/bridge-nf-call-{one}", value="0", optional=True) for one in _SHOWN_TO),
         Link(ns=ns, name="lo", kind="loopback"),
         Link(ns=ns, name=BRIDGE, kind="bridge", mtu=mtu, mac=names.mac(network.id), ipv6=network.enable_ipv6),
         Link(

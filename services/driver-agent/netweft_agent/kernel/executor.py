@@ -301,7 +301,7 @@ class Executor:
 
     def _set_sysctl(self, run: Run, index: int, setting: Sysctl) -> None:
         try:
-            sysctl.write(setting.path, setting.value)
+            sysctl.write(setting.path, setting.value, missing_ok=setting.optional)
         except errors.NetweftError as error:
             run.fail(index, error)
             return

@@ -228,6 +228,8 @@ def _look_at_settings(look: _Look) -> None:
             continue
         value = sysctl.read(resource.path)
         if value is None:
+            if resource.optional:
+                look.note(resource, ours=True)
             continue
         # The kernel prints tabs where people write spaces.
         same = value == " ".join(resource.value.split())

@@ -102,15 +102,20 @@ def open_to_read(path: str) -> int:
     return _open(_check(path), os.O_RDONLY)
 
 
-def write(path: str, value: str) -> None:
+def write(path: str, value: str, *, missing_ok: bool = False) -> None:
     """Make the setting so; idempotent.
+
+    Args:
+        path: Below /proc/sys.
+        value: As the kernel takes it.
+        missing_ok: Without such a setting there is nothing to do.
 
     Raises:
         InvalidArgument: The path is not below net/.
         KernelError: There is no such setting, or the kernel refuses the value.
     """
     if read(path) != " ".join(value.split()):
-        _write(path, value)
+        _write(path, value, missing_ok=missing_ok)
 
 
 def _write(path: str, value: str, *, missing_ok: bool = False) -> None:
