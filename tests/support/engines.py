@@ -1,4 +1,4 @@
-"""Container engines on the hosts of a cluster: containerd, by `ctr`, Podman 4, and Podman 5 of a newer Debian.
+"""Container engines on the hosts of a cluster: containerd, by `ctr`, Podman 4, and of Debian 13 Podman 5 and Docker 26.
 
 Each host has a mount namespace with folders of its own where engines keep what they know (/run, /var/lib, /etc/cni,
 /opt, /dev/shm), and its agent's where an agent has them, so what is written there is seen by nobody else and is gone
@@ -23,7 +23,7 @@ import pytest
 from tests.support import images, trixie
 
 NETWEFT = Path(sys.executable).parent / "netweft"
-T = TypeVar("T", "Containerd", "Podman", "Podman5")
+T = TypeVar("T", "Containerd", "Podman", "Podman5", "Docker26")
 TIMEOUT_S = 60.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = {"run": "/run", "lib": "/var/lib", "cni": "/etc/cni", "opt": "/opt"}
@@ -57,7 +57,8 @@ class EngineHost:
         agent = cluster.agent_dir(name)
         mounts = [(self.folder / one, at) for one, at in _OWN.items()]
         mounts += [(agent, "/run/netweft"), (agent.parent / "state", "/var/lib/netweft")]
-        for one in ("run/netweft", "lib/netweft", "cni/net.d", "opt", "libexec"):
+        mounts.append((agent.parent / "docker", "/run/docker/plugins"))
+        for one in ("run/netweft", "run/docker/plugins", "lib/netweft", "cni/net.d", "opt", "libexec"):
             (self.folder / one).mkdir(parents=True)
         script = "\n".join([*self._mount(mounts, root), "echo mounted", "exec sleep 100000"])
         self._keeper = subprocess.Popen(
@@ -321,6 +322,72 @@ class Podman5(Podman):
             check=True, capture_output=True,
         )  # fmt: skip
         self.podman("network", "create", "--driver=netweft", "front")
+
+
+class Docker26:
+    """Docker 26 of Debian 13, with our plugin where it looks for one."""
+
+    def __init__(self, host: EngineHost) -> None:
+        self.host = host
+        self._at = f"unix://{host.folder}/docker.sock"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self.start()
+        self.docker("load", "--input", str(images.busybox(host.folder)))
+        named = ("--opt=netweft.network=front", "--ipam-opt=netweft.network=front")
+        # Docker takes --ip only where a subnet was given.
+        subnet = ("--subnet=10.71.0.0/24",)
+        self.docker("network", "create", "--driver=netweft", "--ipam-driver=netweft", *named, *subnet, "front")
+
+    @staticmethod
+    def root() -> Path | None:
+        """Return Debian 13."""
+        _require("docker")
+        return trixie.root()
+
+    def start(self) -> None:
+        """Start dockerd; it answers when this returns."""
+        daemon = self.host.start("dockerd", "--storage-driver=vfs", "--live-restore", f"--host={self._at}")
+        _wait(lambda: daemon.poll() is not None or bool(self.docker("version", check=False)))
+        assert daemon.poll() is None, self.host.log()
+        self._daemon = daemon
+
+    def kill(self) -> None:
+        """End dockerd by SIGKILL; its containers go on."""
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait(timeout=TIMEOUT_S)
+        for name in ("docker.pid", "docker/containerd/containerd.pid"):
+            (self.host.folder / "run" / name).unlink(missing_ok=True)
+
+    def docker(self, *words: str, check: bool = True) -> str:
+        """Run docker, and return what it prints."""
+        done = subprocess.run(
+            ["docker", "--host", self._at, *words], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+        assert not check or done.returncode == 0, f"docker {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout if done.returncode == 0 else ""
+
+    def run(self, name: str, *options: str, network: str = "front") -> None:
+        at = f"--network={network}"
+        self.docker("run", "--detach", f"--name={name}", at, *options, images.NAME, *server(name))
+        _wait(lambda: who(self, name, "127.0.0.1") == name)
+
+    def exec(self, name: str, *words: str, check: bool = True) -> str:
+        return self.docker("exec", name, *words, check=check)
+
+    def pid(self, name: str) -> int:
+        return int(self.docker("inspect", "--format={{.State.Pid}}", name))
+
+    def remove(self, name: str) -> None:
+        self.docker("rm", "--force", name)
+
+    def close(self) -> None:
+        for name in self.docker("ps", "--all", "--quiet").split():
+            self.remove(name)
+        self.docker("network", "rm", "front")
+        assert self._daemon is not None
+        self._daemon.terminate()
+        self._daemon.wait(timeout=TIMEOUT_S)
 
 
 def _require(program: str) -> None:

@@ -1,8 +1,10 @@
-"""Debian 13 as a folder, for engines that are newer than this machine's: made once, below build/, then only read."""
+"""Debian 13 as a folder, for engines that are newer than this machine's: made once, below build/, then only read.
+
+`make test-runtimes` makes it before the tests, whose time limits are shorter than a slow mirror takes.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -17,27 +19,35 @@ _LIMIT_S = 600
 
 
 def root() -> Path:
-    """Return the folder; skip the test where it is not there and cannot be made."""
-    if os.geteuid():
-        pytest.skip("needs root")
-    FOLDER.parent.mkdir(exist_ok=True)
-    with FOLDER.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not FOLDER.exists():
-            _make()
+    """Return the folder; skip the test where it is not there."""
+    if not FOLDER.exists():
+        pytest.skip(f"needs Debian 13 in {FOLDER}; `make test-runtimes` makes it, by root and with debootstrap")
     return FOLDER
 
 
-def _make() -> None:
-    if shutil.which("debootstrap") is None:
-        pytest.skip("needs Debian 13's Podman and Docker; on Debian: apt install debootstrap")
+def make() -> str:
+    """Make the folder where there is none; return why it cannot be had, or nothing."""
+    if FOLDER.exists():
+        return ""
+    if os.geteuid() or shutil.which("debootstrap") is None:
+        return "only root can make it, with debootstrap; on Debian: apt install debootstrap"
     fresh = FOLDER.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", "trixie", str(fresh), _MIRROR]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
-    if done.returncode:
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S)
+        shutil.rmtree(fresh / "var/cache/apt/archives", ignore_errors=True)
+        (fresh / "usr/local/libexec/netavark").mkdir(parents=True)
+        fresh.rename(FOLDER)
+    except subprocess.CalledProcessError as error:
+        return f"debootstrap fails: {error.stdout[-300:]}{error.stderr[-300:]}"
+    except subprocess.TimeoutExpired:
+        return f"debootstrap takes more than {_LIMIT_S} s"
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        pytest.skip(f"Debian 13 cannot be had here: {done.stdout[-300:]}")
-    shutil.rmtree(fresh / "var/cache/apt/archives", ignore_errors=True)
-    (fresh / "usr/local/libexec/netavark").mkdir(parents=True)
-    fresh.rename(FOLDER)
+    return ""
+
+
+if __name__ == "__main__":
+    if why := make():
+        print(f"no Debian 13 for the tests of Podman 5 and Docker 26, which skip: {why}")
