@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from tests.bench import attaching, cni, crowd, drifting, ipam, limits, publishing, remote, restarting, scale
+from tests.bench import attaching, cni, crowd, docker, drifting, ipam, limits, publishing, remote, restarting, scale
 
 GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ("attach", "attach-batch", "detach-batch"): attaching.run,
@@ -22,6 +22,7 @@ GROUPS: dict[tuple[str, ...], Callable[[set[str]], attaching.Table]] = {
     ipam.WORKS: ipam.run,
     limits.WORKS: limits.run,
     cni.WORKS: cni.run,
+    docker.WORKS: docker.run,
     publishing.WORKS: publishing.run,
     restarting.WORKS: restarting.run,
     drifting.WORKS: drifting.run,

@@ -83,6 +83,10 @@ class Host:
         path = self.cluster.agent_dir(self.name).parent / "state/docker.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def endpoints(self):
+        """Return Docker's ids of the endpoints that the agent remembers."""
+        return [one.name for one in (self.cluster.agent_dir(self.name).parent / "state/docker-endpoints").glob("*")]
+
     def clean(self):
         """Remove all containers and networks that a test has made."""
         containers = self("ps", "-aq").split()
@@ -113,7 +117,7 @@ def pair(hosts, client):
     for host in hosts:
         host.clean()
     assert before == {one.id for one in client.list_networks()}
-    assert [{}, {}] == [host.memory() for host in hosts]
+    assert [({}, [])] * 2 == [(host.memory(), host.endpoints()) for host in hosts]
     assert [] == support.settled(hosts[0].cluster)
 
 
@@ -540,7 +544,7 @@ def test_endpoints_are_seen_with_what_they_are_docker_s(pair, client):
 
     (found,) = client.list_endpoints()
     (sandbox,) = client.list_sandboxes()
-    assert one.show("c1", "EndpointID") == found.labels["netweft.docker.endpoint"]
-    assert f"docker-{one.space('c1').name}" == sandbox.container_id
+    assert (one.show("c1", "MacAddress"), sandbox.id) == (found.mac_address, found.sandbox_id)
+    assert [one.show("c1", "EndpointID")] == one.endpoints()
     assert isinstance(sandbox.namespace, netweft_client.HandoverNamespace)
     assert "nwh-" not in "".join(link.name for link in netns.call(one.netns, rtnl.links))

@@ -98,7 +98,7 @@ async def serve(chosen: AgentSettings, life: lifecycle.Lifecycle) -> None:
         life.spawn(follow_host(engine, changed_files), name="host files")
         if chosen.metrics_listen:
             await stack.enter_async_context(metrics.serve(registry, chosen.metrics_listen))
-        memory = Memory(chosen.state_dir / "docker.json")
+        memory = Memory(chosen.state_dir)
         report = host_facts(found, drivers, memory.bound)
         watch = watch_paths(chosen, engine)
         keeper = await keep_leases(chosen, tls_files, engine, host_id, stack)

@@ -142,13 +142,16 @@ class Cluster:
                 return self.found[key]
         raise errors.NotFound("ENDPOINT_NOT_FOUND", f"there is no endpoint {endpoint_id}")
 
-    async def join(self, endpoint_id, container_id):
-        self._note("join", container_id)
-        return self._change(endpoint_id, sandbox_id=f"s-{container_id}", interface_name=f"nwh-{endpoint_id[-4:]}")
+    async def attach(self, wish, container):
+        assert not container.netns_path, "Docker moves it"
+        made = await self.create(wish)
+        self._note("attach", container.container_id)
+        name = f"nwh-{made.id[-4:]}"
+        return self._change(made.id, sandbox_id=f"s-{container.container_id}", interface_name=name)
 
     async def update(self, endpoint_id, **fields):
         self._note("update", *fields)
-        known = {key: one for key, one in fields.items() if one is not None and key in {"labels", "ports"}}
+        known = {key: one for key, one in fields.items() if one is not None and key == "ports"}
         return self._change(endpoint_id, **known)
 
     async def detach(self, network, name):
@@ -179,7 +182,7 @@ class World:
 
     def restart(self):
         """Start the plugin again: all that it knows is in its folder and in the cluster."""
-        self.memory = Memory(self.folder / "docker.json")
+        self.memory = Memory(self.folder)
         self.service = DockerService(
             cluster=self.cluster, memory=self.memory, host_id=self.host_id, bind=self.cluster.bind
         )
@@ -258,7 +261,8 @@ class World:
 
     async def disconnect(self, pools, *, endpoint=ENDPOINT, network=NETWORK):
         """Disconnect it as Docker does."""
-        (own,) = [one for one in self.cluster.found.values() if endpoint in one.labels.values()]
+        known = self.memory.endpoints[endpoint]
+        own = self.cluster.found[known.network, known.name]
         for method in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
             await self.call(f"NetworkDriver.{method}", NetworkID=network, EndpointID=endpoint)
         for pool, address in zip(pools, own.addresses, strict=False):

@@ -8,7 +8,7 @@ import json
 import pytest
 from netweft_agent.domain.cluster import NetworkWish
 from netweft_agent.domain.objects import PublishedPort
-from netweft_agent.frontends import docker, docker_endpoints, docker_networks
+from netweft_agent.frontends import docker, docker_endpoints, docker_networks, rested
 from netweft_agent.frontends.docker_memory import Memory
 from netweft_common import errors
 
@@ -356,7 +356,7 @@ async def test_a_container_gets_an_interface_that_docker_moves_and_a_gateway(wor
     assert {"SrcName": own.interface_name, "DstPrefix": "eth"} == joined["InterfaceName"]
     assert ("10.9.0.1", "fd00:9::1") == (joined["Gateway"], joined["GatewayIPv6"])
     assert joined["DisableGatewayService"]
-    assert ("s-docker-c1", ENDPOINT) == (own.sandbox_id, own.labels["netweft.docker.endpoint"])
+    assert own.sandbox_id
 
 
 async def test_an_internal_network_has_no_gateway(world):
@@ -388,6 +388,25 @@ async def test_an_address_that_is_asked_for_is_had(world):
 
     (own,) = world.cluster.found.values()
     assert ["10.9.0.77/24", "fd00:9::77/64"] == [str(one) for one in own.addresses]
+
+
+@pytest.mark.parametrize(("addresses", "pause"), [(("10.9.0.77",), "REST_S"), ((), "REST_OF_SEVERAL_S")])
+async def test_an_address_that_rests_is_waited_for(world, monkeypatch, addresses, pause):
+    pools = await world.make_network(subnets=("10.9.0.0/24", "fd00:9::/64"), v6=True)
+    attach, refusals = world.cluster.attach, iter([True, False])
+    if not addresses:
+        await world.lease(pools[0])
+
+    async def rests(wish, container):
+        if next(refusals):
+            monkeypatch.setattr(rested, pause, 0.001)
+            raise errors.FailedPrecondition("ADDRESS_QUARANTINED", "it rests")
+        return await attach(wish, container)
+
+    world.cluster.attach = rests
+
+    asked = addresses[0] if addresses else "fd00:9::77"
+    assert asked in await world.lease(pools[not addresses], address=asked)
 
 
 async def test_asking_again_for_an_address_gets_the_same(world):
@@ -448,7 +467,7 @@ async def test_names_are_an_option_and_the_containers_own_where_docker_says_it(w
 
     (wish,) = [call[1] for call in world.cluster.calls if call[0] == "create"]
     assert ("web",) == wish.dns_names
-    assert ("update", "labels", "dns_names") in world.cluster.calls
+    assert ("update", "dns_names") in world.cluster.calls
 
 
 async def test_an_unknown_endpoint_option_of_ours_is_refused(world):
@@ -499,6 +518,16 @@ async def test_releasing_what_is_not_there_is_well(world):
     await world.call("IpamDriver.ReleasePool", PoolID="unknown")
 
 
+async def test_a_container_takes_one_call_of_the_cluster(world):
+    (pool,) = await world.make_network()
+    await world.service._endpoints._load()
+    world.cluster.calls.clear()
+
+    await world.connect([pool])
+
+    assert ["create", "attach"] == [call[0] for call in world.cluster.calls]  # the double attaches by its own create
+
+
 async def test_a_join_again_says_the_same(world):
     first = await world.connect(await world.make_network())
     said = {"NetworkID": NETWORK, "EndpointID": ENDPOINT, "SandboxKey": "/run/docker/netns/c1"}
@@ -515,7 +544,8 @@ async def test_an_endpoint_that_has_left_may_join_again_as_it_was(world):
     await world.call("NetworkDriver.Join", **said)
 
     (after,) = world.cluster.found.values()
-    assert (before.addresses, before.mac, "s-docker-c2") == (after.addresses, after.mac, after.sandbox_id)
+    assert before.id != after.id
+    assert (before.addresses, before.mac, before.sandbox_id) == (after.addresses, after.mac, after.sandbox_id)
 
 
 async def test_another_driver_may_have_our_addresses(world):
@@ -550,6 +580,45 @@ async def test_a_container_that_has_joined_is_never_taken_for_forgotten(world):
         await world.service._endpoints.collect(now)
 
     assert 1 == len(world.cluster.found)
+
+
+async def test_a_container_whose_namespace_is_gone_for_a_while_is_forgotten(world, tmp_path):
+    key = tmp_path / "c1"
+    key.touch()
+    await world.connect(await world.make_network(), key=str(key))
+    late = 100 + docker_endpoints.PENDING_S
+
+    for now in (100, late):
+        await world.service._endpoints.collect(now)
+    assert 1 == len(world.cluster.found)
+    key.unlink()
+    await world.service._endpoints.collect(late)
+    assert 1 == len(world.cluster.found)
+    await world.service._endpoints.collect(late + docker_endpoints.PENDING_S)
+
+    assert ({}, {}) == (world.cluster.found, world.memory.endpoints)
+    world.restart()
+    assert {} == world.memory.endpoints
+
+
+async def test_where_docker_s_folder_is_not_seen_nothing_is_known_of_namespaces(world, tmp_path):
+    await world.connect(await world.make_network(), key=str(tmp_path / "nowhere" / "c1"))
+
+    for now in (0, 10 * docker_endpoints.PENDING_S):
+        await world.service._endpoints.collect(now)
+
+    assert 1 == len(world.cluster.found)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "only-one\n", "two words\n"])
+async def test_half_a_file_of_an_endpoint_is_none(world, text):
+    await world.connect(await world.make_network())
+    (file,) = (world.folder / "docker-endpoints").iterdir()
+    file.write_text(text)
+
+    world.restart()
+
+    assert {} == world.memory.endpoints
 
 
 async def test_a_removed_network_takes_with_it_what_docker_has_forgotten(world):
@@ -652,7 +721,7 @@ async def test_a_mac_that_is_still_to_be_cleared_away_can_be_used_again(world):
     await world.connect(pools, endpoint="f" * 64)
 
     (own,) = world.cluster.found.values()
-    assert "f" * 64 == own.labels["netweft.docker.endpoint"]
+    assert own.name == world.memory.endpoints["f" * 64].name
     assert [] == world.memory.state.gone_endpoints
 
 
@@ -660,7 +729,7 @@ async def test_a_file_that_cannot_be_read_is_not_taken_for_none(tmp_path):
     (tmp_path / "docker.json").write_text("{")
 
     with pytest.raises(errors.FailedPrecondition, match=r"docker\.json"):
-        Memory(tmp_path / "docker.json")
+        Memory(tmp_path)
 
 
 async def test_a_cluster_that_never_answers_is_not_waited_for(world, monkeypatch):

@@ -31,10 +31,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """The sandbox that it joins, made when there is none of that container."""
+    """The sandbox that it joins, made when there is none of that container.
+
+    Attributes:
+        netns_path: Of its namespace; empty: the runtime moves interfaces into it himself.
+    """
 
     container_id: str
-    netns_path: str
+    netns_path: str = ""
     dns_servers: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
@@ -132,17 +136,12 @@ class Cluster(Protocol):
     async def delete_network(self, network: str) -> None:
         """Take a network away; one that is gone is gone. FailedPrecondition while it has endpoints."""
 
-    async def join(self, endpoint_id: str, container_id: str) -> Found:
-        """Join an endpoint to a container whose namespace is handed over: the runtime moves interfaces into it."""
-
     async def update(
         self,
         endpoint_id: str,
         *,
-        labels: Mapping[str, str] | None = None,
         dns_names: tuple[str, ...] | None = None,
         ports: tuple[PublishedPort, ...] | None = None,
-        gateway_priority: int | None = None,
     ) -> Found:
         """Change what is given of an endpoint, and wait for its host."""
 

@@ -233,8 +233,7 @@ class DockerService:
     async def _join(self, body: bytes) -> Answer:
         asked = protocol.read(body, protocol.Join)
         network = await self._networks.of_docker(asked.network_id)
-        container = asked.sandbox_key.rstrip("/").rpartition("/")[2]
-        found = await self._endpoints.join(asked.endpoint_id, f"docker-{container}")
+        found = await self._endpoints.join(asked.endpoint_id, asked.sandbox_key)
         gateways = {} if network.internal else _gateways(network, found)
         return {
             "InterfaceName": {"SrcName": found.interface_name, "DstPrefix": _prefix(network)},

@@ -1,32 +1,32 @@
 """Endpoints of Docker's containers, from their first address on.
 
-Docker asks its IPAM driver for one address a family, then its network driver for an endpoint. An endpoint of ours has
-both addresses at once, so it is made at the first request; network and MAC, which Docker says each time, tell that the
-second one is about it. Docker's id of the endpoint becomes a label, so all is found again after a restart.
+Docker asks its IPAM driver for one address a family, then its network driver for an endpoint, then to join it. An
+attached endpoint of ours has all of that at once, so it is attached at the first request, which is one call of the
+controllers for each container. Network and MAC, which Docker says each time, tell that the second request is about it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
 from netweft_common import errors
 
-from netweft_agent.domain.cluster import Cluster, Found, FoundNetwork, Wish
+from netweft_agent.domain.cluster import Cluster, Container, Found, FoundNetwork, Wish
 from netweft_agent.domain.objects import Interface, PublishedPort
-from netweft_agent.frontends.docker_memory import Memory
+from netweft_agent.frontends.docker_memory import Association, Memory
 from netweft_agent.frontends.rested import once_rested
 
 log = structlog.get_logger(__name__)
 
 LABEL = "netweft.docker."
 HOST = f"{LABEL}host"
-ENDPOINT = f"{LABEL}endpoint"
-PENDING = f"{LABEL}pending"
+LEASE = f"{LABEL}lease"
+"""Of an endpoint that holds addresses for another driver's network, whose calls we do not see."""
 PENDING_S = 600.0
 """How long Docker has to say what an address is for, before it is taken back."""
 
@@ -76,7 +76,7 @@ class Endpoints:
         held = self._by_name(network.id, called)
         addresses = [str(asked)] if asked is not None else []
         if held is not None:
-            if held.labels.get(ENDPOINT):
+            if self._docker_id(held) is not None:
                 raise errors.AlreadyExists(
                     "MAC_IN_USE", f"MAC address {mac} is another container's in network {network.name}; choose another"
                 )
@@ -85,7 +85,7 @@ class Endpoints:
                 return own
             addresses += [str(one.ip) for one in held.addresses if one.version != version]
             await self._take_away(held)
-        labels = {HOST: self._host_id, **({PENDING: "yes"} if ours else {})}
+        labels = {HOST: self._host_id, **({} if ours else {LEASE: "yes"})}
         wish = Wish(
             network=network.id, name=called, addresses=tuple(addresses), mac=mac, labels=labels,
             dns_names=(name,) if name else (),
@@ -130,42 +130,40 @@ class Endpoints:
             wish = Wish(
                 network=network.id, name=endpoint_name(mac) if mac else f"docker-{docker_id[:32]}", mac=mac,
                 addresses=tuple(str(one.ip) for one in addresses), dns_names=dns_names,
-                labels={HOST: self._host_id, ENDPOINT: docker_id},
+                labels={HOST: self._host_id},
             )  # fmt: skip
-            return await self._make(wish)
-        if held.labels.get(ENDPOINT) or {one.ip for one in addresses} - {one.ip for one in held.addresses}:
+            held = await self._make(wish)
+        elif self._docker_id(held) is not None or {one.ip for one in addresses} - {one.ip for one in held.addresses}:
             raise errors.FailedPrecondition(
                 "NOT_AS_LEASED",
                 f"endpoint {docker_id[:12]} shall have {', '.join(map(str, addresses)) or 'no address'}, but MAC "
                 f"address {mac} was given {', '.join(map(str, held.addresses))} in network {network.name}; connect it "
                 "again",
             )
-        return self._keep(
-            await self._cluster.update(
-                held.id, labels={HOST: self._host_id, ENDPOINT: docker_id}, dns_names=dns_names or None
-            )
-        )
+        elif dns_names:
+            held = self._keep(await self._cluster.update(held.id, dns_names=dns_names))
+        self._memory.associate(docker_id, Association(held.network_id, held.name))
+        return held
 
-    async def join(self, docker_id: str, container_id: str) -> Found:
-        """Join an endpoint to a container. Idempotent.
+    async def join(self, docker_id: str, sandbox_key: str) -> Found:
+        """Return an endpoint whose container will be in a namespace, by path. Idempotent.
 
         Raises:
-            NetweftError: It cannot be.
+            NetweftError: There is none.
         """
         held = await self.get(docker_id)
-        if not held.sandbox_id:
-            held = self._keep(await self._cluster.join(held.id, container_id))
+        self._memory.associate(docker_id, Association(held.network_id, held.name, sandbox_key))
         return held
 
     async def publish(self, docker_id: str, ports: tuple[PublishedPort, ...]) -> None:
-        """Publish exactly these ports of an endpoint, which gives its container the default route. Idempotent.
+        """Publish exactly these ports of an endpoint. Idempotent.
 
         Raises:
             NetweftError: It cannot be: one is taken, say.
         """
         held = await self.get(docker_id)
         if {one.binding for one in held.ports} != {one.binding for one in ports}:
-            self._keep(await self._cluster.update(held.id, ports=ports, gateway_priority=int(bool(ports))))
+            self._keep(await self._cluster.update(held.id, ports=ports))
 
     async def withdraw(self, docker_id: str) -> None:
         """Publish no ports of an endpoint; one that is gone has none. Idempotent."""
@@ -174,7 +172,7 @@ class Endpoints:
         held = self._find(docker_id)
         if held is not None and held.ports:
             try:
-                self._keep(await self._cluster.update(held.id, ports=(), gateway_priority=0))
+                self._keep(await self._cluster.update(held.id, ports=()))
             except errors.NotFound:
                 self._found.pop(held.id, None)
 
@@ -184,7 +182,7 @@ class Endpoints:
             self._later(self._memory.state.gone_ids, docker_id)
             return
         held = self._find(docker_id)
-        if held is not None and held.sandbox_id:
+        if held is not None:
             await self._take_away(held, later=True)
             self._left[docker_id] = held
 
@@ -197,6 +195,7 @@ class Endpoints:
         held = self._find(docker_id)
         if held is not None:
             await self._take_away(held, later=True)
+        self._memory.dissociate(docker_id)
 
     async def get(self, docker_id: str) -> Found:
         """Return an endpoint; one that has left its container is made again, as it was.
@@ -229,20 +228,33 @@ class Endpoints:
         for one in list(self._found.values()):
             if one.network_id == network_id:
                 await self._take_away(one, later=True)
+        for docker_id in [one for one, known in self._memory.endpoints.items() if known.network == network_id]:
+            self._memory.dissociate(docker_id)
 
     async def collect(self, now_s: float) -> None:
-        """Take away what Docker has not spoken of again for ten minutes after its first address, and what could not go.
+        """Take away what Docker has forgotten, and what could not go before.
+
+        Forgotten is for ten minutes what it has never given an id, and what was in a namespace that is not there.
 
         Args:
             now_s: Of a clock that only goes forward.
         """
         await self._load()
-        pending = {one.id: one for one in self._found.values() if PENDING in one.labels}
+        known = {one[:2] for one in self._memory.endpoints.values() if not _has_gone(one.sandbox_key)}
+        pending = {
+            one.id: one
+            for one in self._found.values()
+            if LEASE not in one.labels and (one.network_id, one.name) not in known
+        }
         self._since = {one: self._since.get(one, now_s) for one in pending}
         for identifier, since in list(self._since.items()):
             if now_s - since >= PENDING_S:
-                log.warning("an endpoint that Docker has forgotten is taken away", endpoint=pending[identifier].name)
-                await self._take_away(pending[identifier], later=True)
+                forgotten = pending[identifier]
+                log.warning("an endpoint that Docker has forgotten is taken away", endpoint=forgotten.name)
+                docker_id = self._docker_id(forgotten)
+                await self._take_away(forgotten, later=True)
+                if docker_id is not None:
+                    self._memory.dissociate(docker_id)
         state = self._memory.state
         for docker_id in list(state.gone_ids):
             await self.delete(docker_id)
@@ -285,7 +297,13 @@ class Endpoints:
         return found
 
     def _find(self, docker_id: str) -> Found | None:
-        return next((one for one in self._found.values() if one.labels.get(ENDPOINT) == docker_id), None)
+        known = self._memory.endpoints.get(docker_id)
+        return None if known is None else self._by_name(known.network, known.name)
+
+    def _docker_id(self, held: Found) -> str | None:
+        """Return Docker's id of an endpoint; None: Docker has not given it one."""
+        names = self._memory.endpoints.items()
+        return next((one for one, known in names if known[:2] == (held.network_id, held.name)), None)
 
     def _by_name(self, network_id: str, name: str) -> Found | None:
         return next((one for one in self._found.values() if (one.network_id, one.name) == (network_id, name)), None)
@@ -296,14 +314,22 @@ class Endpoints:
         if (wish.network, wish.name) in self._memory.state.gone_endpoints:
             await self._detach(wish.network, wish.name)
         try:
-            return self._keep(await once_rested(lambda: self._cluster.create(wish)))
+            return self._keep(await self._attach(wish))
         except errors.AlreadyExists:
             # Made by a call whose answer got lost, or another host's.
             there = await self._cluster.endpoint(wish.network, wish.name)
-            if not _is_same(there, wish.labels):
+            if there.labels.get(HOST) != self._host_id or self._docker_id(there) is not None:
                 raise
             await self._detach(wish.network, wish.name)
-            return self._keep(await once_rested(lambda: self._cluster.create(wish)))
+            return self._keep(await self._attach(wish))
+
+    async def _attach(self, wish: Wish) -> Found:
+        several = len(wish.addresses) > 1
+        if LEASE in wish.labels:
+            return await once_rested(lambda: self._cluster.create(wish), several=several)
+        # What it is together with in its container, Docker knows; here each one has a sandbox of its own.
+        container = Container(container_id=f"{wish.name}-{wish.network[:8]}")
+        return await once_rested(lambda: self._cluster.attach(wish, container), several=several)
 
     async def _take_away(self, held: Found, *, later: bool = False) -> None:
         """Take an endpoint away; where it cannot go now and that will do, later."""
@@ -329,11 +355,11 @@ def endpoint_name(mac: str) -> str:
     return f"docker-{mac.replace(':', '').lower()}"
 
 
+def _has_gone(sandbox_key: str) -> bool:
+    """Return whether a namespace's path is gone from a folder that is there, as Docker leaves it."""
+    path = Path(sandbox_key)
+    return bool(sandbox_key) and not path.exists() and path.parent.is_dir()
+
+
 def _of_version(found: Found, version: int) -> Interface | None:
     return next((one for one in found.addresses if one.version == version), None)
-
-
-def _is_same(found: Found, labels: Mapping[str, str]) -> bool:
-    """Return whether an endpoint is this host's and nobody's else: not in use, or for the same of Docker's."""
-    mine = found.labels.get(HOST) == labels[HOST]
-    return mine and not found.sandbox_id and found.labels.get(ENDPOINT) in {None, labels.get(ENDPOINT)}

@@ -1,6 +1,6 @@
-"""What Docker's networks are to us, in a file of the agent's state folder.
+"""What Docker's networks and endpoints are to us, in files of the agent's state folder.
 
-Docker says it once, when a network is made, and never again, though both may restart. It is this host's own affair, so
+Docker says it once, when one is made, and never again, though both may restart. It is this host's own affair, so
 it is not the controllers': a network that somebody else has made is not changed by Docker's use of it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from netweft_common.errors import FailedPrecondition
@@ -45,6 +46,20 @@ class Binding(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str
 
 
+class Association(NamedTuple):
+    """An endpoint of Docker's.
+
+    Attributes:
+        network: Of ours, by id.
+        name: Of the endpoint of ours.
+        sandbox_key: Path of its container's namespace once that has started; empty: it has joined none.
+    """
+
+    network: str
+    name: str
+    sandbox_key: str = ""
+
+
 class State(msgspec.Struct, kw_only=True, omit_defaults=True):
     """All of it.
 
@@ -66,18 +81,25 @@ class State(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Memory:
-    """The file; a change is there when `save` returns, whatever happens then.
+    """The files: `docker.json`, and one for each endpoint in `docker-endpoints/`, since these come and go.
 
     Args:
-        path: Of the file.
+        folder: The agent's state folder.
 
     Raises:
-        FailedPrecondition: What is in it cannot be read.
+        FailedPrecondition: What is in the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._path = path = folder / "docker.json"
+        self._endpoints = folder / "docker-endpoints"
         self.state = State()
+        self.endpoints: dict[str, Association] = {}
+        """By Docker's id."""
+        for one in self._endpoints.glob("*"):
+            words = one.read_text().rstrip("\n").split(" ", 2)
+            if len(words) == 3:  # else the host died while it was written, and with it the container
+                self.endpoints[one.name] = Association(*words)
         if path.exists():
             try:
                 self.state = msgspec.json.decode(path.read_bytes(), type=State)
@@ -94,8 +116,20 @@ class Memory:
         """Networks of ours that Docker has, by id."""
         return {one.network for one in self.state.networks.values()}
 
+    def associate(self, docker_id: str, known: Association) -> None:
+        """Remember an endpoint. It outlives the agent, and need not outlive the host."""
+        if self.endpoints.get(docker_id) != known:
+            self.endpoints[docker_id] = known
+            self._endpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._endpoints / docker_id).write_text(" ".join(known) + "\n")
+
+    def dissociate(self, docker_id: str) -> None:
+        """Forget an endpoint. Idempotent."""
+        if self.endpoints.pop(docker_id, None) is not None:
+            (self._endpoints / docker_id).unlink(missing_ok=True)
+
     def save(self) -> None:
-        """Write it whole, or not at all."""
+        """Write the state whole, or not at all; it is there when this returns, whatever happens then."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
         with fresh.open("wb") as file:

@@ -99,7 +99,7 @@ class Join(Message, frozen=True):
 
     network_id: Id
     endpoint_id: Id
-    sandbox_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    sandbox_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00-\x1f]*$")]
     options: Map = None
 
 

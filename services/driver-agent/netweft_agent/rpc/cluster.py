@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import ip_interface
 
 from google.protobuf import field_mask_pb2
@@ -97,7 +97,9 @@ class ControllerCluster:
         spec = endpoint_pb2.SandboxSpec(
             host=self._host_id,
             container_id=container.container_id,
-            namespace=sandbox_pb2.Namespace(path=container.netns_path),
+            namespace=sandbox_pb2.Namespace(path=container.netns_path)
+            if container.netns_path
+            else sandbox_pb2.Namespace(handover=True),
             dns=sandbox_pb2.DnsConfig(
                 servers=container.dns_servers, search=container.dns_search, options=container.dns_options
             ),
@@ -121,36 +123,16 @@ class ControllerCluster:
         )
         return _found(answer.endpoint)
 
-    async def join(self, endpoint_id: str, container_id: str) -> Found:
-        """Join an endpoint to a container whose namespace is handed over: the runtime moves interfaces into it."""
-        spec = endpoint_pb2.SandboxSpec(
-            host=self._host_id, container_id=container_id, namespace=sandbox_pb2.Namespace(handover=True)
-        )
-        answer = await self._connection.call(
-            self._endpoints.JoinEndpoint,
-            endpoint_pb2.JoinEndpointRequest(
-                request_id=uuid.uuid4().hex, endpoint=endpoint_id, sandbox=endpoint_pb2.SandboxRef(spec=spec)
-            ),
-        )
-        return _found(answer.endpoint)
-
     async def update(
         self,
         endpoint_id: str,
         *,
-        labels: Mapping[str, str] | None = None,
         dns_names: tuple[str, ...] | None = None,
         ports: tuple[PublishedPort, ...] | None = None,
-        gateway_priority: int | None = None,
     ) -> Found:
         """Change what is given of an endpoint, and wait for its host."""
-        given = {"labels": labels, "dns_names": dns_names, "ports": ports, "gateway_priority": gateway_priority}
-        spec = endpoint_pb2.EndpointSpec(
-            labels=dict(labels or {}),
-            dns_names=dns_names or (),
-            ports=convert.published_ports(ports or ()),
-            gateway_priority=gateway_priority or 0,
-        )
+        given = {"dns_names": dns_names, "ports": ports}
+        spec = endpoint_pb2.EndpointSpec(dns_names=dns_names or (), ports=convert.published_ports(ports or ()))
         answer = await self._connection.call(
             self._endpoints.UpdateEndpoint,
             endpoint_pb2.UpdateEndpointRequest(
