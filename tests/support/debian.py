@@ -1,4 +1,7 @@
-"""Root folders of Debian for tests: made once of Debian's packages and kept in `build/`, which `make clean` removes."""
+"""Root folders of Debian for tests: made once of Debian's packages and kept in `build/`, which `make clean` removes.
+
+`make test-runtimes` has them made before its tests, whose time limits are shorter than what a slow mirror takes.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ PACKAGES = (
     "systemd", "systemd-sysv", "python3", "python3-venv", "redis-server", "iproute2", "iputils-ping", "nftables",
 )  # fmt: skip
 """What machines and images of tests have; one set, so one folder serves them all."""
+
+ENGINES = ("netavark", "podman", "docker.io", "runc", "python3-minimal", "iproute2", "nftables", "iptables")
+"""Of `trixie`: engines that are newer than those of bookworm, Podman 5 and Docker 26."""
 
 
 def root(suite: str = "bookworm", packages: Iterable[str] = PACKAGES) -> Path:
@@ -57,3 +63,11 @@ def _make(suite: str, packages: str, folder: Path) -> None:
     for archive in (unfinished / "var/cache/apt/archives").glob("*.deb"):
         archive.unlink()
     unfinished.rename(folder)
+
+
+if __name__ == "__main__":
+    for suite, packages in (("bookworm", PACKAGES), ("trixie", ENGINES)):
+        try:
+            root(suite, packages)
+        except pytest.skip.Exception as why:
+            print(f"tests that need Debian's {suite} skip: {why}")

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from tests.support import images, trixie
+from tests.support import debian, images
 
 NETWEFT = Path(sys.executable).parent / "netweft"
 T = TypeVar("T", "Containerd", "Podman", "Podman5", "Docker26")
@@ -79,6 +79,7 @@ class EngineHost:
             yield f"mount -t proc proc {root}/proc && mount -t tmpfs none {root}/tmp || exit"
             yield f"mount -t tmpfs none {root}/var/tmp || exit"
             yield f"mkdir {root}{self.folder} && mount --rbind /sys {root}/sys && mount --rbind /dev {root}/dev || exit"
+            yield f"mount -t tmpfs none {root}/usr/local && mkdir -p {root}/usr/local/libexec/netavark || exit"
             plugins = (self.folder / "libexec", "/usr/local/libexec/netavark")
             mounts = [*mounts, (self.folder, str(self.folder)), plugins]
         for source, at in mounts:
@@ -313,7 +314,7 @@ class Podman5(Podman):
     @staticmethod
     def root() -> Path | None:
         """Return Debian 13."""
-        return trixie.root()
+        return debian.root("trixie", debian.ENGINES)
 
     def install(self) -> None:
         """Have the plugin where netavark looks for drivers, and a network of Podman's for ours."""
@@ -342,7 +343,7 @@ class Docker26:
     def root() -> Path | None:
         """Return Debian 13."""
         _require("docker")
-        return trixie.root()
+        return debian.root("trixie", debian.ENGINES)
 
     def start(self) -> None:
         """Start dockerd; it answers when this returns."""
