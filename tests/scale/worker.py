@@ -20,13 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from netweft_common import poller
+# Without `poller.choose()`: its one thread takes the interpreter's lock for each event of all hosts, and where these
+# keep that busy a new connection is not answered within the 20 s that its caller waits.
+from netweft_common import logs
 
-poller.choose()
-
-from netweft_common import logs  # noqa: E402  # after the poller is chosen
-
-from tests.scale.hosts import SimulatedHost, until  # noqa: E402
+from tests.scale.hosts import SimulatedHost, until
 
 AT_ONCE = 20
 """Hosts that start side by side."""

@@ -29,7 +29,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Two servers on one port would share its connections without a word.
     ("grpc.so_reuseport", 0),
     # Clients ping every 20 s (client.py); a server that thinks that too often ends the connection (too_many_pings).
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Notice a host that vanished without a FIN within 80 s, so that its streams end.
     ("grpc.keepalive_time_ms", 60_000),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import io
 import logging
@@ -263,6 +264,38 @@ async def test_wait_for_ready_waits_for_the_server_to_come_up(world):
         asked = group.create_task(get_pool(connection, "a"))
         async with world.server():
             assert "a" == await asked
+
+
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+async def test_a_server_that_is_slow_to_take_a_connection_is_reached(world, tmp_path, over):
+    taken: list[None] = []
+
+    async def pump(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+
+    async def take(reader, writer):
+        taken.append(None)
+        await asyncio.sleep(1.0)  # as one does that has other things to do
+        there, to = await asyncio.open_unix_connection(tmp_path / "run" / "x.sock")
+        with contextlib.closing(writer), contextlib.closing(to):
+            await asyncio.gather(pump(reader, to), pump(there, writer))
+
+    async with world.server():
+        if over == "unix":
+            slow = await asyncio.start_unix_server(take, tmp_path / "slow.sock")
+            target = f"unix:{tmp_path}/slow.sock"
+        else:
+            slow = await asyncio.start_server(take, "127.0.0.1", 0)
+            target = f"127.0.0.1:{slow.sockets[0].getsockname()[1]}"
+        try:
+            async with client.Connection(target, wait_for_ready=True) as connection:
+                assert "a" == await get_pool(connection, "a")
+            assert 1 == len(taken)
+        finally:
+            slow.close()
 
 
 async def test_a_closed_connection_says_so(world):
