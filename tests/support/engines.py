@@ -8,6 +8,7 @@ when the host is closed. A container runs a web server that says who it is.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -53,7 +54,9 @@ class EngineHost:
         self.name = name
         self.netns = cluster.host(name)
         self.folder = Path(tempfile.mkdtemp(prefix="nw-engine-"))
-        self._cgroups = _cgroups()
+        # Held while there may be containers: whoever is last takes the groups away that Podman leaves.
+        self._cgroups = os.open(_CGROUPS, os.O_RDONLY)
+        fcntl.flock(self._cgroups, fcntl.LOCK_SH)
         agent = cluster.agent_dir(name)
         mounts = [(self.folder / one, at) for one, at in _OWN.items()]
         mounts += [(agent, "/run/netweft"), (agent.parent / "state", "/var/lib/netweft")]
@@ -124,9 +127,10 @@ class EngineHost:
                 os.kill(pid, 9)
         self._keeper.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        for path in sorted(_cgroups() - self._cgroups, reverse=True):
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._cgroups, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_empty_cgroups()
+        os.close(self._cgroups)
         return left
 
     def _processes(self) -> Iterator[tuple[int, str]]:
@@ -136,10 +140,12 @@ class EngineHost:
                     yield int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")
 
 
-def _cgroups() -> set[Path]:
-    """Return the groups that engines have made; Podman leaves its own, empty, for the next time."""
-    tops = [one for name in ("libpod_parent", "conmon") for one in _CGROUPS.glob(f"*/{name}")]
-    return {Path(folder) for top in tops for folder, _, _ in os.walk(top)}
+def _remove_empty_cgroups() -> None:
+    """Remove the groups in which Podman has its own; it makes them when it needs them."""
+    for top in (one for name in ("libpod_parent", "conmon") for one in _CGROUPS.glob(f"*/{name}")):
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
 
 
 class Engine(Protocol):
