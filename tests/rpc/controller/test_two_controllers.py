@@ -93,6 +93,21 @@ async def test_one_request_through_both_at_once_attaches_once(world, faces, make
     assert 10 == len(recorded)
 
 
+async def test_what_was_detached_at_once_is_not_made_again_by_a_late_try_of_its_attach(faces, make_item):
+    one, two = faces
+    await one.network()
+    await in_step(*faces)
+    items = [make_item(name=f"web{n}", container=f"c{n}") for n in range(2)]
+
+    first = await one.attach(*items, request_id="r1")
+    await one.detach("web0")
+    late = await two.attach(*items, request_id="r1")
+    await in_step(*faces)
+
+    assert [one.endpoint.id for one in first] == [one.endpoint.id for one in late]
+    assert ["web1"] == [record.value.name for record in two.state.endpoints.values()]
+
+
 async def test_of_two_endpoints_with_one_name_exactly_one_is_made(world, faces, make_item):
     one, two = faces
     await one.network()

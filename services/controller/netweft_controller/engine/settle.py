@@ -84,11 +84,12 @@ class Settler:
                     await self.flush()
 
     async def catch_up(self) -> None:
-        """Record what waits before somebody reads, so that he sees what was acknowledged.
+        """Record what waits before somebody reads, so that he sees what was acknowledged, or takes it away.
 
-        A store that is away keeps nobody from reading: he sees the state before.
+        What is taken away before it is remembered that its caller was told of it, a late try of his request on another
+        controller would make again. A store that is away keeps nobody from reading: he sees the state before.
         """
-        if self._confirmed:
+        if self._confirmed or self._requests:
             with contextlib.suppress(errors.NetweftError, TimeoutError):
                 async with asyncio.timeout(_CATCH_UP_S):
                     await self.flush()

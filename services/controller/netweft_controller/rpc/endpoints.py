@@ -28,7 +28,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         replica: What is read.
         endpoints: What is done.
         updater: Changes what exists.
-        settler: Caught up with before a read, so that who was told reads it.
+        settler: Caught up with before a read, so that who was told reads it, and before a removal.
     """
 
     def __init__(self, replica: Replica, endpoints: EndpointEngine, updater: Updater, settler: Settler) -> None:
@@ -94,6 +94,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         identity = convert.request("DeleteEndpoint", request, request.request_id)
         word = EndpointWord(endpoint=request.endpoint, network=request.network)
         await self._own.endpoints([word])
+        await self._settler.catch_up()
         await self._endpoints.delete(identity, word, force=request.force)
         return endpoint_pb2.DeleteEndpointResponse()
 
@@ -143,6 +144,7 @@ class EndpointService(endpoint_pb2_grpc.EndpointServiceServicer):
         words = convert.detach_items(request.items)
         identity = convert.request("DetachEndpoints", request, request.request_id)
         await self._own.endpoints(words)
+        await self._settler.catch_up()
         results = await self._endpoints.detach(identity, words)
         return endpoint_pb2.DetachEndpointsResponse(results=[status.to_item_status(error) for error in results])
 

@@ -25,7 +25,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         replica: What is read.
         sandboxes: What is done.
         updater: Changes what exists.
-        settler: Caught up with before a read, so that who was told reads it.
+        settler: Caught up with before a read, so that who was told reads it, and before a removal.
     """
 
     def __init__(self, replica: Replica, sandboxes: SandboxEngine, updater: Updater, settler: Settler) -> None:
@@ -110,5 +110,6 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
         del context
         identity = convert.request("DeleteSandbox", request, request.request_id)
         await self._own.sandbox_that_goes(request.sandbox)
+        await self._settler.catch_up()
         await self._sandboxes.delete(identity, request.sandbox, force=request.force)
         return sandbox_pb2.DeleteSandboxResponse()
