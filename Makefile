@@ -44,7 +44,7 @@ test: $(STAMP) ## all tests but test-runtimes, or those of one path  [T=tests/un
 	@$(INSIDE) $(PYTEST) $(or $(T),--ignore=tests/runtimes) $(ARGS)
 
 test-runtimes: $(STAMP) ## tests with Docker, Podman and containerd, where those are installed  [T=path] [ARGS=...]
-	@$(BIN)/python -m tests.support.debian
+	@$(if $(T),,$(BIN)/python -m tests.support.debian)
 	@$(PYTEST) $(or $(T),tests/runtimes) $(ARGS)
 
 bench: $(STAMP) ## time the hot paths beside what peers take; writes build/bench.json  [ONLY=attach,attach-batch]
