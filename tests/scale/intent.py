@@ -59,7 +59,8 @@ class Intent:
             item = held[ref]
             if isinstance(item, Endpoint | Peer):
                 record = self.endpoints[item.id if isinstance(item, Endpoint) else item.endpoint_id]
-                if [str(one) for one in record.addresses] != [str(one) for one in item.addresses]:
+                meant = [str(one.ip if isinstance(item, Peer) else one) for one in record.addresses]
+                if meant != [str(one) for one in item.addresses]:
                     yield f"{host.name} has {ref} with other addresses"
                 if str(record.mac_address) != item.mac:
                     yield f"{host.name} has {ref} with another MAC address"

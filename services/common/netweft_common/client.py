@@ -35,13 +35,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # A restarted server is met again within a second, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # Also how long a server may take until a connection stands (gRPC's subchannel.cc): a busy one needs some of it.
+    # Longer, and one that stands still, or a path that was cut, is left, or tried again, too late.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
 )
-_CONNECT_TIMEOUT = "grpc.min_reconnect_backoff_ms"
-"""How long a server may take until a connection stands; its name is gRPC's (subchannel.cc)."""
-_OVER_TCP = (_CONNECT_TIMEOUT, 2_000)
-"""Longer, and a path that was cut would be tried too late after it has healed; a busy server needs some of it."""
-_OVER_UNIX = (_CONNECT_TIMEOUT, 20_000)
-"""No path can be cut: who does not answer is busy, and giving up makes it busier."""
 
 
 SILENT = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING"})
@@ -74,7 +71,7 @@ def open_channel(target: str, *, tls_files: tls.TlsFiles | None = None, retry: I
 
 def open_guest_channel(target: str, ca_pem: bytes) -> aio.Channel:
     """Return a channel that shows no certificate and trusts one authority; else as `open_channel`."""
-    options = [*OPTIONS, _OVER_TCP, ("grpc.service_config", service_config(()))]
+    options = [*OPTIONS, ("grpc.service_config", service_config(()))]
     return aio.secure_channel(listen.parse(target).target, tls.anonymous_credentials(ca_pem), options=options)
 
 
@@ -100,9 +97,7 @@ def _plan_channel(target: str, tls_files: tls.TlsFiles | None, retry: Iterable[s
     options: list[tuple[str, Any]] = [*OPTIONS, ("grpc.service_config", service_config(retry))]
     if isinstance(address, listen.UnixAddress):
         # Without it grpc sends the escaped path as authority, which other stacks refuse (RFC 9110 §7.2).
-        own = (_OVER_UNIX, ("grpc.default_authority", "localhost"))
-        return _ChannelPlan(target=address.target, options=[*options, *own])
-    options.append(_OVER_TCP)
+        return _ChannelPlan(target=address.target, options=[*options, ("grpc.default_authority", "localhost")])
     if tls_files is not None:
         if tls_files.server_name:
             options.append(("grpc.ssl_target_name_override", tls_files.server_name))
