@@ -146,6 +146,13 @@ async def _clear(pair: Pair) -> None:
             await client.delete_network(network.id)
 
 
+@pytest.fixture(autouse=True)
+def cleared(pair: Pair) -> Iterator[None]:
+    """Leave nothing for the next test, also where one has failed."""
+    yield
+    asyncio.run(_clear(pair))
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", ["controller", "controller2", "one after the other"])
 def test_a_controller_that_is_killed_under_load_costs_no_call_and_no_change(pair, victim):
@@ -177,7 +184,6 @@ def test_a_controller_that_is_killed_under_load_costs_no_call_and_no_change(pair
 
     asyncio.run(run())
     assert [] == support.settled(pair.cluster)
-    asyncio.run(_clear(pair))
     assert [] == support.settled(pair.cluster)
 
 
@@ -198,7 +204,6 @@ def test_a_controller_that_stands_still_is_left_for_the_other_one(pair):
         assert {"e": "joined"} == await _settled(pair)
 
     asyncio.run(run())
-    asyncio.run(_clear(pair))
 
 
 async def _settled(pair: Pair) -> dict[str, str]:

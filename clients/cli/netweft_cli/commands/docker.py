@@ -26,7 +26,7 @@ def install(
     name: Annotated[str, typer.Option("--name", help="Of the driver and the IPAM driver.")] = "netweft",
     spec_dir: Annotated[
         Path, typer.Option("--spec-dir", help="Where Docker looks: there, or in its plugins' folder.")
-    ] = Path("/etc/docker/plugins"),
+    ] = SPECS,
     as_json: Annotated[bool, typer.Option("--json", help="Write NAME.json, not NAME.spec.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there and not ours.")] = False,
 ) -> None:

@@ -183,12 +183,12 @@ def parse(variables: Mapping[str, str], config: bytes, *, own_name: str = "netwe
     netns = variables.get("CNI_NETNS", "")
     if verb in _WITH_NAMESPACE and not netns:
         raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS must be set for {verb}")
-    whole = _decode(config)
+    whole = decode(config)
     version = _version(whole, verb)
     name = _text(whole, "name")
     if not _NETWORK_NAME.fullmatch(name):
-        raise _bad("name", name, "1 to 128 letters, digits, '_', '.', '-', the first one a letter or digit")
-    ipam = _mapping(whole, "ipam")
+        raise bad("name", name, "1 to 128 letters, digits, '_', '.', '-', the first one a letter or digit")
+    ipam = mapping(whole, "ipam")
     lease_only = bool(ipam) and ipam.get("type") == own_name and whole.get("type") != own_name
     part = ipam if lease_only else whole
     _refuse_unknown(part, _OF_IPAM if lease_only else _OF_RUNTIMES | _OURS, "ipam." if lease_only else "")
@@ -197,12 +197,12 @@ def parse(variables: Mapping[str, str], config: bytes, *, own_name: str = "netwe
             Code.UNSUPPORTED_FIELD,
             f"ipam {json.dumps(ipam)} is not supported: addresses come from the network's own pools; leave it out",
         )
-    given = _mapping(whole, "runtimeConfig")
-    conventional = _mapping(_mapping(whole, "args", "args."), "cni", "args.")
+    given = mapping(whole, "runtimeConfig")
+    conventional = mapping(mapping(whole, "args", "args."), "cni", "args.")
     words = _arguments(variables.get("CNI_ARGS", ""))
     previous = whole.get("prevResult")
     if previous is not None and not isinstance(previous, dict):
-        raise _bad("prevResult", previous, "an object")
+        raise bad("prevResult", previous, "an object")
     if verb is Verb.CHECK and previous is None:
         raise CniError(Code.BAD_CONFIGURATION, "CHECK needs prevResult, the result of the ADD")
     return Request(
@@ -217,7 +217,7 @@ def parse(variables: Mapping[str, str], config: bytes, *, own_name: str = "netwe
         ports=tuple(_port(item) for item in _list(given, "portMappings")),
         bandwidth=_bandwidth(given),
         aliases=_aliases(given, name),
-        dns=_dns(_mapping(whole, "dns"), _mapping(given, "dns")),
+        dns=_dns(mapping(whole, "dns"), mapping(given, "dns")),
         labels=_labels(part, conventional, words),
         options=_texts(part, "options"),
         gateway_priority=_priority(part, attachment),
@@ -279,13 +279,14 @@ def _arguments(text: str) -> dict[str, str]:
 # --- configuration ---
 
 
-def _decode(config: bytes) -> dict[str, Any]:
+def decode(config: bytes, what: str = "the configuration") -> dict[str, Any]:
+    """Read what a runtime writes; CniError: it is no JSON object."""
     try:
         whole = json.loads(config)
     except (ValueError, RecursionError) as error:
-        raise CniError(Code.DECODING_FAILURE, f"the configuration is no JSON: {error}") from None
+        raise CniError(Code.DECODING_FAILURE, f"{what} is no JSON: {error}") from None
     if not isinstance(whole, dict):
-        raise CniError(Code.DECODING_FAILURE, "the configuration is no JSON object")
+        raise CniError(Code.DECODING_FAILURE, f"{what} is no JSON object")
     return whole
 
 
@@ -312,21 +313,22 @@ def _refuse_unknown(part: Mapping[str, Any], known: frozenset[str], where: str) 
             )
 
 
-def _bad(where: str, value: object, wanted: str) -> CniError:
+def bad(where: str, value: object, wanted: str) -> CniError:
+    """Return the error of a value that is none of those that are wanted."""
     return CniError(Code.BAD_CONFIGURATION, f"{where} {json.dumps(value, default=str)[:200]} must be {wanted}")
 
 
 def _text(part: Mapping[str, Any], key: str, where: str = "") -> str:
     value = part.get(key, "")
     if not isinstance(value, str):
-        raise _bad(where + key, value, "a text")
+        raise bad(where + key, value, "a text")
     return value
 
 
 def _number(part: Mapping[str, Any], key: str, low: int, high: int, where: str = "") -> int:
     value = part.get(key, 0)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _bad(where + key, value, f"a whole number from {low} to {high}")
+        raise bad(where + key, value, f"a whole number from {low} to {high}")
     return value
 
 
@@ -340,12 +342,13 @@ def _priority(part: Mapping[str, Any], attachment: Attachment | None) -> int:
     return _number(part, "gatewayPriority", -(2**31), 2**31 - 1)
 
 
-def _mapping(part: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+def mapping(part: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+    """Return an object of a part, empty where there is none; CniError: it is something else."""
     value = part.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _bad(where + key, value, "an object")
+        raise bad(where + key, value, "an object")
     return value
 
 
@@ -354,15 +357,15 @@ def _list(part: Mapping[str, Any], key: str, where: str = "") -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise _bad(where + key, value, "a list")
+        raise bad(where + key, value, "a list")
     return value
 
 
 def _texts(part: Mapping[str, Any], key: str) -> dict[str, str]:
-    found = _mapping(part, key)
+    found = mapping(part, key)
     for name, value in found.items():
         if not isinstance(value, str):
-            raise _bad(f"{key}.{name}", value, "a text")
+            raise bad(f"{key}.{name}", value, "a text")
     return dict(found)
 
 
@@ -370,7 +373,7 @@ def _text_list(part: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]
     found = _list(part, key, where)
     for value in found:
         if not isinstance(value, str):
-            raise _bad(where + key, value, "a list of texts")
+            raise bad(where + key, value, "a list of texts")
     return tuple(found)
 
 
@@ -384,30 +387,30 @@ def _addresses(given: Mapping[str, Any], conventional: Mapping[str, Any], words:
         try:
             found.append(str(ipaddress.ip_interface(text).ip))
         except ValueError:
-            raise _bad("ips", text, "an address, with or without prefix length") from None
+            raise bad("ips", text, "an address, with or without prefix length") from None
     return tuple(found)
 
 
 def _mac(given: Mapping[str, Any], words: Mapping[str, str]) -> str:
     mac = _text(given, "mac", "runtimeConfig.") or words.get("MAC", "")
     if mac and not _MAC.fullmatch(mac):
-        raise _bad("mac", mac, "six pairs of hexadecimal digits with colons")
+        raise bad("mac", mac, "six pairs of hexadecimal digits with colons")
     return mac.lower()
 
 
 def _port(item: object) -> PublishedPort:
     where = "runtimeConfig.portMappings."
     if not isinstance(item, dict):
-        raise _bad("runtimeConfig.portMappings", item, "a list of objects")
+        raise bad("runtimeConfig.portMappings", item, "a list of objects")
     protocol = (_text(item, "protocol", where) or "tcp").lower()
     if protocol not in {"tcp", "udp", "sctp"}:
-        raise _bad(where + "protocol", protocol, "tcp, udp or sctp")
+        raise bad(where + "protocol", protocol, "tcp, udp or sctp")
     address = _text(item, "hostIP", where)
     if address:
         try:
             address = str(ipaddress.ip_address(address))
         except ValueError:
-            raise _bad(where + "hostIP", address, "an address") from None
+            raise bad(where + "hostIP", address, "an address") from None
     return PublishedPort(
         protocol=protocol,
         container_port=_number(item, "containerPort", 1, 65535, where),
@@ -417,7 +420,7 @@ def _port(item: object) -> PublishedPort:
 
 
 def _bandwidth(given: Mapping[str, Any]) -> Bandwidth | None:
-    part = _mapping(given, "bandwidth", "runtimeConfig.")
+    part = mapping(given, "bandwidth", "runtimeConfig.")
     names = {
         "ingress_rate": "ingressRate",
         "ingress_burst": "ingressBurst",
@@ -433,7 +436,7 @@ def _bandwidth(given: Mapping[str, Any]) -> Bandwidth | None:
 
 def _aliases(given: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return the names that the container has in this network: the capability has them by the CNI network's name."""
-    return _text_list(_mapping(given, "aliases", "runtimeConfig."), name, "runtimeConfig.aliases.")
+    return _text_list(mapping(given, "aliases", "runtimeConfig."), name, "runtimeConfig.aliases.")
 
 
 def _dns(own: Mapping[str, Any], given: Mapping[str, Any]) -> Dns:
@@ -444,7 +447,7 @@ def _dns(own: Mapping[str, Any], given: Mapping[str, Any]) -> Dns:
         try:
             ipaddress.ip_address(text)
         except ValueError:
-            raise _bad("dns", text, "an address") from None
+            raise bad("dns", text, "an address") from None
     return Dns(
         nameservers=servers,
         domain=_text(own, "domain", "dns."),
@@ -465,14 +468,14 @@ def _labels(part: Mapping[str, Any], conventional: Mapping[str, Any], words: Map
 
 def _route(item: object) -> tuple[str, str]:
     if not isinstance(item, dict):
-        raise _bad("ipam.routes", item, "a list of objects")
+        raise bad("ipam.routes", item, "a list of objects")
     destination, gateway = _text(item, "dst", "ipam.routes."), _text(item, "gw", "ipam.routes.")
     try:
         ipaddress.ip_network(destination)
         if gateway:
             ipaddress.ip_address(gateway)
     except ValueError:
-        raise _bad("ipam.routes", item, "a destination in dst, a next hop in gw") from None
+        raise bad("ipam.routes", item, "a destination in dst, a next hop in gw") from None
     return destination, gateway
 
 
@@ -484,6 +487,6 @@ def _valid(whole: Mapping[str, Any]) -> list[Attachment]:
     found = []
     for item in _list(whole, key):
         if not isinstance(item, dict):
-            raise _bad(key, item, "a list of objects")
+            raise bad(key, item, "a list of objects")
         found.append(Attachment(container_id=_text(item, "containerID", key), ifname=_text(item, "ifname", key)))
     return found

@@ -10,7 +10,7 @@ from netweft_common import errors
 
 from netweft_agent.domain.cluster import Cluster
 from netweft_agent.frontends import cni, netavark_config
-from netweft_agent.frontends.cni_config import CniError, Code
+from netweft_agent.frontends.cni_config import CniError, Code, decode
 
 
 class Answers(Protocol):
@@ -50,7 +50,7 @@ class NetavarkService:
     async def _do(self, variables: cni.Variables, config: bytes, frame: bytes, netns: int | None) -> bytes:
         verb = variables[netavark_config.COMMAND]
         if verb == "create":
-            return json.dumps(await self._create(netavark_config.decode(config))).encode()
+            return json.dumps(await self._create(decode(config, netavark_config.STDIN))).encode()
         code, text = await self._cni.answer(frame, netns)
         said = json.loads(text) if text else {}
         if code:

@@ -22,8 +22,9 @@ from ipaddress import ip_interface
 from typing import Any
 
 from netweft_agent.domain.objects import Subnet
-from netweft_agent.frontends.cni_config import CniError, Code
+from netweft_agent.frontends.cni_config import CniError, Code, bad, decode, mapping
 
+STDIN = "what is on stdin"
 COMMAND, NETNS = "NETAVARK_COMMAND", "NETAVARK_NETNS"
 NAME_LABEL = "netweft.container.name"
 MOST_PORTS = 4096
@@ -47,8 +48,8 @@ def as_cni(variables: Variables, config: bytes) -> tuple[Variables, bytes]:
         return variables, config
     if verb not in _VERBS:
         raise CniError(Code.BAD_ENVIRONMENT, f"netavark's {verb!r} is none of create, {', '.join(_VERBS)}")
-    whole = decode(config)
-    network, chosen = _mapping(whole, "network"), _mapping(whole, "network_options")
+    whole = decode(config, STDIN)
+    network, chosen = mapping(whole, "network"), mapping(whole, "network_options")
     name, container_name = _text(network, "name"), _text(whole, "container_name")
     own = [container_name] if _HOST_NAME.fullmatch(container_name) else []
     asked: dict[str, Any] = {
@@ -63,7 +64,7 @@ def as_cni(variables: Variables, config: bytes) -> tuple[Variables, bytes]:
         "type": "netweft",
         "network": network_of(network),
         "labels": {NAME_LABEL: container_name} if container_name else {},
-        "options": _mapping(chosen, "options"),
+        "options": mapping(chosen, "options"),
         "runtimeConfig": asked,
     }
     return {
@@ -76,7 +77,7 @@ def as_cni(variables: Variables, config: bytes) -> tuple[Variables, bytes]:
 
 def network_of(network: Mapping[str, Any]) -> str:
     """Return the network of ours that one of Podman's stands for."""
-    return _text(_mapping(network, "options"), "netweft.network") or _text(network, "name")
+    return _text(mapping(network, "options"), "netweft.network") or _text(network, "name")
 
 
 def created(network: Mapping[str, Any], subnets: tuple[Subnet, ...]) -> dict[str, Any]:
@@ -86,18 +87,18 @@ def created(network: Mapping[str, Any], subnets: tuple[Subnet, ...]) -> dict[str
         CniError: It shall have what only the network of ours can have.
     """
     name = network_of(network)
-    unknown = sorted(set(_mapping(network, "options")) - _OPTIONS)
+    unknown = sorted(set(mapping(network, "options")) - _OPTIONS)
     if unknown:
         raise _refusal(f"--opt {', '.join(unknown)} is none of {', '.join(sorted(_OPTIONS))}", name)
     for key, word in (("internal", "--internal"), ("network_interface", "--interface-name"), ("routes", "--route")):
         if network.get(key):
             raise _refusal(f"{word} is not for networks of netweft's", name)
-    if _text(_mapping(network, "ipam_options"), "driver") not in {"", "host-local", "none"}:
+    if _text(mapping(network, "ipam_options"), "driver") not in {"", "host-local", "none"}:
         raise _refusal("--ipam-driver: addresses are leased by netweft", name)
     ours = {str(one.subnet): one for one in subnets}
     subnets_asked = network.get("subnets") or []
     if not isinstance(subnets_asked, list) or not all(isinstance(one, dict) for one in subnets_asked):
-        raise _bad("subnets", subnets_asked, "a list of objects")
+        raise bad("subnets", subnets_asked, "a list of objects")
     for asked in subnets_asked:
         subnet = _text(asked, "subnet")
         if subnet not in ours:
@@ -114,7 +115,7 @@ def created(network: Mapping[str, Any], subnets: tuple[Subnet, ...]) -> dict[str
         "subnets": told,
         "ipv6_enabled": any(":" in text for text in ours),
         "dns_enabled": False,
-        "ipam_options": {**_mapping(network, "ipam_options"), "driver": "none"},
+        "ipam_options": {**mapping(network, "ipam_options"), "driver": "none"},
     }
 
 
@@ -147,14 +148,14 @@ def _refusal(what: str, name: str) -> CniError:
 def _ports(mappings: object) -> list[dict[str, Any]]:
     """Return port mappings in CNI's words: ranges and lists of protocols written out."""
     if not isinstance(mappings, list):
-        raise _bad("port_mappings", mappings, "a list")
+        raise bad("port_mappings", mappings, "a list")
     found: list[dict[str, Any]] = []
     for one in mappings:
         if not isinstance(one, dict):
-            raise _bad("port_mappings", one, "a list of objects")
+            raise bad("port_mappings", one, "a list of objects")
         count, host, container = (one.get(key) or 0 for key in ("range", "host_port", "container_port"))
         if not all(type(number) is int and 0 <= number <= 65535 for number in (count, host, container)):
-            raise _bad("port_mappings", one, "numbers of ports")
+            raise bad("port_mappings", one, "numbers of ports")
         if len(found) + count > MOST_PORTS:
             raise CniError(Code.BAD_CONFIGURATION, f"more than {MOST_PORTS} ports are published")
         found += [
@@ -170,37 +171,15 @@ def _ports(mappings: object) -> list[dict[str, Any]]:
     return found
 
 
-def decode(config: bytes) -> dict[str, Any]:
-    """Read what netavark writes; CniError: it is no JSON object."""
-    try:
-        whole = json.loads(config)
-    except (ValueError, RecursionError) as error:
-        raise CniError(Code.DECODING_FAILURE, f"what is on stdin is no JSON: {error}") from None
-    if not isinstance(whole, dict):
-        raise CniError(Code.DECODING_FAILURE, "what is on stdin is no JSON object")
-    return whole
-
-
-def _bad(key: str, value: object, wanted: str) -> CniError:
-    return CniError(Code.BAD_CONFIGURATION, f"{key} {json.dumps(value)[:200]} must be {wanted}")
-
-
-def _mapping(part: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = part.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise _bad(key, value, "an object")
-    return value or {}
-
-
 def _text(part: Mapping[str, Any], key: str) -> str:
     value = part.get(key)
     if value is not None and not isinstance(value, str):
-        raise _bad(key, value, "a text")
+        raise bad(key, value, "a text")
     return value or ""
 
 
 def _texts(part: Mapping[str, Any], key: str) -> list[str]:
     value = part.get(key)
     if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-        raise _bad(key, value, "a list of texts")
+        raise bad(key, value, "a list of texts")
     return value or []
