@@ -8,7 +8,7 @@ from ipaddress import ip_interface
 
 import pytest
 from netweft_agent.domain import names
-from netweft_agent.domain.objects import HANDOVER
+from netweft_agent.domain.objects import HANDOVER, LATER
 
 from tests.support import agent
 from tests.support.lab import HOST4, NEIGHBOUR4, new_lab
@@ -36,7 +36,7 @@ async def lab():
 
 @pytest.fixture
 def box():
-    with closing(Netns()) as box:
+    with closing(Netns("box")) as box:
         yield box
 
 
@@ -111,3 +111,56 @@ async def test_ports_are_published_to_it(lab, box):
     await lab.put(dataclasses.replace(published, ports=()))
 
     assert REFUSED == tcp(*asked)
+
+
+async def place(lab, box, endpoint, network):
+    """Have an interface made in a namespace that its runtime names."""
+    await lab.put(network, dataclasses.replace(SANDBOX, place=LATER), endpoint)
+    there_before = there(lab.host, names.veth(endpoint.id)) or there(lab.host, names.handed_over(endpoint.id))
+    await lab.put(dataclasses.replace(SANDBOX, place=box.path), endpoint)
+    return there_before
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda one: one.driver)
+async def test_in_a_namespace_that_is_there_it_is_made_as_it_shall_be_but_for_routes(lab, box, network):
+    box.exec(["ip", "link", "set", "lo", "up"])
+    was_early = await place(lab, box, agent.endpoint(addresses=OWN), network)
+
+    assert not was_early
+    assert there(box, "eth100")
+    assert not box.exec(["ip", "route", "show", "default"]).stdout
+    box.exec(["ip", "route", "add", "default", "via", "10.1.0.1"])
+    assert HOST4 == tcp(box, (NEIGHBOUR4, 80), lab.neighbour, (NEIGHBOUR4, 80))
+    assert () == await lab.restart()
+
+
+async def test_several_in_one_namespace_go_one_by_one_and_leave_what_is_the_runtimes(lab, box):
+    box.exec(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "theirs"])
+    other_sandbox = agent.sandbox(102, source=HANDOVER, place=box.path)
+    other = agent.endpoint(1002, sandbox=102)
+    one = agent.endpoint(addresses=OWN)
+    await place(lab, box, one, NETWORKS[0])
+    await lab.put(other_sandbox, other)
+    assert there(box, "eth100")
+    assert there(box, "eth101")
+
+    await lab.gone(one, SANDBOX)
+    assert () == await lab.restart()
+    assert not there(box, "eth100")
+    assert there(box, "eth101")
+
+    await lab.gone(other, other_sandbox)
+    await lab.restart()
+    assert not there(box, "eth101")
+    assert there(box, "eth0")
+
+
+async def test_what_was_in_a_namespace_that_has_ended_can_be_taken_away(lab):
+    one = agent.endpoint(addresses=OWN)
+    with closing(Netns("box")) as box:
+        await place(lab, box, one, NETWORKS[0])
+
+    await lab.gone(one, SANDBOX)
+    await lab.restart()
+
+    assert not there(lab.host, names.veth(one.id))

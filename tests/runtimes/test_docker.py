@@ -263,6 +263,29 @@ def test_a_container_is_connected_and_disconnected_while_it_runs(pair, client):
     assert 2 == len(list(client.list_endpoints()))
 
 
+def test_what_a_running_container_is_connected_to_is_counted_beside_docker_s_own(pair):
+    one, two = pair
+    both(pair, "--ipv6", "--subnet", "fd00:71::/64")
+    one.make(name="other", shared="other")
+    two.run("c2")
+    one.run("c1", network="bridge")
+
+    one("network", "connect", "net", "c1")
+    one("network", "connect", "other", "c1")
+    one("network", "create", "theirs")
+    one("network", "connect", "theirs", "c1")
+
+    links = one("exec", "c1", "ip", "-o", "link")
+    assert all(f" {name}@" in links for name in ("eth0", "eth1", "eth100", "eth101")), links
+    assert "c2" == one.who("c1", two.address("c2"))
+    assert "c2" == one.who("c1", two.show("c2", "GlobalIPv6Address"))
+    assert 1 == one("exec", "c1", "ip", "route").count("default")
+    for network in ("net", "other", "theirs"):
+        one("network", "disconnect", network, "c1")
+    assert "eth1" not in one("exec", "c1", "ip", "-o", "link")
+    one("network", "rm", "theirs")
+
+
 @pytest.mark.parametrize("first", ["bridge", "net"])
 def test_a_container_may_be_in_docker_s_bridge_too_in_any_order(pair, first):
     one, two = pair
@@ -395,6 +418,29 @@ def test_traffic_flows_on_while_docker_is_away_and_all_can_be_done_after(pair, o
     assert "c1" == two.who("c2", one.address("c1"))
     one.run("c3")
     assert "c3" == two.who("c2", one.address("c3"))
+
+
+def test_what_was_connected_live_outlives_docker_and_the_agent(pair, cluster):
+    one, two = pair
+    both(pair)
+    one.run("c1", network="bridge")
+    one("network", "connect", "net", "c1")
+    two.run("c2")
+
+    with flow((two, "c2"), (one, "c1")) as pinger:
+        one.daemon.kill()
+        cluster.kill("agent-h1")
+        cluster.start("agent-h1")
+        one.daemon.start()
+        assert "c1" == two.who("c2", one.address("c1"))
+
+    assert [] == support.unanswered(pinger)
+    one("network", "disconnect", "net", "c1")
+    assert "eth100" not in one("exec", "c1", "ip", "-o", "link")
+    one("network", "connect", "net", "c1")
+    assert "c1" == two.who("c2", one.address("c1"))
+    one("restart", "-t", "0", "c1")
+    assert "c1" == two.who("c2", one.address("c1"))
 
 
 @pytest.mark.parametrize("how", ["terminate", "kill"])

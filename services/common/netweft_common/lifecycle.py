@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from netweft_common import errors, logs, loops
+from netweft_common import collecting, errors, logs, loops
 
 READY_FD = "NETWEFT_READY_FD"
 
@@ -111,9 +110,6 @@ def run(
     """
     if ready_fd is None and environ.get(READY_FD, "").isdecimal():
         ready_fd = int(environ[READY_FD])
-    # What start-up made stays for good, and a call makes few cycles: collections would only add to its latency.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_run(main, ready_fd, environ))
 
@@ -126,6 +122,7 @@ async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_fd: int | Non
     try:
         async with asyncio.TaskGroup() as group:
             lifecycle = Lifecycle(group, ready_fd=ready_fd, environ=environ)
+            collector = group.create_task(collecting.Collector().run(), name="collector")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, _on_signal, lifecycle, task, number)
             try:
@@ -138,6 +135,7 @@ async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_fd: int | Non
                 lifecycle.failed = True
                 log.exception("unexpected end")
             finally:
+                collector.cancel()
                 lifecycle.cancel_background()
     except asyncio.CancelledError:
         log.warning("stopped at once")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
@@ -290,8 +289,4 @@ def main() -> None:
         sys.exit(f"netweft-controller: {error.message}")
     logs.configure(level=config.log_level, style=config.log_format)
     faults.arm()
-    # All intent is in memory, in small objects that live long and refer to nobody: looking through them for cycles at
-    # the default rate takes longer, the more endpoints there are.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
     sys.exit(lifecycle.run(lambda life: serve(config, life), ready_fd=config.ready_fd, loop_factory=loops.fastest()))

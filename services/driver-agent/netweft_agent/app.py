@@ -166,7 +166,7 @@ async def offer_to_runtimes(
     )
     life.spawn(plugin.run(), name="cni")
     if chosen.docker_socket:
-        service = docker.DockerService(cluster=cluster, memory=memory, host_id=host_id, bind=bind)
+        service = docker.DockerService(cluster=cluster, places=engine, memory=memory, host_id=host_id, bind=bind)
         life.spawn(docker_http.serve_always(Path(chosen.docker_socket), service), name="docker socket")
         life.spawn(service.run(), name="docker")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,6 +21,28 @@ MAC = "02:42:0a:00:00:02"
 NAMED = {"netweft.network": "front"}
 
 
+class Places:
+    """Where the host makes interfaces; `error` is what it refuses with."""
+
+    def __init__(self, found):
+        self._found = found
+        self.expected = []
+        self.placed = {}
+        self.error: errors.NetweftError | None = None
+
+    @contextlib.contextmanager
+    def expecting(self, container_id):
+        self.expected.append(container_id)
+        yield
+        self.expected.remove(container_id)
+
+    async def place(self, sandbox, place):
+        if self.error is not None:
+            raise self.error
+        self.placed[sandbox] = place
+        return {one.id: one.interface_name for one in self._found.values() if one.sandbox_id == sandbox}
+
+
 class Cluster:
     """Networks and endpoints in dictionaries, which several hosts may share; `error` is what every call raises."""
 
@@ -31,6 +54,7 @@ class Cluster:
         self.numbers = shared.numbers if shared else itertools.count(1)
         self.error: errors.NetweftError | None = None
         self.calls = []
+        self.places = Places(self.found)
 
     def _note(self, what, *said):
         self.calls.append((what, *said))
@@ -143,7 +167,8 @@ class Cluster:
         raise errors.NotFound("ENDPOINT_NOT_FOUND", f"there is no endpoint {endpoint_id}")
 
     async def attach(self, wish, container):
-        assert not container.netns_path, "Docker moves it"
+        assert not container.netns_path, "the host is told at Join"
+        assert container.container_id in self.places.expected, "else its interface would be made at once"
         made = await self.create(wish)
         self._note("attach", container.container_id)
         name = f"nwh-{made.id[-4:]}"
@@ -184,7 +209,11 @@ class World:
         """Start the plugin again: all that it knows is in its folder and in the cluster."""
         self.memory = Memory(self.folder)
         self.service = DockerService(
-            cluster=self.cluster, memory=self.memory, host_id=self.host_id, bind=self.cluster.bind
+            cluster=self.cluster,
+            places=self.cluster.places,
+            memory=self.memory,
+            host_id=self.host_id,
+            bind=self.cluster.bind,
         )
 
     async def raw(self, target, body):

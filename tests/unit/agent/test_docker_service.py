@@ -359,6 +359,31 @@ async def test_a_container_gets_an_interface_that_docker_moves_and_a_gateway(wor
     assert own.sandbox_id
 
 
+async def test_in_a_container_that_runs_docker_has_nothing_to_move(world, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == "/run/docker/netns/c1")
+
+    joined = await world.connect(await world.make_network())
+
+    (own,) = world.cluster.found.values()
+    assert {"SrcName": "", "DstPrefix": "eth"} == joined["InterfaceName"]
+    assert joined["Gateway"]
+    assert {own.sandbox_id: "/run/docker/netns/c1"} == world.cluster.places.placed
+
+
+async def test_one_that_starts_has_its_interface_in_the_host(world):
+    await world.connect(await world.make_network())
+
+    assert ["here"] == list(world.cluster.places.placed.values())
+
+
+async def test_docker_is_told_why_an_interface_cannot_be_made(world):
+    pools = await world.make_network()
+    world.cluster.places.error = errors.FailedPrecondition("LINK_EXISTS", "there is an eth100 already")
+
+    with pytest.raises(AssertionError, match=r"there is an eth100 already \[LINK_EXISTS\]"):
+        await world.connect(pools)
+
+
 async def test_an_internal_network_has_no_gateway(world):
     joined = await world.connect(await world.make_network(internal=True))
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 from netweft_agent.domain import names
-from netweft_agent.domain.objects import Kind, Ref
-from netweft_agent.domain.resources import HOST, Link
+from netweft_agent.domain.objects import HANDOVER, HERE, LATER, Kind, Ref
+from netweft_agent.domain.resources import HOST, Link, Route
 from netweft_agent.engine.journal import Position
 from netweft_agent.kernel.fake import FakeKernel
-from netweft_common.errors import NotFound, Unavailable
+from netweft_common.errors import KernelError, NotFound, Unavailable
 
 from tests.support.agent import (
     FailAt,
@@ -1187,3 +1187,110 @@ async def test_what_callers_ask_for_is_no_drift(rig):
     await rig.engine.reconcile()
 
     assert 0 == rig.engine.drift.operations
+
+
+# --- where a runtime wants its interfaces ---
+
+HANDED = sandbox(source=HANDOVER, container_id="c1")
+INSIDE = "/run/docker/netns/c1"
+
+
+async def _expected(rig, *items):
+    with rig.engine.expecting("c1"):
+        return await rig.put(1, network(), *items)
+
+
+def _links(rig):
+    return {(one.ns, one.name) for one in rig.kernel.state.values() if isinstance(one, Link)}
+
+
+async def test_what_is_expected_waits_until_its_runtime_says_where(rig):
+    statuses = await _expected(rig, HANDED, endpoint(confirmed=True))
+    waiting = _links(rig)
+
+    made = await rig.engine.place(HANDED.id, INSIDE)
+
+    assert ["", "", ""] == errors_of(statuses)
+    assert not any(name.startswith(("nwv", "nwh", "eth")) for _, name in waiting)
+    assert {oid(1001): "eth100"} == made
+    assert (rig.engine.store.sandbox(HANDED.id).ns, "eth100") in _links(rig)
+    assert not [one for one in rig.kernel.state.values() if isinstance(one, Route) and one.link == "eth100"]
+    assert "eth100" == rig.engine.statuses[endpoint().ref].interface_name
+    assert endpoint().ref in rig.engine.unreported
+
+
+async def test_what_nobody_expects_is_made_in_the_host_at_once(rig):
+    await rig.put(1, network(), HANDED, endpoint())
+
+    assert rig.engine.store.endpoint(oid(1001)).interface_name.startswith("nwh-")
+    assert rig.engine.store.sandbox(HANDED.id).leaves
+    assert rig.rendered() == rig.kernel.state
+
+
+async def test_a_container_that_starts_has_it_in_the_host_once_it_is_said(rig):
+    await _expected(rig, HANDED, endpoint())
+
+    made = await rig.engine.place(HANDED.id, HERE)
+
+    assert made[oid(1001)].startswith("nwh-")
+    (veth,) = (one for one in rig.kernel.state.values() if isinstance(one, Link) and one.kind == "veth")
+    assert veth.peer.leaves
+    assert veth.peer.name == made[oid(1001)]
+
+
+async def test_said_again_it_is_the_same_and_costs_nothing(rig):
+    await _expected(rig, HANDED, endpoint())
+    made = await rig.engine.place(HANDED.id, INSIDE)
+    before = rig.count()
+
+    again = await rig.engine.place(HANDED.id, INSIDE)
+
+    assert made == again
+    assert before == rig.count()
+
+
+async def test_the_place_is_kept_over_restarts_and_over_what_controllers_say(rig):
+    await _expected(rig, HANDED, endpoint())
+    await rig.restart()
+    assert LATER == rig.engine.store.sandbox(HANDED.id).place
+    await rig.engine.place(HANDED.id, INSIDE)
+    before = rig.kernel.state.copy()
+
+    await rig.restart()
+    await rig.put(2, replace(HANDED, hostname="new"), endpoint(interface_name="nwh-of-before"))
+
+    assert INSIDE == rig.engine.store.sandbox(HANDED.id).place
+    assert "eth100" == rig.engine.store.endpoint(oid(1001)).interface_name
+    assert before == rig.kernel.state
+
+
+async def test_interfaces_of_one_namespace_have_names_of_their_own(rig):
+    other = sandbox(102, source=HANDOVER, container_id="c1")
+    await _expected(rig, HANDED, endpoint(), other, endpoint(1002, sandbox=102))
+
+    made = await rig.engine.place(HANDED.id, INSIDE) | await rig.engine.place(other.id, INSIDE)
+    assert {oid(1001): "eth100", oid(1002): "eth101"} == made
+    assert rig.rendered() == rig.kernel.state
+
+    await rig.gone(2, endpoint(), HANDED)
+    assert rig.rendered() == rig.kernel.state
+    assert (rig.engine.store.sandbox(other.id).ns, "eth101") in _links(rig)
+
+
+async def test_an_interface_that_cannot_be_made_is_told_and_leaves_nothing(rig):
+    await _expected(rig, HANDED, endpoint())
+    before = rig.kernel.state.copy()
+    rig.kernel.fail_at = FailAt(1)
+
+    with pytest.raises(KernelError):
+        await rig.engine.place(HANDED.id, INSIDE)
+    assert lasting(before) == lasting(rig.kernel.state)
+
+    rig.kernel.fail_at = None
+    await rig.gone(2, endpoint(), HANDED, network())
+    assert {} == lasting(rig.kernel.state)
+
+
+async def test_a_sandbox_that_nobody_has_heard_of_has_no_place(rig):
+    with pytest.raises(NotFound, match="holds no sandbox"):
+        await rig.engine.place(oid(999), HERE)

@@ -6,6 +6,7 @@ change, and an agent never goes back to a lower one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +19,10 @@ Subnetwork = IPv4Network | IPv6Network
 
 HANDOVER = "handover"
 """Source of a sandbox into which the caller moves interfaces himself: they are left for him in the host's namespace."""
+HERE = "here"
+"""Place of a handover: the host's namespace, from which the runtime takes interfaces away."""
+LATER = "later"
+"""Place of a handover: its runtime is about to say."""
 
 
 class Scope(StrEnum):
@@ -89,6 +94,8 @@ class Sandbox:
 
     Attributes:
         source: Empty: the agent makes it. Else an absolute path, `pid:<n>`, `host` for the host's own, or `HANDOVER`.
+        place: Of `HANDOVER`, and known on this host alone: where interfaces are made. `LATER`, `HERE`, or the absolute
+            path of the runtime's namespace; empty: nobody has said, which is as `HERE`.
     """
 
     id: str
@@ -103,6 +110,7 @@ class Sandbox:
     hosts_path: str = ""
     resolv_conf_path: str = ""
     revision: int = 0
+    place: str = ""
 
     @property
     def ref(self) -> Ref:
@@ -111,8 +119,23 @@ class Sandbox:
 
     @property
     def ns(self) -> str:
-        """Name of the namespace in resources: of what is ours in it, which for `HANDOVER` is the host's."""
+        """Name of the namespace in resources: of what is ours in it, which may be the host's.
+
+        Handovers to one place share one name.
+        """
+        if self.source == HANDOVER and self.is_placed:
+            return f"sandbox/at-{hashlib.blake2s(self.place.encode(), digest_size=8).hexdigest()}"
         return "" if self.source in {"host", HANDOVER} else f"sandbox/{self.id}"
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is a handover into a namespace that its runtime has named."""
+        return self.place.startswith("/")
+
+    @property
+    def leaves(self) -> bool:
+        """Whether interfaces are left in the host's namespace for the runtime to take."""
+        return self.source == HANDOVER and not self.is_placed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ def render(sandbox: Sandbox, members: Sequence[Member], facts: Facts, host: Host
         host: The host's own files.
     """
     if sandbox.source == HANDOVER:
-        return ()
+        return (Namespace(ns=sandbox.ns, source=sandbox.place),) if sandbox.is_placed else ()
     if sandbox.source == "host":
         return _files(
             sandbox, facts, hosts_of_host_network(sandbox, host, facts), resolv_of_host_network(sandbox, host)

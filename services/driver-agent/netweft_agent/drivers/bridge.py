@@ -14,7 +14,7 @@ from typing import ClassVar
 from netweft_common.errors import InvalidArgument
 
 from netweft_agent.domain import names, ports
-from netweft_agent.domain.objects import HANDOVER, Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
+from netweft_agent.domain.objects import Endpoint, Facts, Interface, Network, Peer, Scope, Subnetwork
 from netweft_agent.domain.resources import (
     HOST,
     Address,
@@ -265,7 +265,7 @@ def veth(
     endpoint, inside = attachment.endpoint, attachment.sandbox.ns
     host_end = names.veth(endpoint.id, guarded=guarded)
     ipv6 = base.has_ipv6(endpoint, network_has=ipv6)
-    leaves = attachment.sandbox.source == HANDOVER
+    leaves = attachment.sandbox.leaves
     pair: list[Resource] = [
         Link(
             ns=ns,

@@ -17,6 +17,8 @@ A reconcile compares the whole desired state, or that of some namespaces, with w
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ from netweft_common.errors import FailedPrecondition, Internal, NetweftError, No
 from netweft_agent.domain import leases
 from netweft_agent.domain.objects import (
     HANDOVER,
+    LATER,
     Endpoint,
     Facts,
     HostFiles,
@@ -166,6 +169,8 @@ class Engine:
         """Refused before the kernel was asked, for want of something that may come: worth another try as they are."""
         self._unrendered: dict[str, NetweftError] = {}
         self._announcing = Announcing(self.store)
+        self._expected: collections.Counter[str] = collections.Counter()
+        """Containers whose runtime will say where their interfaces are to be made."""
         self._leftovers: dict[Key, str] = {}
         """What the kernel would not remove, with the owner that let go of it; tried again with each round."""
 
@@ -286,6 +291,35 @@ class Engine:
         assert isinstance(answer, tuple)
         return answer
 
+    @contextlib.contextmanager
+    def expecting(self, container_id: str) -> Iterator[None]:
+        """Have what comes for a container while the block runs wait for `place`, if its sandbox is a handover."""
+        self._expected[container_id] += 1
+        try:
+            yield
+        finally:
+            self._expected[container_id] -= 1
+            if not self._expected[container_id]:
+                del self._expected[container_id]
+
+    async def place(self, sandbox: str, place: str) -> dict[str, str]:
+        """Have the interfaces of a handover made where its runtime says, and return their names, by endpoint's id.
+
+        Idempotent. The place is kept in the journal and is nobody else's business; where it is lost, interfaces are
+        taken for made and moved.
+
+        Args:
+            sandbox: Id.
+            place: Path of a namespace, or HERE.
+
+        Raises:
+            NotFound: The host does not hold the sandbox.
+            NetweftError: An interface could not be made.
+        """
+        answer = await self._call(lambda: self._place(sandbox, place))
+        assert isinstance(answer, dict)
+        return answer
+
     async def follow_host(self, files: HostFiles) -> None:
         """Render the files of all sandboxes anew from the host's as they are now; those that were edited stay.
 
@@ -313,7 +347,7 @@ class Engine:
             FailedPrecondition: Its namespace is known to its runtime alone.
         """
         held = self._sandbox(sandbox)
-        if held.source == HANDOVER:
+        if held.leaves:
             raise FailedPrecondition(
                 "NAMESPACE_HANDED_OVER",
                 f"sandbox {held.container_id} is a namespace that its runtime keeps to itself; ask the runtime for its "
@@ -571,6 +605,8 @@ class Engine:
                 self._note(change.ref, error, revision=change.revision)
                 self._untried.add(change.ref)
                 return error
+        elif isinstance(item, Sandbox) and item.source == HANDOVER and not item.place:
+            item = self._with_place(item, held)
         self._untried.discard(change.ref)
         this.before.setdefault(change.ref, (held, self.store.gone.get(change.ref)))
         if item is not None:
@@ -590,6 +626,12 @@ class Engine:
         else:
             self.store.put(item)
         return None
+
+    def _with_place(self, sandbox: Sandbox, held: Object | None) -> Sandbox:
+        """Return a handover with the place that is known of it here: controllers know none."""
+        if isinstance(held, Sandbox):
+            return replace(sandbox, place=held.place)
+        return replace(sandbox, place=LATER) if sandbox.container_id in self._expected else sandbox
 
     def _widen(self, scope: Scope, item: Object) -> None:
         match item:
@@ -820,6 +862,19 @@ class Engine:
             raise problems[0]
         return steps
 
+    async def _place(self, sandbox: str, place: str) -> dict[str, str]:
+        held = self._sandbox(sandbox)
+        endpoints = self.store.endpoints_of_sandbox(sandbox)
+        if held.place != place:
+            moved: list[Object] = [replace(held, place=place), *endpoints]
+            await self._round(_as_they_are(moved), sure=True)
+        for ref in (held.ref, *(one.ref for one in endpoints)):
+            failure = self._failure(ref)
+            if failure is not None:
+                await self._round(_as_they_are([held, *endpoints]), sure=True)
+                raise failure
+        return {one.id: one.interface_name for one in self.store.endpoints_of_sandbox(sandbox)}
+
     async def _follow_underlay(self, mtu_bytes: int) -> None:
         self._renderer.facts = replace(self._renderer.facts, underlay_mtu=mtu_bytes)
         await self._render_anew(self._renderer.everything(self.store), "overlays follow the underlay's MTU")
@@ -958,6 +1013,10 @@ class Engine:
 
     def _lingers(self, ref: Ref) -> bool:
         return str(ref) in self._leftovers.values()
+
+
+def _as_they_are(objects: Iterable[Object]) -> list[Change]:
+    return [Change(ref=one.ref, revision=one.revision, put=one) for one in objects]
 
 
 def _is_needed(change: Change) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from netweft_agent.domain import names, ports, shards
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import (
     HANDOVER,
+    LATER,
     Endpoint,
     Facts,
     HostFiles,
@@ -34,6 +36,8 @@ from netweft_agent.drivers.base import Attachment, Driver
 from netweft_agent.engine.store import ObjectStore
 
 IP_VERSIONS = (4, 6)
+PLACED_FROM = 100
+"""First number of interfaces that are made in a runtime's namespace beside its own."""
 
 
 @dataclass(slots=True)
@@ -135,7 +139,8 @@ class Renderer:
         driver = self.drivers[network.driver]
         sandbox = store.sandbox(endpoint.sandbox_id)
         if sandbox is not None and sandbox.source == HANDOVER:
-            endpoint = replace(endpoint, interface_name=names.handed_over(endpoint.id))
+            name = _handover_name(store, endpoint, held, sandbox, driver.interface_prefix(network))
+            endpoint = replace(endpoint, interface_name=name)
         elif not endpoint.interface_name:
             endpoint = replace(endpoint, interface_name=_interface_name(store, endpoint, held, driver, network))
         shard = self._shard(store, endpoint, held, network)
@@ -265,7 +270,7 @@ class Renderer:
             raise _bug(network, error) from error
 
     def _attachments(self, store: ObjectStore, scope: Scope) -> dict[str, list[Attachment]]:
-        """Return the scope's endpoints with their sandboxes, by network.
+        """Return the scope's endpoints with their sandboxes, by network, but for those that wait for their place.
 
         With them those with published ports that share a sandbox with one: the ports follow the default route.
         """
@@ -279,7 +284,7 @@ class Renderer:
         for identifier in (*scope.endpoints, *sorted(siblings)):
             endpoint = store.endpoint(identifier)
             attachment = None if endpoint is None else self._attachment(store, endpoint)
-            if attachment is not None:
+            if attachment is not None and attachment.sandbox.place != LATER:
                 if attachment.endpoint.ports:
                     attachment = replace(attachment, gateway_of=self._gateway_of(store, attachment))
                 found.setdefault(attachment.endpoint.network_id, []).append(attachment)
@@ -348,6 +353,22 @@ def _interface_name(
     while f"{prefix}{number}" in taken:
         number += 1
     return f"{prefix}{number}"
+
+
+def _handover_name(store: ObjectStore, endpoint: Endpoint, held: Endpoint | None, sandbox: Sandbox, prefix: str) -> str:
+    """Return the name of an endpoint's interface where it is made.
+
+    In a runtime's namespace the runtime counts its own interfaces from 0 without looking, so ours are counted from
+    `PLACED_FROM`.
+    """
+    waiting = names.handed_over(endpoint.id)
+    if not sandbox.is_placed:
+        return waiting
+    if held is not None and held.interface_name not in {"", waiting}:
+        return held.interface_name
+    there = (one for other in store.placed.get(sandbox.ns, ()) for one in store.endpoints_of_sandbox(other))
+    taken = {one.interface_name for one in there}
+    return next(name for number in itertools.count(PLACED_FROM) if (name := f"{prefix}{number}") not in taken)
 
 
 def _bug(network: Network, error: Exception) -> Internal:

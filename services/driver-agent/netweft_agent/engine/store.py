@@ -36,6 +36,8 @@ class ObjectStore:
     peers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     shards: dict[str, dict[int, int]] = field(default_factory=dict)
     """How many endpoints each shard of a network has, by network and shard."""
+    placed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Handovers whose place is known, by namespace."""
 
     def is_news(self, change: Change) -> bool:
         """Return whether the change is newer than what is held of its object."""
@@ -56,6 +58,8 @@ class ObjectStore:
                 counts[item.shard] = counts.get(item.shard, 0) + 1
             case Peer():
                 self.peers[item.network_id].add(item.id)
+            case Sandbox() if item.is_placed:
+                self.placed[item.ns].add(item.id)
             case _:
                 pass
         self.gone.pop(ref, None)
@@ -71,6 +75,8 @@ class ObjectStore:
                 self._leave(item.network_id, item.shard)
             case Peer():
                 _discard(self.peers, item.network_id, item.id)
+            case Sandbox() if item.is_placed:
+                _discard(self.placed, item.ns, item.id)
             case _:
                 pass
         return item

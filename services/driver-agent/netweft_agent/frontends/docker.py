@@ -1,9 +1,9 @@
 """Docker's plugin: a network driver and an IPAM driver, by libnetwork's remote protocols.
 
 Docker calls, in this order: RequestPool, CreateNetwork; for each container RequestAddress, CreateEndpoint, Join,
-ProgramExternalConnectivity, and all of it backwards. Most containers have no network namespace yet at Join: the end of
-the veth pair that is for it waits in the host's, and Docker moves it, names it and gives it its addresses and routes
-(docs/decisions/0026-docker-plugin.md).
+ProgramExternalConnectivity, and all of it backwards. A container that starts has no network namespace yet at Join: the
+end of the veth pair that is for it waits in the host's, and Docker moves it, names it and gives it its addresses. In a
+container that runs it is made as it shall be (docs/decisions/0028-connected-live.md). Routes are Docker's to choose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from netweft_common import errors
 from netweft_agent.domain.cluster import Cluster, Found, FoundNetwork
 from netweft_agent.domain.objects import Interface, Subnet
 from netweft_agent.frontends import docker_protocol as protocol
-from netweft_agent.frontends.docker_endpoints import Endpoints
+from netweft_agent.frontends.docker_endpoints import Endpoints, Places
 from netweft_agent.frontends.docker_memory import Memory
 from netweft_agent.frontends.docker_networks import ADDRESS_SPACE, Bind, DockerNetwork, DockerSubnet, Networks
 
@@ -49,14 +49,15 @@ class DockerService:
 
     Args:
         cluster: Where networks and endpoints are made.
+        places: Where interfaces are made.
         memory: What Docker's networks are.
         host_id: Of this host.
         bind: Has the controllers know which networks this host has bound.
     """
 
-    def __init__(self, *, cluster: Cluster, memory: Memory, host_id: str, bind: Bind) -> None:
+    def __init__(self, *, cluster: Cluster, places: Places, memory: Memory, host_id: str, bind: Bind) -> None:
         self._networks = Networks(cluster=cluster, memory=memory, host_id=host_id, bind=bind)
-        self._endpoints = Endpoints(cluster=cluster, memory=memory, host_id=host_id)
+        self._endpoints = Endpoints(cluster=cluster, places=places, memory=memory, host_id=host_id)
         self._handlers: dict[str, Handler] = {
             "/Plugin.Activate": _always({"Implements": ["NetworkDriver", "IpamDriver"]}),
             "/NetworkDriver.GetCapabilities": _always(

@@ -3,21 +3,25 @@
 Docker asks its IPAM driver for one address a family, then its network driver for an endpoint, then to join it. An
 attached endpoint of ours has all of that at once, so it is attached at the first request, which is one call of the
 controllers for each container. Network and MAC, which Docker says each time, tell that the second request is about it.
+Its interface is made at Join, by this host alone: in the container's namespace if there is one, else where Docker takes
+it from when there is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 from netweft_common import errors
 
 from netweft_agent.domain.cluster import Cluster, Container, Found, FoundNetwork, Wish
-from netweft_agent.domain.objects import Interface, PublishedPort
+from netweft_agent.domain.objects import HERE, Interface, PublishedPort
 from netweft_agent.frontends.docker_memory import Association, Memory
 from netweft_agent.frontends.rested import once_rested
 
@@ -34,17 +38,29 @@ Address = IPv4Address | IPv6Address
 T = TypeVar("T")
 
 
+class Places(Protocol):
+    """Where interfaces are made; implemented by the engine, where both are described."""
+
+    def expecting(self, container_id: str) -> contextlib.AbstractContextManager[None]:
+        """Have what comes for a container while the block runs wait for `place`."""
+
+    async def place(self, sandbox: str, place: str) -> dict[str, str]:
+        """Have interfaces made at a place, a path or HERE, and return their names, by endpoint's id."""
+
+
 class Endpoints:
     """Makes, finds and removes them; nobody else does, so after a first look they are known.
 
     Args:
         cluster: Where they are made.
+        places: Where their interfaces are made.
         memory: Of what is still to be removed.
         host_id: Of this host.
     """
 
-    def __init__(self, *, cluster: Cluster, memory: Memory, host_id: str) -> None:
+    def __init__(self, *, cluster: Cluster, places: Places, memory: Memory, host_id: str) -> None:
         self._cluster = cluster
+        self._places = places
         self._memory = memory
         self._host_id = host_id
         self._found: dict[str, Found] = {}
@@ -146,14 +162,19 @@ class Endpoints:
         return held
 
     async def join(self, docker_id: str, sandbox_key: str) -> Found:
-        """Return an endpoint whose container will be in a namespace, by path. Idempotent.
+        """Return an endpoint whose container is, or will be, in a namespace, by path. Idempotent.
+
+        In one that is there the interface is made as it shall be; else the end that Docker takes there has the name.
 
         Raises:
-            NetweftError: There is none.
+            NetweftError: There is none, or its interface cannot be made.
         """
         held = await self.get(docker_id)
         self._memory.associate(docker_id, Association(held.network_id, held.name, sandbox_key))
-        return held
+        place = sandbox_key if _is_namespace(sandbox_key) else HERE
+        made = await self._places.place(held.sandbox_id, place)
+        # Where Docker has nothing to move it is told of no interface.
+        return replace(held, interface_name=made[held.id] if place == HERE else "")
 
     async def publish(self, docker_id: str, ports: tuple[PublishedPort, ...]) -> None:
         """Publish exactly these ports of an endpoint. Idempotent.
@@ -329,7 +350,8 @@ class Endpoints:
             return await once_rested(lambda: self._cluster.create(wish), several=several)
         # What it is together with in its container, Docker knows; here each one has a sandbox of its own.
         container = Container(container_id=f"{wish.name}-{wish.network[:8]}")
-        return await once_rested(lambda: self._cluster.attach(wish, container), several=several)
+        with self._places.expecting(container.container_id):
+            return await once_rested(lambda: self._cluster.attach(wish, container), several=several)
 
     async def _take_away(self, held: Found, *, later: bool = False) -> None:
         """Take an endpoint away; where it cannot go now and that will do, later."""
@@ -359,6 +381,11 @@ def _has_gone(sandbox_key: str) -> bool:
     """Return whether a namespace's path is gone from a folder that is there, as Docker leaves it."""
     path = Path(sandbox_key)
     return bool(sandbox_key) and not path.exists() and path.parent.is_dir()
+
+
+def _is_namespace(sandbox_key: str) -> bool:
+    """Return whether a namespace is mounted at a path already: before its container starts it is not."""
+    return sandbox_key.startswith("/") and os.path.ismount(sandbox_key)
 
 
 def _of_version(found: Found, version: int) -> Interface | None:
