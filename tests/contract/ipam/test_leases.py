@@ -275,6 +275,20 @@ async def test_a_hosts_heartbeat_renews_all_its_leases(desk, clock):
     assert clock.now_ms + 10_000 == (await desk.listed(pools[1]))[0].expires_ms
 
 
+async def test_leases_of_a_host_that_only_says_that_it_lives_do_not_end(desk, clock):
+    pool = await desk.pool("g/10.1.0.0/24")
+    await desk.lease(pool, ask("a", host="h1", ttl_s=30), ask("b", host="h2", ttl_s=30))
+    clock.advance(20)
+    lives = await desk.store.beat_host("h1")
+    clock.advance(20)
+    ended = await desk.store.sweep()
+    assert {"10.1.0.1": "a"} == await desk.held(pool)
+    clock.advance(20)
+
+    assert (0, 1, 1) == (lives.renewed, ended, await desk.store.sweep())
+    assert {} == await desk.held(pool)
+
+
 async def test_asking_again_renews_a_lease(desk, clock):
     pool = await desk.pool("g/10.1.0.0/24")
     await desk.lease(pool, ask("a", ttl_s=30))

@@ -58,6 +58,7 @@ FULL = [
         hosts_path="/c/hosts",
         resolv_conf_path="/c/resolv.conf",
         revision=5,
+        place="/run/netns/c2",
     ),
     Endpoint(
         id=oid(1001),

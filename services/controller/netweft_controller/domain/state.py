@@ -69,6 +69,8 @@ class State:
         self.host_ids_by_name: dict[str, str] = {}
         # Container id -> sandbox ids, on all hosts; within one host it is unique by a claim.
         self._sandboxes_by_container: dict[str, set[str]] = {}
+        self._sandbox_ids: dict[tuple[str, str], str] = {}
+        """By host and container id: the claims of intent have one of both."""
         # Network id -> endpoint name -> endpoint id.
         self._endpoints_by_name: dict[str, dict[str, str]] = {}
         self._endpoints_of_sandbox: dict[str, set[str]] = {}
@@ -133,10 +135,8 @@ class State:
 
     def sandbox_by_container(self, host_id: str, container_id: str) -> Record[Sandbox] | None:
         """Return the sandbox of a container id on a host, or None."""
-        for record in self.sandboxes_of_container(container_id):
-            if record.value.host_id == host_id:
-                return record
-        return None
+        id_ = self._sandbox_ids.get((host_id, container_id))
+        return None if id_ is None else self.sandboxes[id_]
 
     def mac_owner(self, network_id: str, mac_address: str) -> str | None:
         """Return the endpoint that has a MAC address in a network, or None."""
@@ -247,6 +247,8 @@ class State:
                 self._macs[value.network_id, value.mac_address] = value.id
         elif isinstance(value, Sandbox):
             _add(self._sandboxes_by_container, value.container_id, value.id)
+            if value.container_id:
+                self._sandbox_ids[value.host_id, value.container_id] = value.id
             _add(self._sandboxes_of_host, value.host_id, value.id)
         elif isinstance(value, Network):
             self.network_ids_by_name[value.name] = value.id
@@ -269,6 +271,8 @@ class State:
                 del self._macs[value.network_id, value.mac_address]
         elif isinstance(value, Sandbox):
             _remove(self._sandboxes_by_container, value.container_id, value.id)
+            if self._sandbox_ids.get((value.host_id, value.container_id)) == value.id:
+                del self._sandbox_ids[value.host_id, value.container_id]
             _remove(self._sandboxes_of_host, value.host_id, value.id)
         elif isinstance(value, Network):
             if self.network_ids_by_name.get(value.name) == value.id:

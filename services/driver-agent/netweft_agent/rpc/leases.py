@@ -7,6 +7,7 @@ else is down. What to say is decided in `domain.leases`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ CALL_S = 5.0
 CLAIMS = 1024
 """Leases of one call; IPAM takes 4,096."""
 JITTER = 0.2
+RENEWED_EACH = 5
+"""Of so many heartbeats one renews leases, too, which is what lists of them tell; that the host lives is enough for them."""
 """Share of the interval that chance takes away: hosts that heard of a failover together do not all call together."""
 
 
@@ -60,6 +63,7 @@ class LeaseKeeper:
         self._book = leases.Book()
         self._lost: dict[Ref, NetweftError] = {}
         self._away = False
+        self._beats = itertools.count()
         # A host that was there before may be sent what was leased before.
         self._is_old = bool(engine.position.store_id)
 
@@ -93,7 +97,8 @@ class LeaseKeeper:
         Raises:
             NetweftError: IPAM does not answer, or does not take this host's word.
         """
-        answer = await self._call(lambda stub: stub.RenewLeases, ipam_pb2.RenewLeasesRequest(host_id=self._host_id))
+        request = ipam_pb2.RenewLeasesRequest(host_id=self._host_id, alive_only=next(self._beats) % RENEWED_EACH > 0)
+        answer = await self._call(lambda stub: stub.RenewLeases, request)
         before = self._book.store_epoch
         self._book.hear(answer.store_epoch, reassert=answer.reassert, holds=self._is_old, now_s=self._monotonic())
         if before and before != answer.store_epoch:

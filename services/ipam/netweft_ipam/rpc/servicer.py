@@ -126,10 +126,10 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         return exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, methods)
 
     async def RenewLeases(self, request: ipam_pb2.RenewLeasesRequest, context: Context) -> ipam_pb2.RenewLeasesResponse:
-        """Renew all leases of a host. Idempotent by nature, so the request id is only checked."""
+        """Renew all leases of a host, or note that it lives. Idempotent by nature: the request id is only checked."""
         limits.check_request_id(request.request_id)
         host_id = await self._own_host(request.host_id)
-        renewal = await self._store.renew_host(host_id)
+        renewal = await (self._store.beat_host if request.alive_only else self._store.renew_host)(host_id)
         return ipam_pb2.RenewLeasesResponse(
             renewed=renewal.renewed, store_epoch=renewal.store_epoch, reassert=renewal.reassert
         )

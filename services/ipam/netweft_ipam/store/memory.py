@@ -165,6 +165,10 @@ class MemoryStore:
         if family and tag.id and family.seen.get(tag.id, tag.fingerprint) != tag.fingerprint:
             raise refusals.request_id_reused(tag.id)
 
+    async def beat_host(self, host_id: str) -> Renewal:
+        """See Store."""
+        return dataclasses.replace(await self.renew_host(host_id), renewed=0)
+
     async def renew_host(self, host_id: str) -> Renewal:
         """See Store."""
         self._reported.setdefault(host_id, False)

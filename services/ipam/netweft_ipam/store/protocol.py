@@ -126,6 +126,10 @@ class Store(Protocol):
         """
         ...
 
+    async def beat_host(self, host_id: str) -> Renewal:
+        """Note that a host lives, so that none of its leases ends; renews none, and says of none until when it is."""
+        ...
+
     async def renew_host(self, host_id: str) -> Renewal:
         """Note that a host lives, which renews all its leases."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -166,19 +167,24 @@ class RedisStore:
         """See Store."""
         await self._families.check_tag(pool, tag)
 
-    async def renew_host(self, host_id: str) -> Renewal:
+    async def beat_host(self, host_id: str) -> Renewal:
         """See Store."""
         epoch = (await self._read_epoch()).id
         beat_ms, reported = await self._hosts.beat(host_id, epoch)
         if host_id in self._beats:
             self._beats[host_id] = beat_ms
+        return Renewal(renewed=0, store_epoch=epoch, reassert=not reported)
+
+    async def renew_host(self, host_id: str) -> Renewal:
+        """See Store."""
+        beaten = await self.beat_host(host_id)
         names = await self._hosts.pools(host_id)
         pools = [parse_pool_id(name, field="pool_id") for name in names]
         held = await asyncio.gather(*(self._families.renew(pool, host_id) for pool in pools))
         for name, count in zip(names, held, strict=True):
             if count is None:
                 await self._hosts.remove_pool(host_id, name)
-        return Renewal(renewed=sum(count or 0 for count in held), store_epoch=epoch, reassert=not reported)
+        return dataclasses.replace(beaten, renewed=sum(count or 0 for count in held))
 
     async def bind_agent(self, host_id: str, name: str) -> str:
         """See Store."""

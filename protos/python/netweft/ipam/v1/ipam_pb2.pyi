@@ -862,19 +862,25 @@ class RenewLeasesRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     HOST_ID_FIELD_NUMBER: _builtins.int
+    ALIVE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key (AIP-155). Since 0.1."""
     host_id: _builtins.str
     """All leases of this host. Since 0.1."""
+    alive_only: _builtins.bool
+    """True: only note that the host lives. None of its leases ends while it does, but what is listed of them tells of the
+    last renewal. A tenth of the work, for a host's heartbeat. Since 0.2.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         host_id: _builtins.str = ...,
+        alive_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive_only", b"alive_only", "host_id", b"host_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -890,7 +896,7 @@ class RenewLeasesResponse(_message.Message):
     STORE_EPOCH_FIELD_NUMBER: _builtins.int
     REASSERT_FIELD_NUMBER: _builtins.int
     renewed: _builtins.int
-    """Leases renewed. Since 0.1."""
+    """Leases renewed; 0 with alive_only. Since 0.1."""
     store_epoch: _builtins.str
     """Identity of the store's history of writes. When it differs from the one that the host reported under last, the host
     calls ReassertLeases with it. Since 0.1.
