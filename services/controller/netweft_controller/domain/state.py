@@ -23,6 +23,7 @@ from netweft_controller.domain.objects import (
     kind_of,
 )
 
+_K = typing.TypeVar("_K")
 _NOTHING: frozenset[str] = frozenset()
 
 
@@ -267,21 +268,18 @@ class State:
                     del self._endpoints_by_name[value.network_id]
             _remove(self._endpoints_of_sandbox, value.sandbox_id, value.id)
             _remove(self._endpoints_of_host, value.host_id, value.id)
-            if self._macs.get((value.network_id, value.mac_address)) == value.id:
-                del self._macs[value.network_id, value.mac_address]
+            _forget(self._macs, (value.network_id, value.mac_address), value.id)
         elif isinstance(value, Sandbox):
             _remove(self._sandboxes_by_container, value.container_id, value.id)
-            if self._sandbox_ids.get((value.host_id, value.container_id)) == value.id:
-                del self._sandbox_ids[value.host_id, value.container_id]
+            _forget(self._sandbox_ids, (value.host_id, value.container_id), value.id)
             _remove(self._sandboxes_of_host, value.host_id, value.id)
         elif isinstance(value, Network):
-            if self.network_ids_by_name.get(value.name) == value.id:
-                del self.network_ids_by_name[value.name]
+            _forget(self.network_ids_by_name, value.name, value.id)
             _remove(self._networks_of_host, value.host_id, value.id)
             for claim, number in value.claims.items():
                 self._numbers.pop((claim, number), None)
-        elif self.host_ids_by_name.get(value.name) == value.id:
-            del self.host_ids_by_name[value.name]
+        else:
+            _forget(self.host_ids_by_name, value.name, value.id)
 
     def _count(self, before: Endpoint | None, after: Endpoint | None, revision: int) -> None:
         was = (before.host_id, before.network_id) if before is not None and before.is_active else None
@@ -322,6 +320,12 @@ def _record(value: Object, revision: int, created_ms: int) -> commits.AnyRecord:
 def _add(index: dict[str, set[str]], key: str, id_: str) -> None:
     if key:
         index.setdefault(key, set()).add(id_)
+
+
+def _forget(index: dict[_K, str], key: _K, id_: str) -> None:
+    """Drop an entry, unless another object has its place by now."""
+    if index.get(key) == id_:
+        del index[key]
 
 
 def _remove(index: dict[str, set[str]], key: str, id_: str) -> None:

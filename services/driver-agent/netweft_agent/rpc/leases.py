@@ -30,9 +30,9 @@ CALL_S = 5.0
 CLAIMS = 1024
 """Leases of one call; IPAM takes 4,096."""
 JITTER = 0.2
-RENEWED_EACH = 5
-"""Of so many heartbeats one renews leases, too, which is what lists of them tell; that the host lives is enough for them."""
 """Share of the interval that chance takes away: hosts that heard of a failover together do not all call together."""
+RENEWED_EACH = 5
+"""Of so many heartbeats one renews leases too, for whoever lists them; that the host lives keeps them."""
 
 
 class LeaseKeeper:
