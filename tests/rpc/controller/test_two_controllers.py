@@ -108,6 +108,60 @@ async def test_what_was_detached_at_once_is_not_made_again_by_a_late_try_of_its_
     assert ["web1"] == [record.value.name for record in two.state.endpoints.values()]
 
 
+async def test_what_one_try_was_told_another_that_its_host_had_refused_does_not_take_away(world, faces, make_item):
+    one, two = faces
+    await one.network()
+    await in_step(*faces)
+    agent = world.agents["h1"]
+    reached, answered = asyncio.Event(), asyncio.Event()
+
+    async def wait_once():
+        agent.before_answer = None
+        reached.set()
+        await answered.wait()
+
+    agent.refuse["web"] = errors.Conflict("LEASE_UNKNOWN", "IPAM does not say whose address it is")
+    agent.before_answer = wait_once
+    first = asyncio.ensure_future(one.attach(make_item(name="web"), request_id="r1"))
+    await reached.wait()
+    agent.refuse.clear()
+    (second,) = await two.attach(make_item(name="web"), request_id="r1")
+    answered.set()
+    (refused,) = await first
+    await in_step(*faces)
+
+    assert 0 == second.status.code
+    assert refused.status.code
+    assert ["joined"] == [record.value.state for record in one.state.endpoints.values()]
+    assert {second.endpoint.id} == {id_ for kind, id_ in agent.objects if kind == "endpoint"}
+
+
+async def test_what_a_try_has_recorded_another_one_does_not_undo(world, faces, make_item):
+    one, two = faces
+    await one.network()
+    await in_step(*faces)
+    agent = world.agents["h1"]
+    reached, answered = asyncio.Event(), asyncio.Event()
+
+    async def wait_once():
+        agent.before_answer = None
+        reached.set()
+        await answered.wait()
+
+    agent.before_answer = wait_once
+    first = asyncio.ensure_future(one.attach(make_item(name="web"), request_id="r1"))
+    await reached.wait()
+    agent.refuse["web"] = errors.Conflict("LEASE_UNKNOWN", "IPAM does not say whose address it is")
+    (refused,) = await two.attach(make_item(name="web"), request_id="r1")
+    answered.set()
+    (told,) = await first
+    await in_step(*faces)
+
+    assert refused.status.code
+    assert 0 == told.status.code
+    assert ["joined"] == [record.value.state for record in two.state.endpoints.values()]
+
+
 async def test_of_two_endpoints_with_one_name_exactly_one_is_made(world, faces, make_item):
     one, two = faces
     await one.network()

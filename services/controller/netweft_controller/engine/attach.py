@@ -11,6 +11,9 @@ afterwards (`settle`). What happens when a step fails:
              the host has it, so the item is marked LEAVING, and its address stays leased until the host has confirmed
              that it is gone; the item answers UNAVAILABLE, and a retry with the same request id starts anew
 
+Of two tries of one request at once the one that has recorded an endpoint undoes it, and the other one answers only what
+is on record: see `Joiner.apply`.
+
 An attach of one endpoint that takes any address may find one leased ahead (`stock`), with the id that the endpoint then
 has; it is the step "lease" done before, and what happens to it is the same.
 
@@ -74,6 +77,8 @@ class Attach:
         # What is remembered of this request, if it was tried before, and of that what still holds: one entry an item.
         self._known: commits.Request | None = None
         self._looked_up = False
+        self._recorded: set[str] = set()
+        """Endpoints that this try has recorded."""
         self._done: list[Done | None] = [None] * len(items)
         self._leases: dict[str, tuple[Lease, ...]] = {}
         self._ahead: dict[int, Ahead] = {}
@@ -148,6 +153,7 @@ class Attach:
                 for index in placements:
                     if index not in self._results:
                         self._done[index] = Done(id=self._ids[index])
+                        self._recorded.add(self._ids[index])
                         del self._leases[self._ids[index]]
                 break
             self._put_back_ahead(outcome)
@@ -297,7 +303,9 @@ class Attach:
             return
         made = [id_ for id_ in self._sandbox_ids if id_ in state.sandboxes]
         faults.reach(faults.Point.ATTACH_RECORDED)
-        answers = await self._joiner.apply([self._ids[index] for index in joining], made)
+        ids = [self._ids[index] for index in joining]
+        others = [id_ for id_ in ids if id_ not in self._recorded]
+        answers = await self._joiner.apply(ids, made, others=others)
         faults.reach(faults.Point.ATTACH_JOINED)
         self._results.update(zip(joining, answers, strict=True))
         attached = {
@@ -339,7 +347,7 @@ class _Waiting:
 def current(state: State, endpoint_id: str) -> Result:
     """Return an endpoint as it is recorded."""
     record = state.endpoints.get(endpoint_id)
-    if record is None:
+    if record is None or record.value.state is EndpointState.LEAVING:
         return errors.Conflict("ENDPOINT_GONE", f"endpoint {endpoint_id} was taken away by somebody else meanwhile")
     network = state.networks.get(record.value.network_id)
     return Attached(

@@ -205,9 +205,10 @@ class EndpointEngine:
                 )
             joined_id = record.value.id
         made = [new_sandbox_id] if new_sandbox_id in self._replica.state.sandboxes else []
-        (result,) = await self._joiner.apply([joined_id], made)
+        (result,) = await self._joiner.apply([joined_id], made, others=[joined_id] if known is not None else [])
         if isinstance(result, errors.NetweftError):
-            await self._forget(request)
+            if known is None:
+                await self._forget(request)
             raise result
         self._joiner.confirm([result])
         return result

@@ -11,7 +11,7 @@ from netweft_common import deadline, errors, logs
 from netweft_controller.clients.agents import Agents
 from netweft_controller.domain import changes, commits, endpoints, removal
 from netweft_controller.domain.changes import HostKind, Status
-from netweft_controller.domain.objects import Endpoint, Record, Sandbox, SandboxState
+from netweft_controller.domain.objects import Endpoint, EndpointState, Record, Sandbox, SandboxState
 from netweft_controller.domain.state import State
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.settle import Confirmed, Settler, settled_endpoint, settled_sandbox
@@ -57,12 +57,19 @@ class Joiner:
         self._remover = remover
         self._settler = settler
 
-    async def apply(self, endpoint_ids: Sequence[str], new_sandbox_ids: Collection[str]) -> list[Result]:
+    async def apply(
+        self, endpoint_ids: Sequence[str], new_sandbox_ids: Collection[str], *, others: Collection[str] = ()
+    ) -> list[Result]:
         """Have hosts take endpoints up; what fails is undone. One result each, in their order.
+
+        What another try has recorded is not undone: the host may have told that one otherwise, and it may have answered
+        before that is on record. Where it has died, the reconciler asks the host again. Likewise what is answered of it
+        is on record before, for the other try may be about to undo it.
 
         Args:
             endpoint_ids: Endpoints in JOINING or JOINED.
             new_sandbox_ids: Sandboxes to take away again when none of their endpoints works.
+            others: Those of the endpoints that another try has recorded, which may be at work.
         """
         statuses = await self.ask_hosts(endpoint_ids, new_sandbox_ids)
         state = self._replica.state
@@ -71,12 +78,26 @@ class Joiner:
         for id_ in endpoint_ids:
             result = joined(state, id_, statuses)
             results.append(result)
-            if isinstance(result, errors.NetweftError):
+            if isinstance(result, errors.NetweftError) and id_ not in others:
                 failed.append(id_)
+        if others:
+            results = await self._on_record(results, others)
         if failed:
             unused = [id_ for id_ in new_sandbox_ids if not removal.keeps_endpoints(state, id_, leaving=set(failed))]
             await self.undo(failed, unused, statuses)
         return results
+
+    async def _on_record(self, results: Sequence[Result], others: Collection[str]) -> list[Result]:
+        """Record what was confirmed of some endpoints, and answer only that."""
+        found = {one.endpoint.value.id: one for one in results if isinstance(one, Attached)}
+        self.confirm(found[id_] for id_ in others if id_ in found)
+        await self._settler.flush()
+        recorded = self._replica.state.endpoints
+        gone = {id_ for id_ in others if (one := recorded.get(id_)) is None or not one.value.is_active}
+        return [
+            _gone(one.endpoint.value.id) if isinstance(one, Attached) and one.endpoint.value.id in gone else one
+            for one in results
+        ]
 
     async def finish_undo(
         self, endpoint_ids: Collection[str], sandbox_ids: Collection[str]
@@ -159,7 +180,9 @@ class Joiner:
         deadline.set_remaining(_UNDO_S)
         known = statuses or {}
         silent = {id_ for (_, id_), status in known.items() if status.is_unreachable}
-        await self._replica.decide(lambda state: removal.mark(state, endpoint_ids, sandbox_ids, delete=None))
+        await self._replica.decide(
+            lambda state: removal.mark(state, _unsettled(state, endpoint_ids), sandbox_ids, delete=None)
+        )
         failures = await self._remover.finish(
             [id_ for id_ in endpoint_ids if id_ not in silent], [id_ for id_ in sandbox_ids if id_ not in silent]
         )
@@ -200,9 +223,7 @@ def joined(state: State, endpoint_id: str, statuses: Mapping[changes.Key, Status
     record = state.endpoints.get(endpoint_id)
     status = statuses.get((HostKind.ENDPOINT, endpoint_id))
     if record is None or not record.value.is_active or status is None:
-        return errors.Conflict(
-            "ENDPOINT_GONE", f"endpoint {endpoint_id} was taken away by somebody else while it was being joined"
-        )
+        return _gone(endpoint_id)
     endpoint = record.value
     below = [(HostKind.NETWORK, endpoint.network_id), (HostKind.SANDBOX, endpoint.sandbox_id)]
     for key in (*below, (HostKind.ENDPOINT, endpoint_id)):
@@ -219,6 +240,18 @@ def joined(state: State, endpoint_id: str, statuses: Mapping[changes.Key, Status
         sandbox=sandbox,
         gateways=endpoints.gateways(network.value, endpoint) if network is not None else (),
     )
+
+
+def _gone(endpoint_id: str) -> errors.Conflict:
+    return errors.Conflict(
+        "ENDPOINT_GONE", f"endpoint {endpoint_id} was taken away by somebody else while it was being joined"
+    )
+
+
+def _unsettled(state: State, endpoint_ids: Iterable[str]) -> list[str]:
+    """Return the endpoints of which nobody has recorded that their host has them."""
+    known = ((id_, state.endpoints.get(id_)) for id_ in endpoint_ids)
+    return [id_ for id_, record in known if record is not None and record.value.state is not EndpointState.JOINED]
 
 
 def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbox]:
