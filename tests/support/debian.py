@@ -52,6 +52,8 @@ def root(suite: str = "bookworm", packages: Iterable[str] = PACKAGES) -> Path:
 
 def _make(suite: str, packages: str, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}")
+    if (unfinished / "proc").is_mount():  # of one that was killed
+        subprocess.run(["umount", "-R", unfinished / "proc"], check=True)
     shutil.rmtree(unfinished, ignore_errors=True)
     made = subprocess.run(
         ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(unfinished), _MIRROR],
