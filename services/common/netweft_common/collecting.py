@@ -22,7 +22,7 @@ _LOOK_S = 0.25
 
 
 class Collector:
-    """Sets the collector up, and freezes what survives; make it when start-up is over."""
+    """Sets the collector up, and freezes what survives; what is there when it is made is frozen at once."""
 
     def __init__(self) -> None:
         gc.freeze()

@@ -108,11 +108,8 @@ async def test_what_was_detached_at_once_is_not_made_again_by_a_late_try_of_its_
     assert ["web1"] == [record.value.name for record in two.state.endpoints.values()]
 
 
-async def test_what_one_try_was_told_another_that_its_host_had_refused_does_not_take_away(world, faces, make_item):
-    one, two = faces
-    await one.network()
-    await in_step(*faces)
-    agent = world.agents["h1"]
+def held_once(agent):
+    """Have an agent hold its next answer back; returns events of when it has one, and for letting it go."""
     reached, answered = asyncio.Event(), asyncio.Event()
 
     async def wait_once():
@@ -120,8 +117,18 @@ async def test_what_one_try_was_told_another_that_its_host_had_refused_does_not_
         reached.set()
         await answered.wait()
 
-    agent.refuse["web"] = errors.Conflict("LEASE_UNKNOWN", "IPAM does not say whose address it is")
     agent.before_answer = wait_once
+    return reached, answered
+
+
+async def test_what_one_try_was_told_another_that_its_host_had_refused_does_not_take_away(world, faces, make_item):
+    one, two = faces
+    await one.network()
+    await in_step(*faces)
+    agent = world.agents["h1"]
+    reached, answered = held_once(agent)
+
+    agent.refuse["web"] = errors.Conflict("LEASE_UNKNOWN", "IPAM does not say whose address it is")
     first = asyncio.ensure_future(one.attach(make_item(name="web"), request_id="r1"))
     await reached.wait()
     agent.refuse.clear()
@@ -141,14 +148,8 @@ async def test_what_a_try_has_recorded_another_one_does_not_undo(world, faces, m
     await one.network()
     await in_step(*faces)
     agent = world.agents["h1"]
-    reached, answered = asyncio.Event(), asyncio.Event()
+    reached, answered = held_once(agent)
 
-    async def wait_once():
-        agent.before_answer = None
-        reached.set()
-        await answered.wait()
-
-    agent.before_answer = wait_once
     first = asyncio.ensure_future(one.attach(make_item(name="web"), request_id="r1"))
     await reached.wait()
     agent.refuse["web"] = errors.Conflict("LEASE_UNKNOWN", "IPAM does not say whose address it is")
