@@ -537,9 +537,11 @@ def test_without_a_controller_a_container_is_refused_with_what_stands_in_the_way
     one.make()
     with cluster.dead("controller"):
         error = one.refused("run", "-d", "--name", "c1", "--network", "net", images.NAME)
-    one("rm", "-f", "c1")
+    started = support.wait_until(lambda: one.daemon.run("start", "c1").returncode, lambda code: not code)
 
     assert "controller" in error
+    assert 0 == started
+    assert one.pings("c1", OUTSIDE)
 
 
 def test_docker_without_live_restore_cleans_up_after_it_was_killed(cluster, client, tmp_path_factory):
