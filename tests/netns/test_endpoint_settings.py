@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from ipaddress import ip_address, ip_interface, ip_network
 
+import msgspec
 import pytest
 from netweft_agent.domain.objects import StaticRoute
 from netweft_common.errors import FailedPrecondition, NetweftError
@@ -68,11 +68,13 @@ async def test_a_static_route_leads_by_its_hop_and_goes_with_its_endpoint(lab, d
     walker = both(routes=(route(destination, hop),))
     router = both(1002, 102, 6)
     # What answers for somebody else's address has to be allowed to.
-    await lab.put(dataclasses.replace(DUAL, options={"anti_spoof": "false"}), sandbox(), sandbox(102), walker, router)
+    await lab.put(
+        msgspec.structs.replace(DUAL, options={"anti_spoof": "false"}), sandbox(), sandbox(102), walker, router
+    )
     lab.box(router).exec(["ip", "address", "add", f"{target}/{128 if ':' in target else 32}", "dev", "lo"])
     reached = pings(lab.box(walker), target)
 
-    await lab.put(dataclasses.replace(walker, routes=()))
+    await lab.put(msgspec.structs.replace(walker, routes=()))
 
     assert reached
     shown = lab.box(walker).exec(["ip", "-6" if ":" in target else "-4", "route"]).stdout
@@ -81,7 +83,9 @@ async def test_a_static_route_leads_by_its_hop_and_goes_with_its_endpoint(lab, d
 
 async def test_a_route_on_the_link_asks_for_its_destination_there(lab):
     walker, other = both(routes=(route("192.0.2.128/25"),)), both(1002, 102, 6)
-    await lab.put(dataclasses.replace(DUAL, options={"anti_spoof": "false"}), sandbox(), sandbox(102), walker, other)
+    await lab.put(
+        msgspec.structs.replace(DUAL, options={"anti_spoof": "false"}), sandbox(), sandbox(102), walker, other
+    )
     lab.box(other).exec(["ip", "address", "add", "192.0.2.200/32", "dev", "eth0"])
 
     assert pings(lab.box(walker), "192.0.2.200")
@@ -101,7 +105,7 @@ async def test_a_setting_is_of_its_interface_alone_and_is_changed_in_place(lab):
     index = box.exec(["cat", "/sys/class/net/eth0/ifindex"]).stdout
 
     first = setting(box, "net/ipv4/conf/eth0/log_martians"), setting(box, "net/ipv4/conf/eth1/log_martians")
-    await lab.put(dataclasses.replace(item, sysctls={MARTIANS: "0"}))
+    await lab.put(msgspec.structs.replace(item, sysctls={MARTIANS: "0"}))
 
     assert ("1", "0") == first
     assert "500" == setting(box, "net/ipv6/neigh/eth0/retrans_time_ms")

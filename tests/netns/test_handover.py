@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import closing
 from ipaddress import ip_interface
 
+import msgspec
 import pytest
 from netweft_agent.domain import names
 from netweft_agent.domain.objects import HANDOVER, LATER
@@ -108,16 +108,16 @@ async def test_ports_are_published_to_it(lab, box):
     asked = lab.neighbour, (HOST4, 8080), box, ("10.1.0.9", 80)
     assert NEIGHBOUR4 == tcp(*asked)
 
-    await lab.put(dataclasses.replace(published, ports=()))
+    await lab.put(msgspec.structs.replace(published, ports=()))
 
     assert REFUSED == tcp(*asked)
 
 
 async def place(lab, box, endpoint, network):
     """Have an interface made in a namespace that its runtime names."""
-    await lab.put(network, dataclasses.replace(SANDBOX, place=LATER), endpoint)
+    await lab.put(network, msgspec.structs.replace(SANDBOX, place=LATER), endpoint)
     there_before = there(lab.host, names.veth(endpoint.id)) or there(lab.host, names.handed_over(endpoint.id))
-    await lab.put(dataclasses.replace(SANDBOX, place=box.path), endpoint)
+    await lab.put(msgspec.structs.replace(SANDBOX, place=box.path), endpoint)
     return there_before
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_interface
 
+import msgspec
 import pytest
 from netweft_agent.domain.plan import plan
 
@@ -140,7 +140,7 @@ async def test_a_limit_changes_in_place_and_an_open_connection_goes_on(lab):
             changes = (limits(2_000_000, 3_000_000), limits(2_000_000), None, limits(egress=4_000_000))
             commands = []
             for number, wanted in enumerate(changes):
-                steps = await lab.put(dataclasses.replace(item, bandwidth=wanted))
+                steps = await lab.put(msgspec.structs.replace(item, bandwidth=wanted))
                 commands.append([step.command().split(" handle")[0].split(" clsact")[0] for step in steps])
                 caller.sendall(b"%d" % number)
                 server.sendall(server.recv(10))
@@ -161,7 +161,7 @@ async def test_a_limit_changes_in_place_and_an_open_connection_goes_on(lab):
 async def test_what_waits_is_kept_when_a_limit_changes(lab):
     item = left(bandwidth=limits(8_000, ingress_burst=8 << 20))
     await lab.put(network(), sandbox(), RIGHT_BOX, item, OTHER)
-    await lab.put(dataclasses.replace(item, bandwidth=limits(8_000)))
+    await lab.put(msgspec.structs.replace(item, bandwidth=limits(8_000)))
     mine, theirs = lab.box(item), lab.box(OTHER)
     with (
         open_socket(theirs, socket.SOCK_DGRAM, RIGHT) as out,
@@ -171,7 +171,7 @@ async def test_what_waits_is_kept_when_a_limit_changes(lab):
             out.sendto(DATAGRAM, (LEFT, PORT))
         waiting = qdiscs(lab.host)["nwv"]
 
-        await lab.put(dataclasses.replace(item, bandwidth=limits(1 << 30)))
+        await lab.put(msgspec.structs.replace(item, bandwidth=limits(1 << 30)))
         passed = [came.recv(2000) for _ in range(80 - waiting["drops"])]
 
     assert 0 < waiting["qlen"]
@@ -251,7 +251,7 @@ async def test_filters_of_others_stay_when_a_limit_goes(lab):
     )
     lab.host.exec(theirs.split())
 
-    await lab.put(dataclasses.replace(item, bandwidth=None))
+    await lab.put(msgspec.structs.replace(item, bandwidth=None))
 
     found = lab.host.exec(["tc", "filter", "show", "dev", veth, "ingress"]).stdout
     assert ("pref 1 " in found, "pref 28279" in found) == (True, False)

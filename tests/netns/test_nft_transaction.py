@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import ipaddress
 
+import msgspec
 import pytest
 from netweft_agent.domain import nft
 from netweft_agent.domain.nft import Match, NftChain, NftElement, NftSet, NftTable, rule
@@ -123,7 +123,7 @@ def test_operations_come_in_any_order(sock):
 @pytest.mark.parametrize("bad", [0, 1, 999, 2999], ids=str)
 def test_one_refused_element_is_named_and_nothing_is_done(sock, bad):
     elements = ports(3000)
-    taken = dataclasses.replace(elements[bad], value=("10.9.9.9", 9))
+    taken = msgspec.structs.replace(elements[bad], value=("10.9.9.9", 9))
     add(sock, TABLE, a_set(PORTS), taken)
 
     refused = kernel.apply(sock, [Change(None, resource) for resource in elements])
@@ -135,7 +135,7 @@ def test_one_refused_element_is_named_and_nothing_is_done(sock, bad):
 
 def test_all_refused_elements_are_named_at_once(sock):
     elements = ports(2000)
-    taken = [dataclasses.replace(one, value=("10.9.9.9", 9)) for one in elements[::10]]
+    taken = [msgspec.structs.replace(one, value=("10.9.9.9", 9)) for one in elements[::10]]
     add(sock, TABLE, a_set(PORTS), *taken)
 
     refused = kernel.apply(sock, [Change(None, resource) for resource in elements])
@@ -189,7 +189,7 @@ def test_ranges_at_the_edges_read_back_as_written(sock, prefix):
 
 def test_a_changed_element_is_replaced(sock):
     before, after = element(PORTS, "192.0.2.1", 80, value=("10.0.0.2", 80)), None
-    after = dataclasses.replace(before, value=("10.0.0.3", 80))
+    after = msgspec.structs.replace(before, value=("10.0.0.3", 80))
     add(sock, TABLE, a_set(PORTS), before)
 
     refused = kernel.apply(sock, [Change(before, after)])
@@ -217,12 +217,12 @@ def test_removing_from_a_table_that_is_gone_is_success(sock, destroy):
 
 def test_changing_what_is_gone_makes_it(sock, destroy):
     before = element(PORTS, "192.0.2.1", 80, value=("10.0.0.2", 80))
-    after = dataclasses.replace(before, value=("10.0.0.3", 80))
+    after = msgspec.structs.replace(before, value=("10.0.0.3", 80))
     chain = a_chain("forward", rule(nft.DROP), base=FORWARD)
     add(sock, TABLE, a_set(PORTS))
 
     refused = kernel.apply(
-        sock, [Change(before, after), Change(dataclasses.replace(chain, rules=()), chain)], destroy=destroy
+        sock, [Change(before, after), Change(msgspec.structs.replace(chain, rules=()), chain)], destroy=destroy
     )
 
     assert {} == refused
@@ -231,7 +231,7 @@ def test_changing_what_is_gone_makes_it(sock, destroy):
 
 def test_refusals_are_told_of_the_right_operation_after_gone_ones_are_left_out(sock):
     add(sock, TABLE, a_set(PORTS), *ports(1))
-    clash = dataclasses.replace(ports(1)[0], value=("10.9.9.9", 9))
+    clash = msgspec.structs.replace(ports(1)[0], value=("10.9.9.9", 9))
     ops = [Change(ports(1, first=5)[0], None), Change(None, clash)]
 
     refused = kernel.apply(sock, ops, destroy=False)
@@ -253,7 +253,7 @@ def test_elements_of_every_kind_are_removed_by_what_was_observed(sock):
 
 def test_a_chains_rules_are_replaced_together(sock):
     before = a_chain("forward", rule(nft.ACCEPT), rule(nft.DROP), base=FORWARD)
-    after = dataclasses.replace(before, rules=(rule(nft.Counter(), nft.DROP),))
+    after = msgspec.structs.replace(before, rules=(rule(nft.Counter(), nft.DROP),))
     add(sock, TABLE, before)
 
     refused = kernel.apply(sock, [Change(before, after)])
@@ -265,9 +265,9 @@ def test_a_chains_rules_are_replaced_together(sock):
 @pytest.mark.parametrize(
     "base",
     [
-        dataclasses.replace(FORWARD, policy="drop"),
-        dataclasses.replace(FORWARD, priority=5),
-        dataclasses.replace(FORWARD, hook="input"),
+        msgspec.structs.replace(FORWARD, policy="drop"),
+        msgspec.structs.replace(FORWARD, priority=5),
+        msgspec.structs.replace(FORWARD, hook="input"),
         nft.Base(type="nat", hook="postrouting", priority=100),
         None,
     ],
@@ -275,7 +275,7 @@ def test_a_chains_rules_are_replaced_together(sock):
 )
 def test_a_chain_moves_to_another_hook(sock, base):
     before = a_chain("forward", rule(nft.ACCEPT), base=FORWARD)
-    after = dataclasses.replace(before, base=base)
+    after = msgspec.structs.replace(before, base=base)
     add(sock, TABLE, before)
 
     refused = kernel.apply(sock, [Change(before, after)])
@@ -285,7 +285,7 @@ def test_a_chain_moves_to_another_hook(sock, base):
 
 
 def test_a_set_that_rules_look_into_becomes_another(sock):
-    wider = dataclasses.replace(VTEPS, interval=True)
+    wider = msgspec.structs.replace(VTEPS, interval=True)
     before = [a_set(VTEPS), element(VTEPS, "192.0.2.1"), a_chain("in", rule(Match(nft.IP_SADDR, VTEPS), nft.ACCEPT))]
     after = [a_set(wider), element(wider, "192.0.2.0/24"), a_chain("in", rule(Match(nft.IP_SADDR, wider), nft.ACCEPT))]
     add(sock, TABLE, *before)
@@ -327,7 +327,7 @@ def test_a_table_that_was_put_to_sleep_is_woken(ns, sock):
 
     there = kernel.observe(sock, "", [OURS])[TABLE.key]
 
-    assert dataclasses.replace(TABLE, dormant=True) == there
+    assert msgspec.structs.replace(TABLE, dormant=True) == there
     assert {} == kernel.apply(sock, [Change(there, TABLE)])
     assert TABLE == kernel.observe(sock, "", [OURS])[TABLE.key]
 

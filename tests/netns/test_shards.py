@@ -7,13 +7,13 @@ one and two are on the first bridge, three and four on a further one, five on an
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 import socket
 from collections import Counter
 from contextlib import closing
 from ipaddress import ip_interface
 
+import msgspec
 import pytest
 from netweft_agent.domain import names
 from netweft_agent.domain.resources import HOST, Link
@@ -384,9 +384,9 @@ async def test_an_event_tells_that_the_far_end_of_a_trunk_has_lost_its_bridge(pl
 async def test_a_network_of_many_bridges_takes_changes_of_its_options(plain):
     boxes = await crowd(plain)
 
-    await plain.put(dataclasses.replace(net(icc="false"), revision=2))
+    await plain.put(msgspec.structs.replace(net(icc="false"), revision=2))
     apart = udp(boxes[3], (own(1, 4), 9), boxes[1], (own(1, 4), 9))
-    await plain.put(dataclasses.replace(net(mtu="1400"), revision=3))
+    await plain.put(msgspec.structs.replace(net(mtu="1400"), revision=3))
     boxes[3].exec(["ip", "neighbour", "flush", "all"])  # it has asked for the address in vain
     together = udp(boxes[3], (own(1, 4), 9), boxes[1], (own(1, 4), 9))
 
@@ -433,7 +433,7 @@ def far_away(lab, vni):
 async def test_an_overlay_has_further_bridges_too_and_its_endpoints_reach_peers_and_the_world(lab):
     overlay = network(driver="overlay", subnets=subnets("10.1.0.0/24"))
     items = [endpoint(1000 + n, 1, 100 + n, addresses=(ip_interface(f"{own(n, 4)}/24"),)) for n in range(1, 6)]
-    items[2] = dataclasses.replace(items[2], ports=(port(8080, 80),))
+    items[2] = msgspec.structs.replace(items[2], ports=(port(8080, 80),))
     far = peer(5001, vtep=NEIGHBOUR4, mac=PEER_MAC, addresses=(ip_interface("10.1.0.99/24"),))
     await lab.put(overlay, *(sandbox(100 + n) for n in range(1, 6)), *items, far)
     far_away(lab, overlay.claims["vni"])
@@ -480,7 +480,7 @@ async def test_a_network_has_more_endpoints_on_a_host_than_a_bridge_takes_ports(
 
     async with new_host() as host:
         before = host.exec("ip", "-o", "link"), host.exec("nft", "list", "ruleset")
-        rig = Rig(tmp_path, kernel=host.kernel, facts=dataclasses.replace(FACTS, run_dir=str(host.run_dir)))
+        rig = Rig(tmp_path, kernel=host.kernel, facts=msgspec.structs.replace(FACTS, run_dir=str(host.run_dir)))
         async with rig:
             await rig.put(1, network(subnets=subnets("10.1.0.0/16")))
             failed = []

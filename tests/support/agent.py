@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from netweft_agent.domain import shards
 from netweft_agent.domain.objects import (
     Bandwidth,
@@ -127,7 +127,7 @@ def gone(revision: int, *refs: Ref | Object) -> list[Change]:
 
 
 def _at(item: Object, revision: int) -> Object:
-    return dataclasses.replace(item, revision=revision)
+    return msgspec.structs.replace(item, revision=revision)
 
 
 def refused(step: Operation, errno: int = 16) -> KernelError:

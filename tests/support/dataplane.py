@@ -6,12 +6,12 @@ the tables in the drivers' docstrings, which say what a set means.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface
 from typing import Any
 
+import msgspec
 from netweft_agent.domain import nft
 from netweft_agent.domain.objects import Endpoint, HostFiles, Network, Object
 from netweft_agent.domain.resources import Key, Resource
@@ -102,7 +102,7 @@ def rendered(items: list[Object], vtep: str = FACTS.vtep) -> dict[str, Mapping[K
     store = ObjectStore()
     for item in items:
         store.put(item)
-    renderer = Renderer(DRIVERS, dataclasses.replace(FACTS, vtep=vtep), HostFiles())
+    renderer = Renderer(DRIVERS, msgspec.structs.replace(FACTS, vtep=vtep), HostFiles())
     wishes = renderer.render(store, renderer.everything(store))
     for refusal in wishes.refused.values():
         raise refusal

@@ -6,11 +6,11 @@ neighbour 192.0.2.9, 2001:db8::9 --- wire0 192.0.2.1, 2001:db8::1 host, with net
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import msgspec
 from netweft_agent.domain import shards
 from netweft_agent.domain.objects import Endpoint, HostFiles, Object, Ref
 from netweft_agent.domain.plan import Operation, implied, plan
@@ -44,7 +44,7 @@ class Lab:
 
     def _start(self) -> None:
         self.kernel = self.host.run(lambda: LinuxKernel(self.run_dir))
-        facts = dataclasses.replace(FACTS, run_dir=str(self.run_dir))
+        facts = msgspec.structs.replace(FACTS, run_dir=str(self.run_dir))
         self.renderer = Renderer(DRIVERS, facts, HostFiles(), self.kernel.ports, ports_per_bridge=self.ports_per_bridge)
 
     async def restart(self) -> tuple[Operation, ...]:

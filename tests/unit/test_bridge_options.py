@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from netweft.common.v1 import host_pb2
 from netweft_agent.drivers import base
@@ -179,7 +180,7 @@ def asked(given: dict[str, str], **fields: Any) -> dict[str, str]:
     checked = options.check(given, DRIVER)
     # Isolated networks have to be internal, which is another test's business.
     network = Network(id="2" * 32, name="n", driver="bridge", scope=Scope.LOCAL, internal=True, options=checked)
-    bridge.check(State(store_id="s"), dataclasses.replace(network, **fields))
+    bridge.check(State(store_id="s"), msgspec.structs.replace(network, **fields))
     return checked
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 
+import msgspec
 import pytest
 from netweft_common import errors
 from netweft_controller.domain import commits
@@ -61,7 +61,7 @@ async def test_an_update_keeps_the_time_of_creation(store):
     first = await store.commit(creating(NETWORK))
     record = (await store.load()).records[0]
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(NETWORK, internal=True))
+    builder.update(record, msgspec.structs.replace(NETWORK, internal=True))
 
     await store.commit(builder.build())
 
@@ -90,10 +90,10 @@ async def test_a_guard_that_does_not_hold_refuses_the_whole_commit(store, revisi
     await store.open()
     await store.commit(creating(NETWORK))
     guard = commits.Guard(kind=Kind.NETWORK, id=NETWORK.id, revision=revision)
-    other = dataclasses.replace(NETWORK, id="e" * 32)
+    other = msgspec.structs.replace(NETWORK, id="e" * 32)
     good = creating(other, take=[("network-name/x", other.id)])
 
-    outcome = await store.commit(dataclasses.replace(good, guards=(*good.guards, guard)))
+    outcome = await store.commit(msgspec.structs.replace(good, guards=(*good.guards, guard)))
 
     assert commits.Refused(1, guard=guard) == outcome
     assert 1 == len((await store.load()).records)
@@ -135,7 +135,7 @@ async def test_a_request_is_done_once_and_remembered(store):
     request = commits.Request(id="CreateNetwork/r1", fingerprint=b"\x00\xff", outcome=b"made \x00")
 
     first = await store.commit(creating(NETWORK, once=request))
-    second = await store.commit(creating(NETWORK, once=dataclasses.replace(request, fingerprint=b"other")))
+    second = await store.commit(creating(NETWORK, once=msgspec.structs.replace(request, fingerprint=b"other")))
 
     assert isinstance(first, commits.Committed)
     assert commits.Replayed(request, 1) == second
@@ -146,12 +146,12 @@ async def test_a_request_is_done_once_and_remembered(store):
 async def test_a_request_is_done_again_only_on_top_of_what_is_remembered_of_it(store):
     await store.open()
     first = commits.Request(id="r1", fingerprint=b"f", outcome=b"1")
-    second = dataclasses.replace(first, outcome=b"2")
+    second = msgspec.structs.replace(first, outcome=b"2")
     await store.commit(commits.Commit(once=first))
 
     done = await store.commit(commits.Commit(once=second, after=first))
     late = await store.commit(commits.Commit(once=first, after=first))
-    gone = await store.commit(commits.Commit(once=dataclasses.replace(first, id="r2"), after=first))
+    gone = await store.commit(commits.Commit(once=msgspec.structs.replace(first, id="r2"), after=first))
 
     assert isinstance(done, commits.Committed)
     assert commits.Replayed(second, 0) == late
@@ -174,7 +174,7 @@ async def test_what_is_remembered_can_be_overwritten_and_forgotten(store):
     two = commits.Request(id="r2", fingerprint=b"f", outcome=b"2")
     await store.commit(commits.Commit(once=one, remember=(two,)))
 
-    await store.commit(commits.Commit(remember=(dataclasses.replace(two, outcome=b"3"),), forget=("r1",)))
+    await store.commit(commits.Commit(remember=(msgspec.structs.replace(two, outcome=b"3"),), forget=("r1",)))
 
     assert await store.find_request("r1") is None
     assert b"3" == (await store.find_request("r2")).outcome
@@ -192,7 +192,7 @@ async def test_a_commit_without_writes_takes_no_revision(store):
 async def test_the_log_is_read_in_pages_from_any_revision(store):
     await store.open()
     for n in range(5):
-        await store.commit(creating(dataclasses.replace(NETWORK, id=f"{n:032x}")))
+        await store.commit(creating(msgspec.structs.replace(NETWORK, id=f"{n:032x}")))
 
     page = await store.read_log(1, 2)
 
@@ -257,7 +257,7 @@ async def test_of_commits_on_one_version_exactly_one_is_done(store):
 
     def change(n):
         builder = commits.Builder()
-        builder.update(record, dataclasses.replace(NETWORK, labels={"n": str(n)}))
+        builder.update(record, msgspec.structs.replace(NETWORK, labels={"n": str(n)}))
         return store.commit(builder.build())
 
     outcomes = await asyncio.gather(*(change(n) for n in range(20)))
@@ -294,7 +294,7 @@ async def test_the_log_is_cut_by_what_it_holds(store_server):
     store = redis_store.RedisStore(store_server.url, prefix="cut", log_writes=160)
     await store.open()
     for batch in range(100):
-        await store.commit(creating(*(dataclasses.replace(NETWORK, id=f"{batch:016x}{n:016x}") for n in range(10))))
+        await store.commit(creating(*(msgspec.structs.replace(NETWORK, id=f"{batch:016x}{n:016x}") for n in range(10))))
 
     with pytest.raises(errors.OutOfRange):
         await store.read_log(50, 10)
@@ -306,7 +306,7 @@ async def test_a_log_that_was_cut_says_so():
     store = memory.MemoryStore(log_length=2)
     await store.open()
     for n in range(5):
-        await store.commit(creating(dataclasses.replace(NETWORK, id=f"{n:032x}")))
+        await store.commit(creating(msgspec.structs.replace(NETWORK, id=f"{n:032x}")))
 
     with pytest.raises(errors.OutOfRange):
         await store.read_log(1, 10)

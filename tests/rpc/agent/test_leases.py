@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from ipaddress import ip_interface, ip_network
 
+import msgspec
 import pytest
 import redis
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
@@ -130,7 +130,7 @@ async def test_a_host_reports_what_it_holds_and_what_was_lost_is_its_own_again(w
 async def test_a_host_that_does_not_know_what_it_is_to_have_has_not_reported(world, tmp_path):
     await world.keeper.beat()
     one = await world.lease(1001)
-    old = dataclasses.replace(one, lease_epochs=())
+    old = msgspec.structs.replace(one, lease_epochs=())
     await world.rig.put(2, NETWORK, sandbox(), old)
     world.forget()
 
@@ -149,7 +149,7 @@ async def test_what_the_kernel_never_had_is_not_reported(world):
     one, two = await world.lease(1001), await world.lease(1002)
     await world.rig.put(2, NETWORK, sandbox(), one)
     world.rig.kernel.fail_at = lambda step: refused(step) if step.owner == f"endpoint/{two.id}" else None
-    await world.rig.put(3, dataclasses.replace(two, confirmed=True))
+    await world.rig.put(3, msgspec.structs.replace(two, confirmed=True))
     world.forget()
 
     await world.keeper.beat()

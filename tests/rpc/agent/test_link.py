@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 
+import msgspec
 import pytest
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import host_pb2, network_pb2, sandbox_pb2
@@ -266,7 +266,7 @@ async def test_what_was_repaired_is_told_once(rig, linked):
     linked.script.put_nowait(message(1, box(101), snapshot=True, snapshot_end=True))
     lo = "link", f"sandbox/{oid(101)}", "lo"
     await until(lambda: lo in rig.kernel.state and rig.engine.position.revision == 1)
-    rig.kernel.state[lo] = dataclasses.replace(rig.kernel.state[lo], up=False)
+    rig.kernel.state[lo] = msgspec.structs.replace(rig.kernel.state[lo], up=False)
     await rig.engine.reconcile()
     await until(lambda: any(one.HasField("drift") for one in linked.reports))
     count = len(linked.reports)

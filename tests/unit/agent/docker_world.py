@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 from ipaddress import ip_address, ip_interface, ip_network
 
+import msgspec
 from netweft_agent.domain.cluster import Found, FoundNetwork
 from netweft_agent.domain.objects import Subnet
 from netweft_agent.frontends.docker import DockerService
@@ -162,7 +162,7 @@ class Cluster:
     def _change(self, endpoint_id, **fields):
         for key, one in self.found.items():
             if one.id == endpoint_id:
-                self.found[key] = dataclasses.replace(one, **fields)
+                self.found[key] = msgspec.structs.replace(one, **fields)
                 return self.found[key]
         raise errors.NotFound("ENDPOINT_NOT_FOUND", f"there is no endpoint {endpoint_id}")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain.resources import HOST, PortHold
 from netweft_agent.kernel.conntrack import FEW, Flows, Translated, of_ports
 

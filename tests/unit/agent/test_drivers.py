@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from netweft_agent.domain import sandbox as sandbox_domain
 from netweft_agent.domain.objects import Endpoint, Network, Peer, Sandbox, StaticRoute
 from netweft_agent.domain.plan import plan

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain import names
 from netweft_agent.domain.objects import HANDOVER, HERE, LATER, Kind, Ref
 from netweft_agent.domain.resources import HOST, Link, Route

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import MISSING, fields, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 from netweft_agent.domain.objects import (
     Bandwidth,
     Endpoint,
@@ -128,11 +128,9 @@ def load(path):
 
 @pytest.mark.parametrize("item", FULL, ids=[str(one.ref.kind) for one in FULL])
 def test_every_field_of_every_kind_comes_back(path, item):
-    plain = type(item)(**{one.name: getattr(item, one.name) for one in fields(item) if _is_required(one)})
+    plain = type(item)(**{one.name: getattr(item, one.name) for one in fields(item) if one.required})
     same = [
-        one.name
-        for one in fields(item)
-        if not _is_required(one) and getattr(plain, one.name) == getattr(item, one.name)
+        one.name for one in fields(item) if not one.required and getattr(plain, one.name) == getattr(item, one.name)
     ]
 
     keep(path, item)
@@ -155,10 +153,6 @@ def test_peers_of_an_agent_that_kept_their_prefix_lengths_are_read_without(path)
     path.write_bytes(path.read_bytes().replace(b'"10.1.0.101"', b'"10.1.0.101/24"'))
 
     assert {item.ref: item} == load(path)[0]
-
-
-def _is_required(one):
-    return one.default is MISSING and one.default_factory is MISSING
 
 
 def test_types_come_back_as_they_were(path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain.resources import File
 from netweft_agent.kernel.files import Files
 from netweft_common import errors

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from ipaddress import ip_interface, ip_network
 
+import msgspec
 import pytest
 from netweft_agent.domain import leases
 from netweft_agent.domain.leases import Book, Held, Holdings
@@ -57,7 +57,7 @@ def test_what_is_not_known_of_one_endpoint_makes_the_holdings_no_whole():
     unsure = leases.holdings([known, unknown], {NETWORK.id: NETWORK}, whole=True)
 
     assert Holdings(leases=list(leases.of_endpoint(known, NETWORK)), whole=True) == sure
-    assert dataclasses.replace(sure, whole=False) == unsure
+    assert msgspec.structs.replace(sure, whole=False) == unsure
 
 
 def heard(*answers, holds=True):

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from netweft_agent.domain import nft
 from netweft_agent.domain.nft import Match, NftChain, NftElement, NftSet, NftTable, Set, rule
@@ -65,7 +65,7 @@ def test_a_priority_has_its_name_where_the_hook_has_it(family, hook, priority, p
             "nft delete set inet netweft vteps",
         ),
         (
-            NftSet(ns="", table=OURS, spec=dataclasses.replace(PORTS, interval=True, size=9)),
+            NftSet(ns="", table=OURS, spec=msgspec.structs.replace(PORTS, interval=True, size=9)),
             (
                 "nft 'add map inet netweft ports { type ipv4_addr . inet_service : ipv4_addr . inet_service; size 9; "
                 "flags interval; }'"
@@ -99,8 +99,8 @@ def test_a_resource_prints_its_commands(resource, add, delete):
 
 def test_a_changed_chain_is_flushed_and_filled_but_a_moved_one_is_made_again():
     before = chain(rule(nft.ACCEPT), base=FORWARD)
-    same_hook = dataclasses.replace(before, base=dataclasses.replace(FORWARD, policy="drop"))
-    moved = dataclasses.replace(before, base=dataclasses.replace(FORWARD, hook="input"))
+    same_hook = msgspec.structs.replace(before, base=msgspec.structs.replace(FORWARD, policy="drop"))
+    moved = msgspec.structs.replace(before, base=msgspec.structs.replace(FORWARD, hook="input"))
 
     commands = same_hook.change_command(before), moved.change_command(before)
 
@@ -110,7 +110,7 @@ def test_a_changed_chain_is_flushed_and_filled_but_a_moved_one_is_made_again():
 
 def test_a_changed_element_is_removed_and_added_at_once():
     before = NftElement(ns="", table=OURS, spec=PORTS, item=("192.0.2.1", 80), value=("10.0.0.2", 80))
-    after = dataclasses.replace(before, value=("10.0.0.3", 80))
+    after = msgspec.structs.replace(before, value=("10.0.0.3", 80))
 
     assert (
         "nft 'delete element inet netweft ports { 192.0.2.1 . 80 }; "
@@ -129,7 +129,7 @@ def test_rules_of_the_same_text_are_equal_to_each_other_and_to_what_is_observed(
 
 
 def test_a_rule_differs_when_the_set_it_looks_into_is_of_another_kind():
-    wider = dataclasses.replace(VTEPS, interval=True)
+    wider = msgspec.structs.replace(VTEPS, interval=True)
 
     assert rule(Match(nft.IP_SADDR, VTEPS), nft.ACCEPT) != rule(Match(nft.IP_SADDR, wider), nft.ACCEPT)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from ipaddress import ip_interface
 
+import msgspec
 import pytest
 from netweft_agent.domain.resources import Link
 from netweft_agent.engine.journal import Position
@@ -44,7 +44,7 @@ def overlay(number=1, **options):
 
 
 def box(number, vtep, host, net=1):
-    return dataclasses.replace(peer(number, net, vtep=vtep), host_id=host)
+    return msgspec.structs.replace(peer(number, net, vtep=vtep), host_id=host)
 
 
 async def bring(rig, revision, *items):

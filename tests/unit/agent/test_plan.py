@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain import nft
 from netweft_agent.domain.plan import Operation, plan
 from netweft_agent.domain.resources import (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain.objects import PublishedPort
 from netweft_agent.domain.ports import PortWant, assign
 from netweft_common.errors import Exhausted, FailedPrecondition

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain import names
 from netweft_agent.domain.objects import Kind, Ref
 from netweft_agent.domain.resources import (

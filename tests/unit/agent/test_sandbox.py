@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from netweft_agent.domain import sandbox as domain
 from netweft_agent.domain.objects import HostFiles
 from netweft_agent.domain.resources import File, Link, Namespace, Route, Sysctl

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from netweft_common import errors
 from netweft_controller.domain import endpoints, networks
@@ -141,8 +140,8 @@ def test_an_address_that_is_asked_for_is_leased_all_the_same(state):
 def test_endpoints_are_told_the_gateway_that_the_network_names(build, endpoint_of, id_of):
     build.host()
     network = build.network(10)
-    subnet = dataclasses.replace(network.subnets[0], aux_addresses={"DefaultGatewayIPv4": "10.10.0.254"})
+    subnet = msgspec.structs.replace(network.subnets[0], aux_addresses={"DefaultGatewayIPv4": "10.10.0.254"})
 
-    named = endpoints.gateways(dataclasses.replace(network, subnets=(subnet,)), endpoint_of(1000, 10))
+    named = endpoints.gateways(msgspec.structs.replace(network, subnets=(subnet,)), endpoint_of(1000, 10))
 
     assert (("10.10.0.1",), ("10.10.0.254",)) == (endpoints.gateways(network, endpoint_of(1000, 10)), named)

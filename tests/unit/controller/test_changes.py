@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,8 +54,8 @@ def essence(put):
         return (put.vtep_address, put.endpoint.mac_address, put.endpoint.leases, put.endpoint.host_id)
     value = put.value
     if isinstance(value, Endpoint):
-        return dataclasses.replace(value, state=EndpointState.JOINED, interface_name="", status_message="")
-    return dataclasses.replace(value, state="", **({"netns_path": ""} if hasattr(value, "netns_path") else {}))
+        return msgspec.structs.replace(value, state=EndpointState.JOINED, interface_name="", status_message="")
+    return msgspec.structs.replace(value, state="", **({"netns_path": ""} if hasattr(value, "netns_path") else {}))
 
 
 def expected(state, host_id):
@@ -97,23 +97,23 @@ def step(build, what, number, network, host):
     if what == "join" and endpoint is None:
         writes = [shared.make_endpoint(number, network, 100 + host, host, state=EndpointState.JOINING)]
     elif what == "join" and now is EndpointState.CREATED:
-        writes = [dataclasses.replace(endpoint, state=EndpointState.JOINING, **there)]
+        writes = [msgspec.structs.replace(endpoint, state=EndpointState.JOINING, **there)]
     elif what == "confirm" and now is EndpointState.JOINING:
-        writes = [dataclasses.replace(endpoint, state=EndpointState.JOINED, interface_name="eth0")]
+        writes = [msgspec.structs.replace(endpoint, state=EndpointState.JOINED, interface_name="eth0")]
     elif what == "leave" and endpoint is not None and endpoint.is_active:
-        writes = [dataclasses.replace(endpoint, state=EndpointState.LEAVING)]
+        writes = [msgspec.structs.replace(endpoint, state=EndpointState.LEAVING)]
     elif what == "end" and now is EndpointState.LEAVING:
-        writes = [dataclasses.replace(endpoint, state=EndpointState.CREATED, **nowhere)]
+        writes = [msgspec.structs.replace(endpoint, state=EndpointState.CREATED, **nowhere)]
     elif what == "delete" and endpoint is not None and not endpoint.is_active:
         return build.write(delete=[endpoint])
     elif what == "vtep":
         value = state.hosts[shared.oid(host)].value
-        writes = [dataclasses.replace(value, vtep_address=f"198.51.100.{number - 900}")]
+        writes = [msgspec.structs.replace(value, vtep_address=f"198.51.100.{number - 900}")]
     elif what == "network":
-        writes = [dataclasses.replace(state.networks[shared.oid(network)].value, labels={"n": str(number)})]
+        writes = [msgspec.structs.replace(state.networks[shared.oid(network)].value, labels={"n": str(number)})]
     elif what == "sandbox":
         value = state.sandboxes[shared.oid(100 + host)].value
-        writes = [dataclasses.replace(value, state=SandboxState.READY, netns_path=f"/{number}")]
+        writes = [msgspec.structs.replace(value, state=SandboxState.READY, netns_path=f"/{number}")]
     return build.write(*writes) if writes else None
 
 
@@ -184,7 +184,7 @@ def test_a_network_that_returns_to_a_host_is_newer_than_its_disappearance(build)
     twin = HostTwin()
     endpoint = build.endpoint()
     twin.apply(changes.view(build.state, shared.oid(1)))
-    deltas = build.write(dataclasses.replace(endpoint, state=EndpointState.LEAVING))
+    deltas = build.write(msgspec.structs.replace(endpoint, state=EndpointState.LEAVING))
     twin.apply(changes.resolve(build.state, shared.oid(1), changes.touched(build.state, deltas)[shared.oid(1)]))
     assert (changes.HostKind.NETWORK, shared.oid(10)) not in twin.objects
 
@@ -211,7 +211,7 @@ def test_the_hosts_own_confirmation_is_not_told_back_to_it(build):
     build.sandbox()
     endpoint = build.endpoint(state=EndpointState.JOINING)
 
-    deltas = build.write(dataclasses.replace(endpoint, state=EndpointState.JOINED, interface_name="eth0"))
+    deltas = build.write(msgspec.structs.replace(endpoint, state=EndpointState.JOINED, interface_name="eth0"))
 
     assert {} == changes.touched(build.state, deltas)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from netweft_common import errors
 from netweft_controller.domain import commits, networks, options
@@ -289,5 +288,5 @@ def test_what_ipam_answered_replaces_what_was_asked(build):
     made = networks.check_against_pool(plan.network, [("172.20.0.0/16", "L/172.20.0.0/16")])
 
     assert (
-        dataclasses.replace(plan.network.subnets[0], subnet="172.20.0.0/16", pool_id="L/172.20.0.0/16"),
+        msgspec.structs.replace(plan.network.subnets[0], subnet="172.20.0.0/16", pool_id="L/172.20.0.0/16"),
     ) == made.subnets

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from netweft.common.v1 import endpoint_pb2
 from netweft_common import errors
@@ -83,7 +82,7 @@ def test_one_host_port_at_two_addresses_or_in_two_protocols_is_fine():
 
 def test_an_internal_network_publishes_nothing():
     with pytest.raises(errors.FailedPrecondition) as caught:
-        check(port(), network=dataclasses.replace(NETWORK, internal=True))
+        check(port(), network=msgspec.structs.replace(NETWORK, internal=True))
 
     assert "INTERNAL_NETWORK" == caught.value.reason
 

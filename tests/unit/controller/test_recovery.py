@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from netweft_controller.domain import commits, recovery
 from netweft_controller.domain.objects import Kind
@@ -69,7 +68,7 @@ def test_what_was_made_after_the_cut_is_made_again_with_its_claims_and_what_it_n
 def test_what_was_changed_after_the_cut_is_changed_again_from_what_the_store_has(build):
     found = copy_of(build)
     endpoint = build.state.endpoints[oid(1000)].value
-    build.write(dataclasses.replace(endpoint, name="renamed"))
+    build.write(msgspec.structs.replace(endpoint, name="renamed"))
 
     change = recovery.next_commit(build.state, found, found.revision)
 
@@ -85,7 +84,7 @@ def test_what_was_deleted_after_the_cut_is_deleted_again_and_its_name_is_free_fo
     sandbox = build.state.sandboxes[oid(100)].value
     build.write(delete=[endpoint])
     build.write(delete=[sandbox])
-    build.write(dataclasses.replace(endpoint, id=oid(2000), sandbox_id="", host_id=""))
+    build.write(msgspec.structs.replace(endpoint, id=oid(2000), sandbox_id="", host_id=""))
 
     change = recovery.next_commit(build.state, found, found.revision)
 
@@ -101,10 +100,10 @@ def test_what_the_store_was_told_after_the_cut_stays(build):
     found = copy_of(build)
     cut = found.revision
     endpoint = build.state.endpoints[oid(1000)].value
-    build.write(dataclasses.replace(endpoint, labels={"from": "memory"}))
+    build.write(msgspec.structs.replace(endpoint, labels={"from": "memory"}))
     # Another controller: it has recovered one object, has made one, and has seen more.
-    later = dataclasses.replace(endpoint, labels={"from": "another"})
-    stranger = dataclasses.replace(endpoint, id=oid(3000), name="stranger")
+    later = msgspec.structs.replace(endpoint, labels={"from": "another"})
+    stranger = msgspec.structs.replace(endpoint, id=oid(3000), name="stranger")
     writes = (commits.Write(commits.Action.UPDATED, later), commits.Write(commits.Action.CREATED, stranger))
     found.apply(commits.Entry(cut + 10, 0, writes))
 

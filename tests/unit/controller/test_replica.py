@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import datetime as dt
 
+import msgspec
 import pytest
 from netweft_common import deadline, errors
 from netweft_controller.domain import changes, commits
@@ -23,11 +23,11 @@ from netweft_controller.sync.replica import Replica
 pytestmark = pytest.mark.anyio
 
 NETWORK = Network(id="a" * 32, name="front", driver="bridge", scope=Scope.LOCAL)
-OTHER = dataclasses.replace(NETWORK, id="b" * 32, name="back")
+OTHER = msgspec.structs.replace(NETWORK, id="b" * 32, name="back")
 
 
 def entry(revision, number=None):
-    value = dataclasses.replace(NETWORK, id=f"{number or revision:032x}", name=f"n{revision}")
+    value = msgspec.structs.replace(NETWORK, id=f"{number or revision:032x}", name=f"n{revision}")
     return commits.Entry(revision, 0, (commits.Write(commits.Action.CREATED, value),))
 
 
@@ -73,7 +73,7 @@ async def test_early_entries_wait_for_their_predecessors(replica):
 
 async def test_a_commit_is_visible_when_it_returns_also_when_others_were_before_it(replica):
     store = replica.store
-    other = dataclasses.replace(NETWORK, id="b" * 32, name="back")
+    other = msgspec.structs.replace(NETWORK, id="b" * 32, name="back")
     await store.commit(create(other))
 
     async with asyncio.TaskGroup() as group:
@@ -85,7 +85,7 @@ async def test_a_commit_is_visible_when_it_returns_also_when_others_were_before_
 
 @pytest.mark.parametrize("others", [1, 2], ids=["one entry behind", "two entries behind"])
 async def test_a_commit_without_writes_does_not_take_the_place_of_an_entry_that_was_not_read_yet(replica, others):
-    made = [dataclasses.replace(NETWORK, id=f"{n:032x}", name=f"n{n}") for n in range(others)]
+    made = [msgspec.structs.replace(NETWORK, id=f"{n:032x}", name=f"n{n}") for n in range(others)]
     for value in made:
         await replica.store.commit(create(value))
 
@@ -98,7 +98,7 @@ async def test_a_commit_without_writes_does_not_take_the_place_of_an_entry_that_
 
 async def test_a_request_is_looked_up_on_top_of_all_that_was_committed(replica):
     once = commits.Request(id="r1", fingerprint=b"f", outcome=b"1")
-    await replica.store.commit(dataclasses.replace(create(NETWORK), once=once))
+    await replica.store.commit(msgspec.structs.replace(create(NETWORK), once=once))
 
     async with asyncio.TaskGroup() as group:
         following = group.create_task(replica.run())
@@ -164,7 +164,7 @@ async def test_who_waits_for_an_entry_ends_the_rest_of_an_outage(replica, monkey
 
 
 async def test_a_commit_whose_predecessors_do_not_come_is_unavailable_in_time(replica):
-    await replica.store.commit(create(dataclasses.replace(NETWORK, id="b" * 32)))
+    await replica.store.commit(create(msgspec.structs.replace(NETWORK, id="b" * 32)))
     deadline.set_remaining(0.05)
 
     try:
@@ -205,7 +205,7 @@ async def test_a_restored_store_is_loaded_again_with_another_id_and_what_it_lost
     replica.subscribe(ear)
     before = replica.state.store_id
     store = replica.store
-    store._identity = dataclasses.replace(store._identity, revision=0)
+    store._identity = msgspec.structs.replace(store._identity, revision=0)
     store._objects.clear()
     store._log.clear()
 
@@ -225,7 +225,7 @@ async def test_a_restored_store_is_loaded_again_with_another_id_and_what_it_lost
 
 async def test_the_log_is_read_from_memory_while_it_is_there(replica):
     for number in range(1, 6):
-        await replica.commit(create(dataclasses.replace(NETWORK, id=f"{number:032x}", name=f"n{number}")))
+        await replica.commit(create(msgspec.structs.replace(NETWORK, id=f"{number:032x}", name=f"n{number}")))
     replica.store.read_log = None
 
     assert [3, 4, 5] == [one.revision for one in await replica.read_log(2)]
@@ -236,7 +236,7 @@ async def test_memory_keeps_few_entries_when_they_are_large(replica):
     for revision in range(1, 11):
         writes = tuple(
             commits.Write(
-                commits.Action.CREATED, dataclasses.replace(NETWORK, id=f"{revision * 10**6 + n:032x}", name=str(n))
+                commits.Action.CREATED, msgspec.structs.replace(NETWORK, id=f"{revision * 10**6 + n:032x}", name=str(n))
             )
             for n in range(5000)
         )
@@ -358,15 +358,15 @@ def test_what_a_call_applies_directly_is_not_told_again(noted, told, after_s, ta
 async def test_a_host_is_not_past_what_is_held_back(build, watched, endpoint_of):
     replica, watches = watched
     await replica.commit(create(Host(id="2" * 32, name="h2", agent_target="unix:/y", vtep_address="192.0.2.2")))
-    await replica.commit(create(dataclasses.replace(NETWORK, scope=Scope.GLOBAL)))
+    await replica.commit(create(msgspec.structs.replace(NETWORK, scope=Scope.GLOBAL)))
     ids = {"network_id": NETWORK.id, "host_id": "1" * 32, "state": EndpointState.JOINED}
-    first = dataclasses.replace(endpoint_of(1), **ids)
+    first = msgspec.structs.replace(endpoint_of(1), **ids)
     await replica.commit(create(first))
     stream = watches.stream("1" * 32, resume_revision=0, store_id="")
     began = (await anext(stream)).revision
 
-    await replica.commit(create(dataclasses.replace(endpoint_of(2), **ids)))
-    await replica.commit(create(dataclasses.replace(endpoint_of(3), **ids | {"host_id": "2" * 32})))
+    await replica.commit(create(msgspec.structs.replace(endpoint_of(2), **ids)))
+    await replica.commit(create(msgspec.structs.replace(endpoint_of(3), **ids | {"host_id": "2" * 32})))
     peers, own = await anext(stream), await anext(stream)
     await stream.aclose()
 
@@ -379,14 +379,14 @@ async def elsewhere(build, watched, endpoint_of):
     """A host's stream behind its snapshot, and what makes an endpoint of a network of its on another host."""
     replica, watches = watched
     await replica.commit(create(Host(id="2" * 32, name="h2", agent_target="unix:/y", vtep_address="192.0.2.2")))
-    await replica.commit(create(dataclasses.replace(NETWORK, scope=Scope.GLOBAL)))
+    await replica.commit(create(msgspec.structs.replace(NETWORK, scope=Scope.GLOBAL)))
     ids = {"network_id": NETWORK.id, "state": EndpointState.JOINED}
-    await replica.commit(create(dataclasses.replace(endpoint_of(1), host_id="1" * 32, **ids)))
+    await replica.commit(create(msgspec.structs.replace(endpoint_of(1), host_id="1" * 32, **ids)))
     stream = watches.stream("1" * 32, resume_revision=0, store_id="")
     await anext(stream)
 
     async def make(number):
-        made = dataclasses.replace(endpoint_of(number), host_id="2" * 32, **ids)
+        made = msgspec.structs.replace(endpoint_of(number), host_id="2" * 32, **ids)
         await replica.commit(create(made))
         return made.id
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from netweft_common import errors
 from netweft_controller.domain import settings
@@ -17,8 +16,8 @@ NETWORK = Network(
     enable_ipv6=True,
     subnets=(Subnet(subnet="10.1.0.0/16"), Subnet(subnet="fd00::/64")),
 )
-IPV4_ONLY = dataclasses.replace(NETWORK, enable_ipv6=False, subnets=NETWORK.subnets[:1])
-NO_LINK = dataclasses.replace(NETWORK, driver="null", needs_addresses=False, subnets=())
+IPV4_ONLY = msgspec.structs.replace(NETWORK, enable_ipv6=False, subnets=NETWORK.subnets[:1])
+NO_LINK = msgspec.structs.replace(NETWORK, driver="null", needs_addresses=False, subnets=())
 MARTIANS = "net.ipv4.conf.IFNAME.log_martians"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,7 +105,7 @@ def test_an_older_version_in_the_log_does_not_replace_a_newer_one_of_the_scan(bu
     host = build.host()
     newer = build.state.hosts[host.id]
     entry = commits.Entry(
-        newer.revision, 0, (commits.Write(commits.Action.UPDATED, dataclasses.replace(host, name="old")),)
+        newer.revision, 0, (commits.Write(commits.Action.UPDATED, msgspec.structs.replace(host, name="old")),)
     )
 
     assert [] == build.state.apply(entry)
@@ -170,7 +170,7 @@ def test_a_container_on_two_hosts_must_be_named_by_sandbox(build):
     build.host(2)
     build.sandbox(100, 1)
     build.write(
-        dataclasses.replace(build.state.sandboxes[shared.oid(100)].value, id=shared.oid(101), host_id=shared.oid(2))
+        msgspec.structs.replace(build.state.sandboxes[shared.oid(100)].value, id=shared.oid(101), host_id=shared.oid(2))
     )
 
     with pytest.raises(errors.InvalidArgument, match="several hosts"):

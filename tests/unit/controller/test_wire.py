@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 from netweft.controller.v1 import host_pb2
 from netweft_controller.clients import wire
 from netweft_controller.domain.changes import Change, HostKind
@@ -51,7 +50,7 @@ def test_a_message_is_that_of_its_changes_one_by_one_in_their_order():
         Change(6, HostKind.SANDBOX, SANDBOX.id, Record(SANDBOX, 6, 1000)),
         Change(7, HostKind.ENDPOINT, ENDPOINT.id, Record(ENDPOINT, 7, 1000)),
         told_of(),
-        told_of(dataclasses.replace(ENDPOINT, id="d" * 32, leases=())),
+        told_of(msgspec.structs.replace(ENDPOINT, id="d" * 32, leases=())),
     ]
 
     wanted = host_pb2.WatchHostResponse(
@@ -68,7 +67,7 @@ def test_what_differs_between_hosts_or_versions_is_not_mistaken_for_the_same():
         told_of(at=10),
         told_of(revision=8),
         told_of(vtep="192.0.2.2"),
-        told_of(dataclasses.replace(ENDPOINT, mac_address="02:42:0a:01:00:03")),
+        told_of(msgspec.structs.replace(ENDPOINT, mac_address="02:42:0a:01:00:03")),
     ]
 
     for change in (*changes, *changes):
@@ -79,7 +78,7 @@ def test_the_message_of_an_endpoint_elsewhere_is_made_once_for_all_hosts(monkeyp
     made = []
     peer = wire.peer
     monkeypatch.setattr(wire, "peer", lambda value: made.append(value) or peer(value))
-    fresh = dataclasses.replace(ENDPOINT)  # nobody was told of it yet
+    fresh = msgspec.structs.replace(ENDPOINT)  # nobody was told of it yet
 
     messages = [response(told_of(fresh)) for _ in range(3)]
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
+import msgspec
 from netweft.agent.v1 import agent_pb2, agent_pb2_grpc
 from netweft.common.v1 import plan_pb2
 from netweft_common import client, errors, tls
@@ -17,8 +18,7 @@ from netweft_controller.domain.objects import Host
 _CHANGES_MAX = 4096
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One step of a plan; fields as in the message PlanStep."""
 
     command: str
@@ -27,8 +27,7 @@ class Step:
     inverse: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceStatistics:
+class InterfaceStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one interface of a sandbox; fields as in the message InterfaceStatistics."""
 
     interface_name: str
@@ -43,8 +42,7 @@ class InterfaceStatistics:
     tx_dropped: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Channel:
+class _Channel(msgspec.Struct, frozen=True):
     connection: client.Connection
     stub: agent_pb2_grpc.AgentServiceAsyncStub  # only in the stubs' types
 
@@ -128,7 +126,7 @@ class Agents:
         response: agent_pb2.GetStatisticsResponse = await channel.connection.call(
             channel.stub.GetStatistics, agent_pb2.GetStatisticsRequest(sandbox_id=sandbox_id)
         )
-        names = [one.name for one in dataclasses.fields(InterfaceStatistics)]
+        names = InterfaceStatistics.__struct_fields__
         return [InterfaceStatistics(**{name: getattr(one, name) for name in names}) for one in response.interfaces]
 
     def _channel(self, host: Host) -> _Channel:

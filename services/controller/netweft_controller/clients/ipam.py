@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime as dt
 import time
 import typing
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
+import msgspec
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from netweft_common import client, deadline, errors, status, tls
 
@@ -32,8 +32,7 @@ GATEWAY = ipam_pb2.OWNER_KIND_GATEWAY
 AUXILIARY = ipam_pb2.OWNER_KIND_AUXILIARY
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """One address asked for; an empty address is any."""
 
     pool_id: str
@@ -43,8 +42,7 @@ class Ask:
     kind: OwnerKind = ENDPOINT
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """One address given back."""
 
     pool_id: str
@@ -53,8 +51,7 @@ class Release:
     epoch: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PoolInfo:
+class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A pool of a network of ours; `created_ms` is in milliseconds since 1970."""
 
     id: str
@@ -62,8 +59,7 @@ class PoolInfo:
     created_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseInfo:
+class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A lease as IPAM lists it; `created_ms` is in milliseconds since 1970."""
 
     lease: Lease

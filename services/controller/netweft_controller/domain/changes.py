@@ -7,10 +7,10 @@ otherwise hold the network's disappearance for newer. See `Presence`.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits, seen
@@ -44,8 +44,7 @@ Key = tuple[HostKind, str]
 _ORDER = {HostKind.NETWORK: 0, HostKind.SANDBOX: 1, HostKind.ENDPOINT: 2, HostKind.PEER: 3}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One object for one host.
 
     Attributes:
@@ -58,8 +57,7 @@ class Change:
     put: Record[Network] | Record[Sandbox] | Record[Endpoint] | Peer | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What a host says of one object.
 
     Attributes:
@@ -252,7 +250,7 @@ def _touch_sandbox(delta: Delta, found: dict[str, set[Key]]) -> None:
 
 def sandbox_differs(before: Sandbox, after: Sandbox) -> bool:
     """Whether the host must be told: not of a confirmation that came from the host itself."""
-    confirmed = dataclasses.replace(
+    confirmed = msgspec.structs.replace(
         before, state=after.state, netns_path=after.netns_path, status_message=after.status_message
     )
     return after != confirmed or SandboxState.DELETING in (before.state, after.state)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Sequence
+
+import msgspec
 
 from netweft_controller.domain.objects import Endpoint, Host, Kind, Network, Object, Record, Sandbox, kind_of
 
@@ -19,8 +20,7 @@ class Action(enum.StrEnum):
     DELETED = "deleted"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
     """The version that a decision was based on; `revision` 0 means that the object must not exist."""
 
     kind: Kind
@@ -28,8 +28,7 @@ class Guard:
     revision: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True):
     """One object written or deleted.
 
     Attributes:
@@ -46,8 +45,7 @@ class Write:
         return kind_of(self.value)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of a request.
 
     Attributes:
@@ -61,8 +59,7 @@ class Request:
     outcome: bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """One atomic change.
 
     Attributes:
@@ -89,8 +86,7 @@ class Commit:
     forget: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One entry of the change log: what a commit wrote.
 
     Attributes:
@@ -103,8 +99,7 @@ class Entry:
     writes: tuple[Write, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The commit was done, and is durable.
 
     Attributes:
@@ -114,8 +109,7 @@ class Committed:
     entry: Entry
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(msgspec.Struct, frozen=True):
     """Something else is remembered of the request of `Commit.once` than was thought; nothing was changed.
 
     Attributes:
@@ -127,8 +121,7 @@ class Replayed:
     revision: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """A guard or claim did not hold; nothing was changed.
 
     Attributes:

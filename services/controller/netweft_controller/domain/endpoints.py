@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits, fields, names, settings, tombs
@@ -35,8 +35,7 @@ _MACS_TRIED = 7
 _PORT_PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class Want(msgspec.Struct, frozen=True, kw_only=True):
     """One address to lease.
 
     Attributes:
@@ -48,8 +47,7 @@ class Want:
     pools: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where an endpoint is to join.
 
     Attributes:
@@ -62,8 +60,7 @@ class Target:
     host: Record[Host]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint that may be made: checked, without addresses yet.
 
     Attributes:
@@ -149,7 +146,7 @@ class Placer:
             self._check_interface(endpoint, target, path)
             endpoint = joining(endpoint, target.sandbox)
         else:
-            endpoint = dataclasses.replace(endpoint, kept=True)
+            endpoint = msgspec.structs.replace(endpoint, kept=True)
         self._names.add((endpoint.network_id, endpoint.name))
         self._macs.add((endpoint.network_id, endpoint.mac_address))
         return Placement(endpoint=endpoint, network=network, target=target, wants=wants)
@@ -284,7 +281,7 @@ def _published_port(port: PublishedPort, path: str, index: int) -> PublishedPort
         if not port.host_port:
             raise fields.invalid(f"{path}.host_port", "a range needs its first port", "FIELD_MISSING")
     address = fields.binding_address(port.host_address, f"{path}.host_address") if port.host_address else ""
-    return dataclasses.replace(port, host_address=address, assigned_port=0)
+    return msgspec.structs.replace(port, host_address=address, assigned_port=0)
 
 
 def check_sandbox(state: State, spec: SandboxSpec, sandbox_id: str, path: str) -> tuple[Sandbox, Record[Host]]:
@@ -391,7 +388,7 @@ def cordoned(host: Host, path: str) -> errors.FailedPrecondition:
 
 def joining(endpoint: Endpoint, sandbox: Sandbox) -> Endpoint:
     """Return the endpoint on its way into a sandbox."""
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         endpoint,
         sandbox_id=sandbox.id,
         host_id=sandbox.host_id,
@@ -420,11 +417,11 @@ def create(
     }
     sandboxes: dict[str, Sandbox] = {}
     for placement in placements:
-        endpoint = dataclasses.replace(placement.endpoint, leases=leases[placement.endpoint.id])
+        endpoint = msgspec.structs.replace(placement.endpoint, leases=leases[placement.endpoint.id])
         if not endpoint.mac_address and placement.network.value.needs_addresses:
             mac = free_mac(state, endpoint, macs)
             macs.add((endpoint.network_id, mac))
-            endpoint = dataclasses.replace(endpoint, mac_address=mac)
+            endpoint = msgspec.structs.replace(endpoint, mac_address=mac)
         made[endpoint.id] = endpoint
         builder.guard(placement.network)
         builder.create(endpoint)
@@ -442,7 +439,7 @@ def join(record: Record[Endpoint], network: Record[Network], target: Target, onc
     """Return the commit that sends an endpoint that exists into a sandbox."""
     builder = commits.Builder()
     builder.guard(network)
-    builder.update(record, dataclasses.replace(joining(record.value, target.sandbox), kept=True))
+    builder.update(record, msgspec.structs.replace(joining(record.value, target.sandbox), kept=True))
     record_target(builder, target)
     return builder.build(once)
 

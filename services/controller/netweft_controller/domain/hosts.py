@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits, fields
@@ -60,7 +60,7 @@ def register(state: State, host: Host) -> commits.Commit | None:
     record = state.hosts.get(host.id)
     if record is not None:
         # What is not the agent's to say.
-        host = dataclasses.replace(host, cordoned=record.value.cordoned, narrow_paths=record.value.narrow_paths)
+        host = msgspec.structs.replace(host, cordoned=record.value.cordoned, narrow_paths=record.value.narrow_paths)
         if record.value == host:
             return None
     builder = commits.Builder()
@@ -104,7 +104,7 @@ def drifted(state: State, host_id: str, drift: Drift) -> commits.Commit | None:
     if record is None or record.value.drift == drift:
         return None
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(record.value, drift=drift))
+    builder.update(record, msgspec.structs.replace(record.value, drift=drift))
     return builder.build()
 
 
@@ -123,7 +123,7 @@ def narrowed(state: State, host_id: str, paths: Sequence[NarrowPath]) -> commits
     if record is None or record.value.narrow_paths == tuple(paths):
         return None
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(record.value, narrow_paths=tuple(paths)))
+    builder.update(record, msgspec.structs.replace(record.value, narrow_paths=tuple(paths)))
     return builder.build()
 
 
@@ -179,7 +179,7 @@ def join(state: State, host_id: str, *, is_secret: Callable[[str], bool], name: 
             "TOKEN_REFUSED",
             "this token is unknown, used up or expired; make another one with 'netweft host token'",
         )
-    joined = dataclasses.replace(host, token_digest="", token_expires_ms=0, wants_name=False)
+    joined = msgspec.structs.replace(host, token_digest="", token_expires_ms=0, wants_name=False)
     builder = commits.Builder()
     if host.wants_name and name:
         fields.host_name(name, "host_name")
@@ -190,7 +190,7 @@ def join(state: State, host_id: str, *, is_secret: Callable[[str], bool], name: 
                 f"the name {name} belongs to host {holder}; join with another --name, or delete that host first",
                 name=name,
             )
-        joined = dataclasses.replace(joined, name=name)
+        joined = msgspec.structs.replace(joined, name=name)
         builder.drop(name_claim(host.name), host.id)
         builder.take(name_claim(name), host.id)
     builder.update(record, joined)
@@ -202,7 +202,7 @@ def cordon(record: Record[Host], *, cordoned: bool) -> commits.Commit | None:
     if record.value.cordoned == cordoned:
         return None
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(record.value, cordoned=cordoned))
+    builder.update(record, msgspec.structs.replace(record.value, cordoned=cordoned))
     return builder.build()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import re
 from collections.abc import Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import bridge, commits, fields, names, options, overlay, tombs
@@ -44,8 +44,7 @@ _REFUSED_PREFIXES = tuple(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PoolWant:
+class PoolWant(msgspec.Struct, frozen=True, kw_only=True):
     """A pool to be requested of IPAM, for one subnet of the network."""
 
     address_space: str
@@ -55,8 +54,7 @@ class PoolWant:
     exclude: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AddressWant:
+class AddressWant(msgspec.Struct, frozen=True, kw_only=True):
     """A gateway or auxiliary address to be leased; an empty name is the gateway, an empty address is any."""
 
     subnet_index: int
@@ -64,8 +62,7 @@ class AddressWant:
     address: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkPlan:
+class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request.
 
     Attributes:
@@ -130,7 +127,7 @@ def plan(state: State, spec: NetworkSpec, network_id: str) -> NetworkPlan:
         )
         for subnet in subnets
     )
-    return NetworkPlan(network=dataclasses.replace(network, subnets=subnets), driver=driver, pools=pools)
+    return NetworkPlan(network=msgspec.structs.replace(network, subnets=subnets), driver=driver, pools=pools)
 
 
 def addresses(network: Network) -> tuple[AddressWant, ...]:
@@ -149,10 +146,10 @@ def addresses(network: Network) -> tuple[AddressWant, ...]:
 def check_against_pool(network: Network, pools: Sequence[tuple[str, str]]) -> Network:
     """Return the network with what IPAM answered: (subnet, pool id) for each subnet."""
     subnets = tuple(
-        dataclasses.replace(subnet, subnet=prefix, pool_id=pool_id)
+        msgspec.structs.replace(subnet, subnet=prefix, pool_id=pool_id)
         for subnet, (prefix, pool_id) in zip(network.subnets, pools, strict=True)
     )
-    return dataclasses.replace(network, subnets=subnets)
+    return msgspec.structs.replace(network, subnets=subnets)
 
 
 def create(
@@ -174,7 +171,7 @@ def create(
     check_free(state, network.name, made.driver)
     claims = _claims(state, made.driver, network)
     builder = commits.Builder()
-    builder.create(dataclasses.replace(network, claims=claims))
+    builder.create(msgspec.structs.replace(network, claims=claims))
     if network.host_id:
         builder.guard(_still(state, network.host_id))
     builder.take(name_claim(network.name), network.id)
@@ -198,14 +195,14 @@ def mark_deleting(state: State, record: Record[Network], once: commits.Request |
     if record.value.state is NetworkState.DELETING:
         return None
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(record.value, state=NetworkState.DELETING))
+    builder.update(record, msgspec.structs.replace(record.value, state=NetworkState.DELETING))
     return builder.build(once)
 
 
 def restore(record: Record[Network], once: commits.Request | None) -> commits.Commit:
     """Return the commit that takes a deletion back."""
     builder = commits.Builder()
-    builder.update(record, dataclasses.replace(record.value, state=NetworkState.READY))
+    builder.update(record, msgspec.structs.replace(record.value, state=NetworkState.READY))
     if once is not None:
         builder.forget(once.id)
     return builder.build()

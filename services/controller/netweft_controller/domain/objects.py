@@ -6,9 +6,10 @@ memory, where an `ipaddress` object costs ten times its text. Rules parse them w
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import typing
+
+import msgspec
 
 
 class Kind(enum.StrEnum):
@@ -62,8 +63,7 @@ class HostState(enum.StrEnum):
     PENDING = "pending"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Subnet:
+class Subnet(msgspec.Struct, frozen=True, kw_only=True):
     """One subnet of a network.
 
     Attributes:
@@ -77,12 +77,11 @@ class Subnet:
     subnet: str = ""
     gateway: str = ""
     ip_range: str = ""
-    aux_addresses: dict[str, str] = dataclasses.field(default_factory=dict)
+    aux_addresses: dict[str, str] = msgspec.field(default_factory=dict)
     pool_id: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One isolated domain of addresses.
 
     Attributes:
@@ -96,12 +95,12 @@ class Network:
     scope: Scope
     host_id: str = ""
     subnets: tuple[Subnet, ...] = ()
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
     enable_ipv6: bool = False
-    claims: dict[str, int] = dataclasses.field(default_factory=dict)
+    claims: dict[str, int] = msgspec.field(default_factory=dict)
     state: NetworkState = NetworkState.READY
     ipam_driver: str = "default"
     address_space: str = ""
@@ -109,8 +108,7 @@ class Network:
     needs_addresses: bool = True
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """One address that an endpoint holds.
 
     Attributes:
@@ -129,8 +127,7 @@ class Lease:
         return self.address.partition("/")[0]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedPort:
+class PublishedPort(msgspec.Struct, frozen=True, kw_only=True):
     """One port of an endpoint that is reached through a port of its host.
 
     Attributes:
@@ -157,27 +154,17 @@ class PublishedPort:
         """Return the binding with a port of the host; itself where it has that one."""
         if port == self.assigned_port:
             return self
-        # dataclasses.replace asks for each field by name, which for thousands of ports takes longer than the kernel.
-        return PublishedPort(
-            protocol=self.protocol,
-            container_port=self.container_port,
-            host_address=self.host_address,
-            host_port=self.host_port,
-            host_port_end=self.host_port_end,
-            assigned_port=port,
-        )
+        return msgspec.structs.replace(self, assigned_port=port)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StaticRoute:
+class StaticRoute(msgspec.Struct, frozen=True, kw_only=True):
     """A route of a sandbox that leads out by an endpoint; without a next hop the destination is on its link."""
 
     destination: str
     next_hop: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bandwidth:
+class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of an endpoint's traffic as the container sees it; bits per second, bursts in bits; 0: none said."""
 
     ingress_rate: int = 0
@@ -186,8 +173,7 @@ class Bandwidth:
     egress_burst: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One attachment to a network.
 
     Attributes:
@@ -210,12 +196,12 @@ class Endpoint:
     dns_names: tuple[str, ...] = ()
     interface_name: str = ""
     gateway_priority: int = 0
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
     link_local: tuple[str, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
-    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
     bandwidth: Bandwidth | None = None
     state: EndpointState = EndpointState.CREATED
     deleting: bool = False
@@ -238,8 +224,7 @@ class NamespaceSource(enum.StrEnum):
     HANDOVER = "handover"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Namespace:
+class Namespace(msgspec.Struct, frozen=True, kw_only=True):
     """Source of a network namespace; `path` and `pid` are set for their source only."""
 
     source: NamespaceSource = NamespaceSource.CREATE
@@ -247,8 +232,7 @@ class Namespace:
     pid: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Dns:
+class Dns(msgspec.Struct, frozen=True, kw_only=True):
     """What resolv.conf says."""
 
     servers: tuple[str, ...] = ()
@@ -256,16 +240,14 @@ class Dns:
     options: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExtraHost:
+class ExtraHost(msgspec.Struct, frozen=True, kw_only=True):
     """One more line of hosts."""
 
     name: str
     address: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """One network namespace on one host.
 
     Attributes:
@@ -282,15 +264,14 @@ class Sandbox:
     extra_hosts: tuple[ExtraHost, ...] = ()
     hosts_path: str = ""
     resolv_conf_path: str = ""
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     state: SandboxState = SandboxState.CREATING
     kept: bool = False
     netns_path: str = ""
     status_message: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimInfo:
+class ClaimInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster-wide number that a driver needs for each network; `option` lets the user choose it."""
 
     name: str
@@ -299,8 +280,7 @@ class ClaimInfo:
     option: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OptionInfo:
+class OptionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One option of a driver; `maximum` equal to `minimum` means unbounded."""
 
     name: str
@@ -314,8 +294,7 @@ class OptionInfo:
     pattern: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DriverInfo:
+class DriverInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver promises and takes."""
 
     name: str
@@ -326,8 +305,7 @@ class DriverInfo:
     single_network: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent found out of its host."""
 
     agent_version: str = ""
@@ -341,8 +319,7 @@ class HostFacts:
     bound_networks: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
     """One operation by which an agent brought its kernel back to the intent; fields as in the message Repair."""
 
     time_ms: int
@@ -351,16 +328,14 @@ class Repair:
     command: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent had to repair since its start; fields as in the message Drift."""
 
     operations: int = 0
     repairs: tuple[Repair, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NarrowPath:
+class NarrowPath(msgspec.Struct, frozen=True, kw_only=True):
     """A way from a host to another that carries less than its overlays promise; fields as in the message NarrowPath."""
 
     host_id: str
@@ -369,8 +344,7 @@ class NarrowPath:
     needed_bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(msgspec.Struct, frozen=True, kw_only=True):
     """One machine with an agent.
 
     Attributes:
@@ -388,7 +362,7 @@ class Host:
     agent_target: str
     vtep_address: str = ""
     facts: HostFacts = HostFacts()
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     drift: Drift | None = None
     tls_server_name: str = ""
     cordoned: bool = False
@@ -422,8 +396,7 @@ def kind_of(value: Object) -> Kind:
 _KIND_OF_CLASS: dict[type[object], Kind] = {cls: kind for kind, cls in CLASSES.items()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record(typing.Generic[T]):
+class Record(msgspec.Struct, typing.Generic[T], frozen=True):
     """One version of an object.
 
     Attributes:
@@ -437,8 +410,7 @@ class Record(typing.Generic[T]):
     created_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """What a host must know of an endpoint on another host."""
 
     endpoint: Endpoint

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import ipaddress
 from collections.abc import Sequence
+
+import msgspec
 
 from netweft_controller.domain import endpoints
 from netweft_controller.domain.changes import Change, HostKind
@@ -65,9 +66,9 @@ def _with_addresses(
         if lease is not None:
             used.add(lease.ip)
             leases.append(lease)
-    endpoint = dataclasses.replace(endpoint, leases=tuple(leases))
+    endpoint = msgspec.structs.replace(endpoint, leases=tuple(leases))
     if not endpoint.mac_address and network.needs_addresses:
-        endpoint = dataclasses.replace(endpoint, mac_address=endpoints.free_mac(state, endpoint, macs))
+        endpoint = msgspec.structs.replace(endpoint, mac_address=endpoints.free_mac(state, endpoint, macs))
     macs.add((network.id, endpoint.mac_address))
     return endpoint
 

@@ -6,8 +6,9 @@ reconciler wait once more, never act too early.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
 
 from netweft_controller.domain.changes import HostKind, Status
 from netweft_controller.domain.objects import (
@@ -28,8 +29,7 @@ from netweft_controller.domain.state import State
 Sight = tuple[Kind, str, int]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Todo:
+class Todo(msgspec.Struct, frozen=True, kw_only=True):
     """What is overdue.
 
     Attributes:
@@ -179,8 +179,7 @@ def _is_creating(state: State, sandbox_id: str) -> bool:
     return record is not None and record.value.state is SandboxState.CREATING
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A lease as IPAM has it.
 
     Attributes:

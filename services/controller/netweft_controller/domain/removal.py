@@ -8,8 +8,9 @@ Whoever finds an object in a marked state can go on from there, so a crash betwe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable
+
+import msgspec
 
 from netweft_controller.domain import commits
 from netweft_controller.domain.endpoints import container_claim, name_claim
@@ -49,14 +50,14 @@ def mark(
             continue
         if endpoint.state is EndpointState.CREATED and not deleting:
             continue
-        builder.update(record, dataclasses.replace(endpoint, state=EndpointState.LEAVING, deleting=deleting))
+        builder.update(record, msgspec.structs.replace(endpoint, state=EndpointState.LEAVING, deleting=deleting))
     for sandbox_id in dict.fromkeys(sandbox_ids):
         sandbox = state.sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.value.state is SandboxState.DELETING:
             continue
         if keeps_endpoints(state, sandbox_id, leaving):
             continue
-        builder.update(sandbox, dataclasses.replace(sandbox.value, state=SandboxState.DELETING))
+        builder.update(sandbox, msgspec.structs.replace(sandbox.value, state=SandboxState.DELETING))
     if not builder.writes and once is None:
         return None
     return builder.build(once, after if once is not None else None)
@@ -98,7 +99,7 @@ def finish(
             continue
         left = [e for e in state.endpoints_of_sandbox(sandbox_id) if e.value.id not in ending]
         if any(e.value.is_active for e in left):
-            builder.update(sandbox, dataclasses.replace(sandbox.value, state=SandboxState.CREATING))
+            builder.update(sandbox, msgspec.structs.replace(sandbox.value, state=SandboxState.CREATING))
         elif not left:
             _delete_sandbox(builder, sandbox)
     return builder.build() if builder.writes else None
@@ -108,7 +109,7 @@ def detached(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint in no sandbox; it keeps addresses and MAC, and an interface name that only the agent chose
     goes with the sandbox.
     """  # noqa: D205  # one sentence
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         endpoint,
         sandbox_id="",
         host_id="",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import msgspec
 
 from netweft_controller.domain.objects import Bandwidth, Dns, ExtraHost, Namespace, PublishedPort, StaticRoute, Subnet
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSpec:
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A network to be made; fields as in CreateNetworkRequest."""
 
     name: str
     driver: str = ""
     host: str = ""
     subnets: tuple[Subnet, ...] = ()
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
     enable_ipv6: bool = False
@@ -25,8 +24,7 @@ class NetworkSpec:
     attachable: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointSpec:
+class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint to be made; fields as in the message EndpointSpec."""
 
     network: str
@@ -36,45 +34,42 @@ class EndpointSpec:
     dns_names: tuple[str, ...] = ()
     interface_name: str = ""
     gateway_priority: int = 0
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
     bandwidth: Bandwidth | None = None
     link_local: tuple[str, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
-    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxSpec:
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox to be made; fields as in the message SandboxSpec."""
 
     host: str = ""
     container_id: str
-    namespace: Namespace = dataclasses.field(default_factory=Namespace)
+    namespace: Namespace = msgspec.field(default_factory=Namespace)
     hostname: str = ""
     domainname: str = ""
     dns: Dns | None = None
     extra_hosts: tuple[ExtraHost, ...] = ()
     hosts_path: str = ""
     resolv_conf_path: str = ""
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 # A sandbox that exists, by the user's word, or one to be found or made.
 SandboxRef = str | SandboxSpec
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AttachItem:
+class AttachItem(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint to be made and joined; without a sandbox it is only made."""
 
     endpoint: EndpointSpec
     sandbox: SandboxRef | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointWord:
+class EndpointWord(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint by the user's words."""
 
     endpoint: str

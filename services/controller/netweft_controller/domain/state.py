@@ -5,10 +5,11 @@ One task writes it; rules read it and change nothing. Every index is derived fro
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+
+import msgspec
 
 from netweft_controller.domain import commits, seen
 from netweft_controller.domain.objects import (
@@ -27,8 +28,7 @@ _K = typing.TypeVar("_K")
 _NOTHING: frozenset[str] = frozenset()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Presence:
+class Presence(msgspec.Struct, frozen=True):
     """A network on a host: it is there while active endpoints of it are.
 
     Attributes:
@@ -40,8 +40,7 @@ class Presence:
     since: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """One object that changed, with its versions on both sides."""
 
     kind: Kind

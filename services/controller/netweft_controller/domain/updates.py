@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits, endpoints, fields, settings
@@ -90,61 +90,61 @@ def _ports(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> 
     wanted = endpoints.published_ports(spec.ports, network, path)
     # A binding that stays keeps its port until the host says another one.
     before = {one.binding: one for one in value.ports}
-    return dataclasses.replace(value, ports=tuple(before.get(one.binding, one) for one in wanted))
+    return msgspec.structs.replace(value, ports=tuple(before.get(one.binding, one) for one in wanted))
 
 
 def _bandwidth(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
-    return dataclasses.replace(value, bandwidth=settings.bandwidth(spec.bandwidth, network, path))
+    return msgspec.structs.replace(value, bandwidth=settings.bandwidth(spec.bandwidth, network, path))
 
 
 def _dns_names(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
     del network
-    return dataclasses.replace(value, dns_names=endpoints.dns_names(value.name, spec.dns_names, path))
+    return msgspec.structs.replace(value, dns_names=endpoints.dns_names(value.name, spec.dns_names, path))
 
 
 def _gateway_priority(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
     del network
-    return dataclasses.replace(value, gateway_priority=endpoints.gateway_priority(spec.gateway_priority, path))
+    return msgspec.structs.replace(value, gateway_priority=endpoints.gateway_priority(spec.gateway_priority, path))
 
 
 def _labels(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
     del network
-    return dataclasses.replace(value, labels=fields.labels(spec.labels, path))
+    return msgspec.structs.replace(value, labels=fields.labels(spec.labels, path))
 
 
 def _routes(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
-    return dataclasses.replace(value, routes=settings.routes(spec.routes, network, path))
+    return msgspec.structs.replace(value, routes=settings.routes(spec.routes, network, path))
 
 
 def _sysctls(value: Endpoint, spec: EndpointSpec, network: Network, path: str) -> Endpoint:
-    return dataclasses.replace(value, sysctls=settings.sysctls(spec.sysctls, network, path))
+    return msgspec.structs.replace(value, sysctls=settings.sysctls(spec.sysctls, network, path))
 
 
 def _container_id(value: Sandbox, spec: SandboxSpec) -> Sandbox:
-    return dataclasses.replace(value, container_id=fields.container_id(spec.container_id, "spec.container_id"))
+    return msgspec.structs.replace(value, container_id=fields.container_id(spec.container_id, "spec.container_id"))
 
 
 def _hostname(value: Sandbox, spec: SandboxSpec) -> Sandbox:
-    return dataclasses.replace(value, hostname=spec.hostname and fields.host_name(spec.hostname, "spec.hostname"))
+    return msgspec.structs.replace(value, hostname=spec.hostname and fields.host_name(spec.hostname, "spec.hostname"))
 
 
 def _domainname(value: Sandbox, spec: SandboxSpec) -> Sandbox:
     name = spec.domainname and fields.host_name(spec.domainname, "spec.domainname")
-    return dataclasses.replace(value, domainname=name)
+    return msgspec.structs.replace(value, domainname=name)
 
 
 def _dns(value: Sandbox, spec: SandboxSpec) -> Sandbox:
     endpoints.check_files(spec, "spec")
-    return dataclasses.replace(value, dns=spec.dns)
+    return msgspec.structs.replace(value, dns=spec.dns)
 
 
 def _extra_hosts(value: Sandbox, spec: SandboxSpec) -> Sandbox:
     endpoints.check_files(spec, "spec")
-    return dataclasses.replace(value, extra_hosts=spec.extra_hosts)
+    return msgspec.structs.replace(value, extra_hosts=spec.extra_hosts)
 
 
 def _sandbox_labels(value: Sandbox, spec: SandboxSpec) -> Sandbox:
-    return dataclasses.replace(value, labels=fields.labels(spec.labels, "spec.labels"))
+    return msgspec.structs.replace(value, labels=fields.labels(spec.labels, "spec.labels"))
 
 
 ENDPOINT_FIELDS: Mapping[str, _EndpointRule] = {

@@ -23,9 +23,9 @@ retry: the commit itself notices one that does not.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from netweft_common import errors, faults, logs
 
 from netweft_controller.clients.ipam import Ask, Ipam, releases_of
@@ -226,8 +226,8 @@ class Attach:
                 self._ahead[index] = ahead
                 self._ids[index] = ahead.endpoint_id
                 self._leases[ahead.endpoint_id] = ahead.leases
-                endpoint = dataclasses.replace(placement.endpoint, id=ahead.endpoint_id)
-                placements[index] = dataclasses.replace(placement, endpoint=endpoint)
+                endpoint = msgspec.structs.replace(placement.endpoint, id=ahead.endpoint_id)
+                placements[index] = msgspec.structs.replace(placement, endpoint=endpoint)
 
     def _put_back_ahead(self, outcome: commits.Refused | commits.Replayed) -> None:
         """Give up addresses leased ahead that this attach will not record after all."""
@@ -260,7 +260,7 @@ class Attach:
                 if isinstance(answer, Lease):
                     got[one.index][one.number] = answer
                 elif isinstance(answer, errors.Exhausted) and one.pool + 1 < len(one.want.pools):
-                    further.append(dataclasses.replace(one, pool=one.pool + 1))
+                    further.append(msgspec.structs.replace(one, pool=one.pool + 1))
                 else:
                     failed.setdefault(one.index, answer)
             waiting = [one for one in further if one.index not in failed]
@@ -323,8 +323,7 @@ class Attach:
         return done if done is not None and done.told else None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, frozen=True):
     """One address that an item still waits for.
 
     Attributes:

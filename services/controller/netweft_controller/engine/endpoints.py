@@ -7,9 +7,9 @@ when its caller has gone.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 from netweft_common import errors, logs
 
 from netweft_controller.clients.agents import Agents, Step
@@ -31,8 +31,7 @@ from netweft_controller.sync.replica import Replica
 _log = logs.get()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HostPlan:
+class HostPlan(msgspec.Struct, frozen=True):
     """What one host would do."""
 
     host_id: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
+import msgspec
 from netweft_common import errors, identity, listen
 from netweft_common.identity import Role
 
@@ -25,8 +25,7 @@ from netweft_controller.sync.replica import Replica
 _CHUNK = 1000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(msgspec.Struct, frozen=True):
     """A host that was drained, and how much was taken away."""
 
     host: Record[Host]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import msgspec
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.agents import Agents
@@ -23,8 +23,7 @@ _log = logs.get()
 _UNDO_S = 10.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint in its sandbox, as it is answered."""
 
     endpoint: Record[Endpoint]
@@ -236,7 +235,7 @@ def joined(state: State, endpoint_id: str, statuses: Mapping[changes.Key, Status
         sandbox = with_netns(sandbox, statuses.get((HostKind.SANDBOX, endpoint.sandbox_id)))
     network = state.networks.get(endpoint.network_id)
     return Attached(
-        endpoint=dataclasses.replace(record, value=settled_endpoint(endpoint, made)),
+        endpoint=msgspec.structs.replace(record, value=settled_endpoint(endpoint, made)),
         sandbox=sandbox,
         gateways=endpoints.gateways(network.value, endpoint) if network is not None else (),
     )
@@ -259,7 +258,7 @@ def with_netns(sandbox: Record[Sandbox], status: Status | None) -> Record[Sandbo
     if status is None:
         return sandbox
     made = Confirmed(id=sandbox.value.id, revision=sandbox.revision, netns_path=status.netns_path)
-    return dataclasses.replace(sandbox, value=settled_sandbox(sandbox.value, made))
+    return msgspec.structs.replace(sandbox, value=settled_sandbox(sandbox.value, made))
 
 
 def _is_unconfirmed(state: State, sandbox_id: str) -> bool:

@@ -8,10 +8,10 @@ Deletion: mark DELETING, release pools, remove the record. The mark is durable, 
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Sequence
 
+import msgspec
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.ipam import AUXILIARY, GATEWAY, Ask, Ipam, Release
@@ -50,10 +50,10 @@ class NetworkEngine:
         """
         plan = networks.plan(self._replica.state, spec, request.id_for("network"))
         shown = tuple(
-            dataclasses.replace(subnet, subnet="" if subnet.subnet in ("0.0.0.0/0", "::/0") else subnet.subnet)
+            msgspec.structs.replace(subnet, subnet="" if subnet.subnet in ("0.0.0.0/0", "::/0") else subnet.subnet)
             for subnet in plan.network.subnets
         )
-        return Record(dataclasses.replace(plan.network, id="", subnets=shown), 0, 0)
+        return Record(msgspec.structs.replace(plan.network, id="", subnets=shown), 0, 0)
 
     async def create(self, request: Request, spec: NetworkSpec) -> Record[Network]:
         """Create a network. Idempotent by request.
@@ -267,5 +267,5 @@ def _with_gateways(network: Network, wants: Sequence[AddressWant], leases: Seque
     subnets = list(network.subnets)
     for want, lease in zip(wants, leases, strict=True):
         if not want.name:
-            subnets[want.subnet_index] = dataclasses.replace(subnets[want.subnet_index], gateway=lease.ip)
-    return dataclasses.replace(network, subnets=tuple(subnets))
+            subnets[want.subnet_index] = msgspec.structs.replace(subnets[want.subnet_index], gateway=lease.ip)
+    return msgspec.structs.replace(network, subnets=tuple(subnets))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 
+import msgspec
 from netweft_common import deadline
 
 from netweft_controller.domain.objects import HostState
@@ -15,8 +15,7 @@ WAIT_S = 30.0
 LOOK_S = 0.05
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HostProgress:
+class HostProgress(msgspec.Struct, frozen=True):
     """How far one host is; one that is lost is behind, whatever it said last."""
 
     host_id: str

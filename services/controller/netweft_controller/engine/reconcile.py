@@ -9,12 +9,12 @@ of a reconciler that died before the return goes on from there.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime as dt
 import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
+import msgspec
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.ipam import ENDPOINT, Ipam, Release
@@ -38,8 +38,7 @@ _RETURN_S = 15.0
 """Longer than it takes to return one orphan: what lasts longer is nobody's work any more."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """When the reconciler acts.
 
     Attributes:
@@ -247,7 +246,7 @@ class Reconciler:
                 return None
             record = state.record(kind, owner_id)
             guard = commits.Guard(kind=kind, id=owner_id, revision=record.revision if record is not None else 0)
-            return dataclasses.replace(change, guards=(guard,))
+            return msgspec.structs.replace(change, guards=(guard,))
 
         try:
             return await self._replica.decide(decision) is not None

@@ -6,7 +6,6 @@ of each item whether it was done (`Done`, kept until the outcome may have been t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import uuid
 
@@ -17,8 +16,7 @@ from netweft_controller.domain.objects import Endpoint, Network, Sandbox
 from netweft_controller.engine.work import reused
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One mutation of a caller.
 
     Attributes:
@@ -48,8 +46,7 @@ class Request:
         return _decoder.decode(known.outcome)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(msgspec.Struct, frozen=True, kw_only=True):
     """One item that was committed.
 
     Attributes:
@@ -69,8 +66,7 @@ class Done:
     created_ms: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What was remembered: one entry an item; None: the item failed, a retry tries it again.
 
     Attributes:
@@ -78,7 +74,7 @@ class Outcome:
     """
 
     items: tuple[Done | None, ...]
-    nonce: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex[:16])
+    nonce: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex[:16])
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.clients.agents import Agents, InterfaceStatistics, Step
@@ -100,7 +99,7 @@ class SandboxEngine:
             if sandbox_id in state.sandboxes:
                 return None
             sandbox, host = endpoints.check_sandbox(state, spec, sandbox_id, "sandbox")
-            sandbox = dataclasses.replace(sandbox, kept=True)
+            sandbox = msgspec.structs.replace(sandbox, kept=True)
             holder = state.sandbox_by_container(sandbox.host_id, sandbox.container_id)
             if holder is not None:
                 raise errors.AlreadyExists(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Iterable
 
+import msgspec
 from netweft_common import backoff, errors, faults, logs
 
 from netweft_controller.domain import commits
@@ -25,8 +25,7 @@ _COALESCE_S = 0.1
 """Each confirmation is another commit for every replica and another message to the host; together they cost little."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmed:
+class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
     """What a host said of an endpoint or sandbox at a revision.
 
     Attributes:
@@ -142,8 +141,8 @@ def settled_endpoint(endpoint: Endpoint, one: Confirmed) -> Endpoint:
     if not endpoint.is_active:
         return endpoint
     if one.error:
-        return dataclasses.replace(endpoint, status_message=one.error)
-    return dataclasses.replace(
+        return msgspec.structs.replace(endpoint, status_message=one.error)
+    return msgspec.structs.replace(
         endpoint,
         state=EndpointState.JOINED,
         interface_name=one.interface_name or endpoint.interface_name,
@@ -165,8 +164,8 @@ def settled_sandbox(sandbox: Sandbox, one: Confirmed) -> Sandbox:
     if sandbox.state is SandboxState.DELETING:
         return sandbox
     if one.error:
-        return dataclasses.replace(sandbox, status_message=one.error)
-    return dataclasses.replace(
+        return msgspec.structs.replace(sandbox, status_message=one.error)
+    return msgspec.structs.replace(
         sandbox,
         state=SandboxState.READY,
         netns_path=one.netns_path or sandbox.netns_path,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Iterable
 
+import msgspec
 from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.ipam import Ask, Ipam, Release, releases_of
@@ -31,8 +31,7 @@ _END_S = 1.0
 _Key = tuple[str, str]  # network id, host id
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ahead:
+class Ahead(msgspec.Struct, frozen=True, kw_only=True):
     """The addresses of one endpoint that is yet to be made.
 
     Attributes:

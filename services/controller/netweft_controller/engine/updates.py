@@ -9,9 +9,9 @@ put it back.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
+import msgspec
 from netweft_common import deadline, errors, faults
 
 from netweft_controller.domain import commits, names, updates
@@ -112,7 +112,7 @@ class Updater:
             builder = commits.Builder()
             builder.forget(request.key)
             if record is not None and record.revision == refused.revision:
-                builder.update(record, dataclasses.replace(before, state=record.value.state))
+                builder.update(record, msgspec.structs.replace(before, state=record.value.state))
             return builder.build()
 
         await self._put_back(decision)
@@ -166,8 +166,8 @@ class Updater:
             builder.forget(request.key)
             if record is None or record.revision != refused.revision:
                 return builder.build()
-            return dataclasses.replace(
-                updates.record_sandbox(record, dataclasses.replace(before, state=record.value.state)),
+            return msgspec.structs.replace(
+                updates.record_sandbox(record, msgspec.structs.replace(before, state=record.value.state)),
                 forget=(request.key,),
             )
 

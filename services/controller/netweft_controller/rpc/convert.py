@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 from google.protobuf import message as protobuf
 from netweft.common.v1 import plan_pb2, sandbox_pb2
 from netweft.controller.v1 import endpoint_pb2, network_pb2
@@ -129,4 +129,4 @@ def plan_step(step: Step) -> plan_pb2.PlanStep:
 
 def statistics(value: InterfaceStatistics) -> sandbox_pb2.InterfaceStatistics:
     """Return the message of an interface's counters."""
-    return sandbox_pb2.InterfaceStatistics(**dataclasses.asdict(value))
+    return sandbox_pb2.InterfaceStatistics(**msgspec.structs.asdict(value))

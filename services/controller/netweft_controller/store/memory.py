@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits
@@ -46,7 +46,7 @@ class MemoryStore:
             known = protocol.Identity(store_id=uuid.uuid4().hex, revision=max(found, seen_revision))
             self._identity = known
         self._opened = known.store_id
-        return dataclasses.replace(known, cut=self._cuts.get(store_id))
+        return msgspec.structs.replace(known, cut=self._cuts.get(store_id))
 
     async def commit(self, change: commits.Commit, *, seen_revision: int = 0) -> commits.Outcome:
         """Execute a commit atomically."""
@@ -163,7 +163,7 @@ class MemoryStore:
         if change.writes:
             self._log.append((revision, now_ms, codec.encode_log(change.writes, values)))
             del self._log[: -self._log_length]
-            self._identity = dataclasses.replace(identity, revision=revision)
+            self._identity = msgspec.structs.replace(identity, revision=revision)
             self._changed.set()
             self._changed = asyncio.Event()
         return commits.Committed(commits.Entry(revision, now_ms, change.writes))

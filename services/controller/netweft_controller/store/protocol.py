@@ -5,10 +5,10 @@ Implementations: `store.redis`, and `store.memory` for tests; one contract suite
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import commits
@@ -21,8 +21,7 @@ class StoreReplacedError(errors.Unavailable):
         super().__init__("STORE_REPLACED", message, retry_after_s=0.1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Which store this is.
 
     Attributes:
@@ -37,8 +36,7 @@ class Identity:
     cut: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """All objects of the store.
 
     Attributes:
@@ -51,8 +49,7 @@ class Loaded:
     records: Sequence[commits.AnyRecord]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeats:
+class Heartbeats(msgspec.Struct, frozen=True, kw_only=True):
     """When hosts last reported.
 
     Attributes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+import msgspec
 from netweft_common import errors
 
 from netweft_controller.domain import changes, commits
@@ -28,8 +28,7 @@ HOLD_S = 0.05
 """How long a change of the host's own sandboxes waits for the call that applies it directly."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """One message to a host; fields as in WatchHostResponse."""
 
     changes: Sequence[changes.Change]

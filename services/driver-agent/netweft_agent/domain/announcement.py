@@ -5,7 +5,7 @@ An announcement is an effect and no state: nothing of it is there to be observed
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
 
 from netweft_agent.domain.resources import Ns
 
@@ -13,8 +13,7 @@ Place = tuple[Ns, str, str]
 """Namespace, interface and MAC: of each, the last announcement counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Announcement:
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """That addresses are at a MAC: ARP announcements (RFC 5227 §3), unsolicited advertisements (RFC 4861 §7.2.6).
 
     Attributes:
@@ -39,4 +38,4 @@ class Announcement:
 
     def rest(self) -> Announcement:
         """Return what is left to tell after one time."""
-        return replace(self, count=self.count - 1)
+        return msgspec.structs.replace(self, count=self.count - 1)

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from netweft_agent.domain.objects import Bandwidth, Interface, PublishedPort, Subnet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint to be made; see EndpointSpec of the protocol."""
 
     network: str
@@ -25,12 +25,11 @@ class Wish:
     ports: tuple[PublishedPort, ...] = ()
     bandwidth: Bandwidth | None = None
     gateway_priority: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
+class Container(msgspec.Struct, frozen=True, kw_only=True):
     """The sandbox that it joins, made when there is none of that container.
 
     Attributes:
@@ -44,8 +43,7 @@ class Container:
     dns_options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint as it is.
 
     Attributes:
@@ -59,7 +57,7 @@ class Found:
     sandbox_id: str = ""
     addresses: tuple[Interface, ...] = ()
     gateways: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     network_id: str = ""
     mac: str = ""
     interface_name: str = ""
@@ -67,18 +65,16 @@ class Found:
     created_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubnetWish:
+class SubnetWish(msgspec.Struct, frozen=True, kw_only=True):
     """A subnet of a network to be made; see Subnet of the protocol."""
 
     subnet: str = ""
     gateway: str = ""
     ip_range: str = ""
-    aux_addresses: Mapping[str, str] = field(default_factory=dict)
+    aux_addresses: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkWish:
+class NetworkWish(msgspec.Struct, frozen=True, kw_only=True):
     """A network to be made; see CreateNetworkRequest of the protocol.
 
     Attributes:
@@ -89,16 +85,15 @@ class NetworkWish:
     driver: str
     here: bool = False
     subnets: tuple[SubnetWish, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
     enable_ipv6: bool = False
     address_space: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundNetwork:
+class FoundNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """A network as it is; nothing of it ever changes.
 
     Attributes:
@@ -112,9 +107,9 @@ class FoundNetwork:
     driver: str
     host_id: str = ""
     subnets: tuple[Subnet, ...] = ()
-    ip_ranges: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    ip_ranges: Mapping[str, str] = msgspec.field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
     enable_ipv6: bool = False

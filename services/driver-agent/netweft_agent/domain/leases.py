@@ -20,6 +20,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from netweft_common.errors import Conflict, FailedPrecondition, NetweftError, Unavailable
 
 from netweft_agent.domain.objects import Endpoint, Interface, Network
@@ -31,8 +32,7 @@ REVIEWS_S = (10.0, 60.0, WATCH_S)
 """How long after a change of the store epoch all is told again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """The lease of one address of one endpoint.
 
     Attributes:
@@ -47,8 +47,7 @@ class Held:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     """What a host holds.
 
     Attributes:

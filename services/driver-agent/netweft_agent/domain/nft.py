@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
+
+import msgspec
 
 from netweft_agent.domain.resources import Key, Ns, Rank
 
@@ -34,8 +35,7 @@ Atom = str | int
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
+class Type(msgspec.Struct, frozen=True):
     """A data type of nftables.
 
     Attributes:
@@ -86,8 +86,7 @@ IFNAME = Type("ifname", 41, 16, 1)
 # --- sets and maps ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Set:
+class Set(msgspec.Struct, frozen=True, kw_only=True):
     """A named set, or a map if it has data.
 
     Attributes:
@@ -164,8 +163,7 @@ def _duration(seconds: int) -> str:
 # --- what rules look at ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """Something of a packet that a rule can look at.
 
     Attributes:
@@ -244,8 +242,7 @@ class Statement(Protocol):
         """Print it as nft does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Where the packet goes: accept, drop, return, continue, jump, goto.
 
     Attributes:
@@ -297,8 +294,7 @@ def _names(types: tuple[Type, ...]) -> str:
     return " . ".join(part.name for part in types)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """Go on with the rule only if a field has a value.
 
     Attributes:
@@ -360,8 +356,7 @@ def _is_interval(kind: Type, atom: Atom) -> bool:
     return kind in {INET_SERVICE, MARK} and "-" in atom
 
 
-@dataclass(frozen=True, slots=True)
-class Vmap:
+class Vmap(msgspec.Struct, frozen=True):
     """Look a verdict up; the rule goes on if there is none.
 
     Attributes:
@@ -397,16 +392,14 @@ class Vmap:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(msgspec.Struct, frozen=True):
     """Count packets and bytes. Replacing the chain's rules starts from zero."""
 
     def text(self) -> str:
         return "counter"
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(msgspec.Struct, frozen=True):
     """Log the packet: to the kernel log, or to the nflog group."""
 
     prefix: str = ""
@@ -419,8 +412,7 @@ class Log:
         return " ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True):
     """Go on with the rule for so many packets only; with `over`, for those beyond.
 
     Attributes:
@@ -437,8 +429,7 @@ class Limit:
         return f"limit rate {'over ' if self.over else ''}{self.rate}/{self.unit} burst {self.burst} packets"
 
 
-@dataclass(frozen=True, slots=True)
-class Masquerade:
+class Masquerade(msgspec.Struct, frozen=True):
     """Rewrite the source to the address of the outgoing interface.
 
     Attributes:
@@ -451,8 +442,7 @@ class Masquerade:
         return " ".join(["masquerade", ",".join(self.flags)]).strip()
 
 
-@dataclass(frozen=True, slots=True)
-class _Nat:
+class _Nat(msgspec.Struct, frozen=True):
     """Rewrite an address, and a port perhaps.
 
     Attributes:
@@ -483,24 +473,21 @@ class _Nat:
         return f"{verb} {self.family} to {address}" + (f":{self.port}" if self.port is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Snat(_Nat):
+class Snat(_Nat, msgspec.Struct, frozen=True):
     """Rewrite the source."""
 
     def text(self) -> str:
         return self._text("snat")
 
 
-@dataclass(frozen=True, slots=True)
-class Dnat(_Nat):
+class Dnat(_Nat, msgspec.Struct, frozen=True):
     """Rewrite the destination."""
 
     def text(self) -> str:
         return self._text("dnat")
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
+class Redirect(msgspec.Struct, frozen=True):
     """Rewrite the destination to this host; the rule must match on a protocol with ports before."""
 
     port: int
@@ -509,8 +496,7 @@ class Redirect:
         return f"redirect to :{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetMark:
+class SetMark(msgspec.Struct, frozen=True):
     """Set the packet's mark (`meta mark`) or the connection's (`ct mark`) to a number or to the other mark."""
 
     target: Field
@@ -525,8 +511,7 @@ class SetMark:
         return f"{self.target.text} set {value}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """Refuse the packet and tell the sender.
 
     Attributes:
@@ -540,16 +525,14 @@ class Reject:
         return f"reject with {self.reply}" if self.reply else "reject"
 
 
-@dataclass(frozen=True, slots=True)
-class Notrack:
+class Notrack(msgspec.Struct, frozen=True):
     """Do not track the connection."""
 
     def text(self) -> str:
         return "notrack"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, eq=False):
     """A rule; equal to any of the same digest.
 
     Attributes:
@@ -563,7 +546,7 @@ class Rule:
     def __post_init__(self) -> None:
         if self.statements:
             data = f"{ENCODING} {' '.join(part.text() for part in self.statements)} {self._sets()}"
-            object.__setattr__(self, "digest", hashlib.blake2b(data.encode(), digest_size=8).hexdigest())
+            msgspec.structs.force_setattr(self, "digest", hashlib.blake2b(data.encode(), digest_size=8).hexdigest())
 
     def text(self) -> str:
         """Print it without the comment that carries the digest."""
@@ -577,6 +560,10 @@ class Rule:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rule) and self.digest == other.digest
 
+    def __ne__(self, other: object) -> bool:
+        # Else it would be that of Struct, which knows nothing of the above.
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.digest)
 
@@ -589,8 +576,7 @@ def rule(*statements: Statement) -> Rule:
 # --- tables and chains -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A table: family (inet, bridge, netdev, ip, ip6) and name."""
 
     family: str
@@ -601,8 +587,7 @@ class Table:
         return f"{self.family} {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class Base(msgspec.Struct, frozen=True, kw_only=True):
     """Where a base chain hooks into the packet path.
 
     Attributes:
@@ -639,8 +624,7 @@ class Base:
 # --- resources -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftTable:
+class NftTable(msgspec.Struct, frozen=True, kw_only=True):
     """A table of ours. All in it goes with it.
 
     Attributes:
@@ -683,8 +667,7 @@ class NftTable:
         return self.add_command()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftSet:
+class NftSet(msgspec.Struct, frozen=True, kw_only=True):
     """A set or map, without its elements."""
 
     ns: Ns
@@ -721,8 +704,7 @@ class NftSet:
         return f"{observed.delete_command()} && {self.add_command()}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftElement:
+class NftElement(msgspec.Struct, frozen=True, kw_only=True):
     """An element of a set or map.
 
     Attributes:
@@ -736,7 +718,7 @@ class NftElement:
     spec: Set
     item: tuple[Atom, ...]
     value: tuple[Atom, ...] | Verdict = ()
-    key: Key = field(init=False, repr=False, compare=False)
+    key: Key = ()
 
     rank: ClassVar[int] = Rank.NFT + 3
 
@@ -745,7 +727,7 @@ class NftElement:
         item = self.item
         text = str(item[0]) if len(item) == 1 else " . ".join(map(str, item))
         key = ("nft-element", self.ns, self.table.family, self.table.name, self.spec.name, text)
-        object.__setattr__(self, "key", key)
+        msgspec.structs.force_setattr(self, "key", key)
 
     def needs(self) -> Iterable[Key]:
         return (("nft-set", self.ns, self.table.family, self.table.name, self.spec.name),)
@@ -776,8 +758,7 @@ class NftElement:
         return f"{self.table.text()} {self.spec.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftChain:
+class NftChain(msgspec.Struct, frozen=True, kw_only=True):
     """A chain with all its rules, which are replaced together.
 
     Attributes:
@@ -788,7 +769,7 @@ class NftChain:
     table: Table
     name: str
     base: Base | None = None
-    rules: tuple[Rule, ...] = field(default=())
+    rules: tuple[Rule, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -841,8 +822,7 @@ class NftChain:
         return f"{self.table.text()} {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftGuest:
+class NftGuest(msgspec.Struct, frozen=True, kw_only=True):
     """A rule of ours in a chain of somebody else's that is meant for others' rules, such as Docker's DOCKER-USER.
 
     Where there is no such chain there is nothing to do. It goes to the chain's end, but before a bare `return`, so that
@@ -888,8 +868,7 @@ class NftGuest:
         return f"{self.table.text()} {self.chain}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftOffer:
+class NftOffer(msgspec.Struct, frozen=True, kw_only=True):
     """A table with empty chains for an administrator's rules: made where there is none, from then on his.
 
     It is never changed, and removed only while it is as it was made.

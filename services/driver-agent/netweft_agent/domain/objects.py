@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
+
+import msgspec
 
 Interface = IPv4Interface | IPv6Interface
 Subnetwork = IPv4Network | IPv6Network
@@ -51,8 +52,7 @@ class Ref(NamedTuple):
         return f"{self.kind}/{self.id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subnet:
+class Subnet(msgspec.Struct, frozen=True, kw_only=True):
     """A subnet of a network.
 
     Attributes:
@@ -67,16 +67,15 @@ class Subnet:
     pool_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A network as one host needs it."""
 
     id: str
     name: str
     driver: str
     subnets: tuple[Subnet, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
-    claims: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
+    claims: Mapping[str, int] = msgspec.field(default_factory=dict)
     internal: bool = False
     enable_ipv4: bool = True
     enable_ipv6: bool = False
@@ -88,8 +87,7 @@ class Network:
         return Ref(kind=Kind.NETWORK, id=self.id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """A network namespace on this host.
 
     Attributes:
@@ -138,8 +136,7 @@ class Sandbox:
         return self.source == HANDOVER and not self.is_placed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedPort:
+class PublishedPort(msgspec.Struct, frozen=True, kw_only=True):
     """A port of the endpoint that is reached through a port of its host.
 
     Attributes:
@@ -166,15 +163,7 @@ class PublishedPort:
         """Return the binding with a port of the host; itself where it has that one."""
         if port == self.assigned_port:
             return self
-        # dataclasses.replace asks for each field by name, which for thousands of ports takes longer than the kernel.
-        return PublishedPort(
-            protocol=self.protocol,
-            container_port=self.container_port,
-            host_address=self.host_address,
-            host_port=self.host_port,
-            host_port_end=self.host_port_end,
-            assigned_port=port,
-        )
+        return msgspec.structs.replace(self, assigned_port=port)
 
     @property
     def is_exact(self) -> bool:
@@ -187,8 +176,7 @@ class PublishedPort:
         return self.host_port if self.is_exact else self.assigned_port
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticRoute:
+class StaticRoute(msgspec.Struct, frozen=True, kw_only=True):
     """A route of a sandbox that leads out by an endpoint.
 
     Attributes:
@@ -199,8 +187,7 @@ class StaticRoute:
     next_hop: IPv4Address | IPv6Address | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bandwidth:
+class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of an endpoint's traffic as the container sees it; bits per second, bursts in bits; 0: none said."""
 
     ingress_rate: int = 0
@@ -209,8 +196,7 @@ class Bandwidth:
     egress_burst: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint that is joined to a sandbox of this host.
 
     Attributes:
@@ -235,11 +221,11 @@ class Endpoint:
     dns_names: tuple[str, ...] = ()
     interface_name: str = ""
     gateway_priority: int = 0
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
     ports: tuple[PublishedPort, ...] = ()
     link_local: tuple[Interface, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
-    sysctls: Mapping[str, str] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = msgspec.field(default_factory=dict)
     bandwidth: Bandwidth | None = None
     confirmed: bool = False
     lease_epochs: tuple[int, ...] = ()
@@ -252,8 +238,7 @@ class Endpoint:
         return Ref(kind=Kind.ENDPOINT, id=self.id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint of another host, as far as this host must know it. There may be tens of thousands.
 
     Attributes:
@@ -282,8 +267,7 @@ class Peer:
 Object = Network | Sandbox | Endpoint | Peer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What drivers may know of the host.
 
     Attributes:
@@ -306,8 +290,7 @@ class Facts:
     host_gateways: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFiles:
+class HostFiles(msgspec.Struct, frozen=True, kw_only=True):
     """The host's own files that those of sandboxes are made from.
 
     Attributes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
+import msgspec
 from netweft_common.errors import FailedPrecondition
 
 from netweft_agent.domain.objects import PublishedPort
@@ -18,8 +18,7 @@ from netweft_agent.domain.objects import PublishedPort
 PROTOCOLS = ("tcp", "udp", "sctp")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortWant:
+class PortWant(msgspec.Struct, frozen=True, kw_only=True):
     """A port of the host to be reserved.
 
     Attributes:
@@ -110,5 +109,5 @@ def _reserve(want: PortWant, preferred: int, reserver: Reserver) -> int:
     """Reserve the preferred port if it is one that will do and is free, else any."""
     if preferred and (not want.first or want.first <= preferred <= want.last):
         with contextlib.suppress(FailedPrecondition):
-            return reserver.reserve(replace(want, first=preferred, last=preferred))
+            return reserver.reserve(msgspec.structs.replace(want, first=preferred, last=preferred))
     return reserver.reserve(want)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from typing import ClassVar, Protocol, Self
+
+import msgspec
 
 Ns = str
 """Name of a network namespace: HOST, `sandbox/<id>` or `network/<id>`."""
@@ -117,8 +118,27 @@ class Plain:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Namespace(Plain):
+class Partly(Plain):
+    """A plain resource of which some fields say nothing of what is in the kernel: it is equal without them."""
+
+    __slots__ = ()
+
+    def essence(self) -> tuple[object, ...]:
+        """Return what counts."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partly) and type(other) is type(self) and self.essence() == other.essence()
+
+    def __ne__(self, other: object) -> bool:
+        # Else it would be that of Struct, which knows nothing of the above.
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.essence())
+
+
+class Namespace(Plain, msgspec.Struct, frozen=True, kw_only=True):
     """A network namespace that the agent holds open.
 
     Attributes:
@@ -156,8 +176,7 @@ class Namespace(Plain):
         return f"ip netns del {self.ns.replace('/', '-')}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Port:
+class Port(msgspec.Struct, frozen=True, kw_only=True):
     """Attributes of a bridge port (bridge(8), `bridge link set`)."""
 
     isolated: bool = False
@@ -177,8 +196,7 @@ class Port:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vxlan:
+class Vxlan(msgspec.Struct, frozen=True, kw_only=True):
     """Attributes of a VXLAN device (RFC 7348; ip-link(8), type vxlan). Learning is always off.
 
     Attributes:
@@ -194,8 +212,7 @@ class Vxlan:
     proxy: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerEnd:
+class PeerEnd(msgspec.Struct, frozen=True, kw_only=True):
     """Where the other end of a veth pair is, and what it is born with.
 
     Attributes:
@@ -211,8 +228,7 @@ class PeerEnd:
 _LINK_RANKS = {"bridge": Rank.BRIDGE, "vxlan": Rank.VXLAN, "veth": Rank.LINK, "ifb": Rank.LINK}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A network interface.
 
     Attributes:
@@ -321,8 +337,7 @@ class Link:
         return f" && bridge link set dev {self.name} {words}" if words else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBucket(Plain):
+class TokenBucket(Plain, msgspec.Struct, frozen=True, kw_only=True):
     """A limit of what a link sends: a token bucket as its root queueing discipline (tc-tbf(8)).
 
     Attributes:
@@ -366,8 +381,7 @@ class TokenBucket(Plain):
         return f"tc qdisc del dev {self.link} root handle {QDISC_MAJOR:x}:"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redirect(Plain):
+class Redirect(Plain, msgspec.Struct, frozen=True, kw_only=True):
     """Everything that comes in by a link passes another one first, whose queueing discipline can hold it back.
 
     While the other one is missing the kernel drops what comes in.
@@ -406,8 +420,7 @@ class Redirect(Plain):
         return f"{self.delete_command()} && {self.add_command()}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advertise:
+class Advertise(msgspec.Struct, frozen=True, kw_only=True):
     """That neighbours are told when an address comes to where it is; no state of the kernel.
 
     Attributes:
@@ -423,8 +436,7 @@ class Advertise:
     link: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address(Plain):
+class Address(Partly, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An address of a link, and the connected route that the kernel makes with it.
 
     Attributes:
@@ -436,7 +448,7 @@ class Address(Plain):
     ns: Ns
     link: str
     address: str
-    advertise: Advertise | None = field(default=None, compare=False)
+    advertise: Advertise | None = None
     connected: bool = True
 
     @property
@@ -446,6 +458,9 @@ class Address(Plain):
     @property
     def rank(self) -> int:
         return Rank.ADDRESS
+
+    def essence(self) -> tuple[object, ...]:
+        return (self.ns, self.link, self.address, self.connected)
 
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
@@ -470,8 +485,7 @@ def connected_prefix(address: str) -> str:
     return "" if prefix.num_addresses == 1 else str(prefix)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route(Plain):
+class Route(Partly, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A route of the main table.
 
     Attributes:
@@ -485,7 +499,7 @@ class Route(Plain):
     destination: str
     link: str
     via: str | None = None
-    foreign: bool = field(default=False, compare=False)
+    foreign: bool = False
 
     @property
     def key(self) -> Key:
@@ -495,6 +509,9 @@ class Route(Plain):
     def rank(self) -> int:
         # A next hop must be reachable already: routes on the link go first.
         return Rank.ROUTE + (self.via is not None)
+
+    def essence(self) -> tuple[object, ...]:
+        return (self.ns, self.destination, self.link, self.via)
 
     def needs(self) -> Iterable[Key]:
         return (("netns", self.ns) if self.foreign else ("link", self.ns, self.link),)
@@ -515,8 +532,7 @@ class Route(Plain):
         return f"ip{family} route {verb} {self.destination}{via} dev {self.link}{proto}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour(Plain):
+class Neighbour(Partly, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A permanent neighbour (ip-neighbour(8)), always written with replace.
 
     Attributes:
@@ -529,11 +545,14 @@ class Neighbour(Plain):
     link: str
     ip: str
     mac: str
-    advertise: Advertise | None = field(default=None, compare=False)
+    advertise: Advertise | None = None
 
     @property
     def key(self) -> Key:
         return ("neighbour", self.ns, self.link, self.ip)
+
+    def essence(self) -> tuple[object, ...]:
+        return (self.ns, self.link, self.ip, self.mac)
 
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),)
@@ -545,8 +564,7 @@ class Neighbour(Plain):
         return f"ip neighbour del {self.ip} dev {self.link}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fdb(Plain):
+class Fdb(Plain, msgspec.Struct, frozen=True, kw_only=True):
     """A forwarding entry, always written with replace.
 
     Attributes:
@@ -577,8 +595,7 @@ class Fdb(Plain):
         return f"bridge fdb del {self.mac} dev {self.link} {'master' if self.vtep is None else 'self'}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sysctl(Plain):
+class Sysctl(Partly, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A kernel setting below /proc/sys/net that is made so and never put back: others may rely on it by then.
 
     Attributes:
@@ -591,7 +608,7 @@ class Sysctl(Plain):
     path: str
     value: str
     link: str = ""
-    optional: bool = field(default=False, compare=False)
+    optional: bool = False
 
     @property
     def key(self) -> Key:
@@ -600,6 +617,9 @@ class Sysctl(Plain):
     @property
     def rank(self) -> int:
         return Rank.LINK_SYSCTL if self.link else Rank.SYSCTL
+
+    def essence(self) -> tuple[object, ...]:
+        return (self.ns, self.path, self.value, self.link)
 
     def needs(self) -> Iterable[Key]:
         return (("link", self.ns, self.link),) if self.link else (("netns", self.ns),)
@@ -611,8 +631,7 @@ class Sysctl(Plain):
         return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class File(Plain):
+class File(Plain, msgspec.Struct, frozen=True, kw_only=True):
     """A small text file of a sandbox (hosts, resolv.conf), written by rename so that a reader sees old or new.
 
     Attributes:
@@ -654,8 +673,7 @@ ANY_ADDRESS = "*"
 """As the address of a held port: all addresses of both families."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortHold(Plain):
+class PortHold(Partly, msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A port of the host that nobody else can take: bound by a socket of the agent's process, and gone with it.
 
     Removing it or changing its targets also ends the flows that were led to the old ones.
@@ -674,15 +692,18 @@ class PortHold(Plain):
     address: str
     port: int
     targets: tuple[str, ...] = ()
-    holder: str = field(default="", compare=False)
-    through: Ns = field(default="", compare=False)
-    key: Key = field(init=False, repr=False, compare=False)
+    holder: str = ""
+    through: Ns = ""
+    key: Key = ()
 
     rank: ClassVar[int] = Rank.PORT
 
     def __post_init__(self) -> None:
         """Work out what is asked for several times of each of thousands."""
-        object.__setattr__(self, "key", ("port", self.ns, self.protocol, self.address, str(self.port)))
+        msgspec.structs.force_setattr(self, "key", ("port", self.ns, self.protocol, self.address, str(self.port)))
+
+    def essence(self) -> tuple[object, ...]:
+        return (self.key, self.targets)
 
     def needs(self) -> Iterable[Key]:
         return (("netns", self.ns),)
@@ -709,4 +730,4 @@ class PortHold(Plain):
 
 def as_down(link: Link) -> Link:
     """Return the link as it is before it is brought up."""
-    return replace(link, up=False)
+    return msgspec.structs.replace(link, up=False)

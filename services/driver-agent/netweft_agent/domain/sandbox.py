@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import ip_address
+
+import msgspec
 
 from netweft_agent.domain.objects import HANDOVER, Endpoint, Facts, HostFiles, Interface, Sandbox, Subnetwork
 from netweft_agent.domain.resources import File, Link, Namespace, Ns, Resource, Route, Sysctl
@@ -39,8 +40,7 @@ LOCALHOST = {
 """What every `hosts` begins with, by IP version."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint of the sandbox with what its driver says of it.
 
     Attributes:
@@ -54,8 +54,8 @@ class Member:
     network_name: str
     internal: bool
     gateways: dict[int, Interface]
-    routes: Mapping[Subnetwork, Interface] = field(default_factory=dict)
-    host: Mapping[int, Interface] = field(default_factory=dict)
+    routes: Mapping[Subnetwork, Interface] = msgspec.field(default_factory=dict)
+    host: Mapping[int, Interface] = msgspec.field(default_factory=dict)
     ipv6: bool = True
 
     @property
@@ -180,8 +180,7 @@ def host_gateways(members: Sequence[Member], facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hosts:
+class Hosts(msgspec.Struct, frozen=True, kw_only=True):
     """A hosts(5) file.
 
     Attributes:
@@ -285,8 +284,7 @@ def _resolv(
     return _text([*lines, *base.others, "", *notes])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Resolv:
+class _Resolv(msgspec.Struct, frozen=True, kw_only=True):
     servers: tuple[str, ...]
     search: tuple[str, ...]
     options: tuple[str, ...]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import msgspec
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import ports
@@ -24,8 +25,7 @@ from netweft_agent.domain.state import HostState
 GROUP = "netweft.drivers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A number, unique in the cluster, that the controller claims for each network of the driver.
 
     Attributes:
@@ -81,8 +81,7 @@ IP_VERSIONS = frozenset({4, 6})
 INTERFACE_PREFIX = "eth"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint with the sandbox that it is joined to.
 
     Attributes:

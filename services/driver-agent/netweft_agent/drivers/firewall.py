@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
+
+import msgspec
 
 from netweft_agent.domain import names, nft
 from netweft_agent.domain.objects import Network, Subnetwork
@@ -240,8 +241,7 @@ MASQUERADE = "masquerade"
 """As the address that traffic leaves with: that of the interface by which it leaves."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What is let through of a bridge network.
 
     Attributes:

@@ -16,8 +16,8 @@ under its own number, and by `any_ports4` and `any_ports6` of that namespace to 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from netweft_common.errors import FailedPrecondition, InvalidArgument
 
 from netweft_agent.domain import nft, ports
@@ -126,8 +126,7 @@ MASQUERADED_SELF = tuple(
 """Rules of postrouting for bridged frames, which br_netfilter shows there without an incoming interface."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where a binding leads in one family.
 
     Attributes:
@@ -138,17 +137,16 @@ class Target:
     version: int
     host_address: str
     address: str
-    text: str = field(init=False)
-    is_any: bool = field(init=False)
+    text: str = ""
+    is_any: bool = False
 
     def __post_init__(self) -> None:
         """Work out what thousands of bindings ask."""
-        object.__setattr__(self, "text", f"[{self.address}]" if self.version == 6 else self.address)
-        object.__setattr__(self, "is_any", self.host_address == UNSPECIFIED[self.version])
+        msgspec.structs.force_setattr(self, "text", f"[{self.address}]" if self.version == 6 else self.address)
+        msgspec.structs.force_setattr(self, "is_any", self.host_address == UNSPECIFIED[self.version])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Through:
+class Through(msgspec.Struct, frozen=True, kw_only=True):
     """A network's own namespace, which ports are led through.
 
     Attributes:

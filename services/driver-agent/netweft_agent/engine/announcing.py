@@ -20,7 +20,7 @@ REMEMBERED = 65536
 """Addresses whose MAC is remembered, across all networks; the one that was told of longest ago is forgotten first."""
 
 _DEFAULT_ROUTES = frozenset(DEFAULT_ROUTE.values())
-TOLD = frozenset({Address, Neighbour, Route})
+TOLD: frozenset[type] = frozenset({Address, Neighbour, Route})
 """Types of what matters here; there may be thousands of other things."""
 
 

@@ -21,8 +21,9 @@ import collections
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 from netweft_common import faults
 from netweft_common.errors import FailedPrecondition, Internal, NetweftError, NotFound, Unavailable
@@ -63,8 +64,7 @@ REPAIR_ROUNDS = 3
 """A repair may uncover more (a link that comes back needs its routes again); what is left waits for the next pass."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """State of one object on this host.
 
     Attributes:
@@ -86,8 +86,7 @@ _UNANSWERED = Status(ref=Ref(kind=Kind.NETWORK, id=""), revision=0)
 """Stands where a status is to come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
     """One operation by which the kernel was brought back to what is wanted.
 
     Attributes:
@@ -100,8 +99,7 @@ class Repair:
     command: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """What had to be repaired since the agent's start: how many operations, and the last of them."""
 
     operations: int = 0
@@ -611,7 +609,7 @@ class Engine:
         this.before.setdefault(change.ref, (held, self.store.gone.get(change.ref)))
         if item is not None:
             if item is not change.put:
-                change = replace(change, put=item)
+                change = msgspec.structs.replace(change, put=item)
             if same_but_revision(item, held) and self._failure(change.ref) is None:
                 self.store.put(item)
                 this.silent.append(change)
@@ -630,8 +628,8 @@ class Engine:
     def _with_place(self, sandbox: Sandbox, held: Object | None) -> Sandbox:
         """Return a handover with the place that is known of it here: controllers know none."""
         if isinstance(held, Sandbox):
-            return replace(sandbox, place=held.place)
-        return replace(sandbox, place=LATER) if sandbox.container_id in self._expected else sandbox
+            return msgspec.structs.replace(sandbox, place=held.place)
+        return msgspec.structs.replace(sandbox, place=LATER) if sandbox.container_id in self._expected else sandbox
 
     def _widen(self, scope: Scope, item: Object) -> None:
         match item:
@@ -828,7 +826,7 @@ class Engine:
 
     def _forget_revisions(self) -> None:
         for ref, item in list(self.store.objects.items()):
-            self.store.objects[ref] = replace(item, revision=0)
+            self.store.objects[ref] = msgspec.structs.replace(item, revision=0)
         self.store.gone.clear()
         for ref in [ref for ref in self.statuses if ref not in self.store.objects]:
             self._forget(ref)
@@ -866,7 +864,7 @@ class Engine:
         held = self._sandbox(sandbox)
         endpoints = self.store.endpoints_of_sandbox(sandbox)
         if held.place != place:
-            moved: list[Object] = [replace(held, place=place), *endpoints]
+            moved: list[Object] = [msgspec.structs.replace(held, place=place), *endpoints]
             await self._round(_as_they_are(moved), sure=True)
         for ref in (held.ref, *(one.ref for one in endpoints)):
             failure = self._failure(ref)
@@ -876,7 +874,7 @@ class Engine:
         return {one.id: one.interface_name for one in self.store.endpoints_of_sandbox(sandbox)}
 
     async def _follow_underlay(self, mtu_bytes: int) -> None:
-        self._renderer.facts = replace(self._renderer.facts, underlay_mtu=mtu_bytes)
+        self._renderer.facts = msgspec.structs.replace(self._renderer.facts, underlay_mtu=mtu_bytes)
         await self._render_anew(self._renderer.everything(self.store), "overlays follow the underlay's MTU")
 
     async def _follow_host(self, files: HostFiles) -> None:

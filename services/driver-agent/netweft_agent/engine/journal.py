@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -58,8 +57,7 @@ COMPACT_BYTES = 1 << 20
 """A journal smaller than this is left alone however much of it is stale."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class Position(msgspec.Struct, frozen=True, kw_only=True):
     """How far the host follows which store's change log."""
 
     store_id: str = ""
@@ -105,8 +103,8 @@ class Journal:
                 ) from error
         if outdated:
             # Nothing of it would come again by itself; with the first snapshot all of it does, whole.
-            objects = {ref: replace(item, revision=0) for ref, item in objects.items()}
-            position = replace(position, revision=0)
+            objects = {ref: msgspec.structs.replace(item, revision=0) for ref, item in objects.items()}
+            position = msgspec.structs.replace(position, revision=0)
         try:
             self.compact(objects.values(), position)
         except Exhausted:

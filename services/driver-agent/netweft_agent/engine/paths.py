@@ -7,10 +7,10 @@ Each tunnel end is asked when the host gets to know it, and seldom from then on.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
 import structlog
 from netweft_common.errors import NetweftError
 
@@ -32,8 +32,7 @@ Measure = Callable[[str, Mapping[str, int]], Mapping[str, int]]
 """Is given our tunnel address and sizes by tunnel address; returns what narrow ways carry, see kernel/paths.py."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NarrowPath:
+class NarrowPath(msgspec.Struct, frozen=True, kw_only=True):
     """A way to another host that carries less than overlays promise; sizes of underlay packets in bytes."""
 
     host_id: str
@@ -42,14 +41,12 @@ class NarrowPath:
     needed_bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
+class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
     host_id: str
     needed_bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
+class _Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What a way carries: `mtu_bytes` is 0 where it is wide enough, as far as is known."""
 
     at_s: float

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 from netweft_common.errors import Exhausted, FailedPrecondition, Internal, NetweftError, NotFound
 
 from netweft_agent.domain import names, ports, shards
@@ -140,17 +141,18 @@ class Renderer:
         sandbox = store.sandbox(endpoint.sandbox_id)
         if sandbox is not None and sandbox.source == HANDOVER:
             name = _handover_name(store, endpoint, held, sandbox, driver.interface_prefix(network))
-            endpoint = replace(endpoint, interface_name=name)
+            endpoint = msgspec.structs.replace(endpoint, interface_name=name)
         elif not endpoint.interface_name:
-            endpoint = replace(endpoint, interface_name=_interface_name(store, endpoint, held, driver, network))
+            name = _interface_name(store, endpoint, held, driver, network)
+            endpoint = msgspec.structs.replace(endpoint, interface_name=name)
         shard = self._shard(store, endpoint, held, network)
         if shard != endpoint.shard:
-            endpoint = replace(endpoint, shard=shard)
+            endpoint = msgspec.structs.replace(endpoint, shard=shard)
         if not endpoint.ports or self.ports is None:
             return endpoint
         before = () if held is None else held.ports
         assigned = ports.assign(endpoint.ports, before, driver.binds(network, endpoint), self.ports)
-        return endpoint if assigned == endpoint.ports else replace(endpoint, ports=assigned)
+        return endpoint if assigned == endpoint.ports else msgspec.structs.replace(endpoint, ports=assigned)
 
     def _shard(self, store: ObjectStore, endpoint: Endpoint, held: Endpoint | None, network: Network) -> int:
         """Return the shard that an endpoint is in, else the lowest that takes it: they fill up after leaves."""
@@ -286,7 +288,7 @@ class Renderer:
             attachment = None if endpoint is None else self._attachment(store, endpoint)
             if attachment is not None and attachment.sandbox.place != LATER:
                 if attachment.endpoint.ports:
-                    attachment = replace(attachment, gateway_of=self._gateway_of(store, attachment))
+                    attachment = msgspec.structs.replace(attachment, gateway_of=self._gateway_of(store, attachment))
                 found.setdefault(attachment.endpoint.network_id, []).append(attachment)
         return found
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from netweft_agent.domain.objects import Endpoint, Kind, Network, Object, Peer, Ref, Sandbox
 
@@ -16,8 +18,7 @@ MAX_TOMBSTONES = 65536
 """Revisions of gone objects that are remembered; the oldest are forgotten."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """An object put, or gone (`put` is None), at a revision."""
 
     ref: Ref
@@ -146,8 +147,8 @@ def same_but_revision(one: Object, other: Object | None) -> bool:
 
 def _bare(item: Object) -> Object:
     if isinstance(item, Endpoint):
-        return replace(item, revision=0, confirmed=False, lease_epochs=())
-    return replace(item, revision=0)
+        return msgspec.structs.replace(item, revision=0, confirmed=False, lease_epochs=())
+    return msgspec.structs.replace(item, revision=0)
 
 
 def _discard(index: dict[str, set[str]], key: str, value: str) -> None:

@@ -17,8 +17,9 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from netweft_agent.domain.objects import Bandwidth, PublishedPort
 
@@ -78,16 +79,14 @@ _WITH_CONTAINER = frozenset({Verb.ADD, Verb.DEL, Verb.CHECK})
 _WITH_NAMESPACE = frozenset({Verb.ADD, Verb.CHECK})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime attaches: one interface of one container."""
 
     container_id: str
     ifname: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dns:
+class Dns(msgspec.Struct, frozen=True, kw_only=True):
     """Name servers as CNI writes them."""
 
     nameservers: tuple[str, ...] = ()
@@ -96,8 +95,7 @@ class Dns:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One call.
 
     Attributes:
@@ -123,9 +121,9 @@ class Request:
     ports: tuple[PublishedPort, ...] = ()
     bandwidth: Bandwidth | None = None
     aliases: tuple[str, ...] = ()
-    dns: Dns = field(default_factory=Dns)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
+    dns: Dns = msgspec.field(default_factory=Dns)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
     gateway_priority: int = 0
     previous: Mapping[str, Any] | None = None
     valid: frozenset[Attachment] = frozenset()

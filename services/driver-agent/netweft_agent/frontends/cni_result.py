@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from typing import Any
+
+import msgspec
 
 from netweft_agent.frontends.cni_config import VERSIONS, CniError, Dns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """An interface; `sandbox` is empty for one of the host. MTU 0: not said."""
 
     name: str
@@ -21,8 +21,7 @@ class Interface:
     mtu: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Address(msgspec.Struct, frozen=True, kw_only=True):
     """An address with prefix length; `interface` is its place in the list of interfaces, None: of none."""
 
     address: str
@@ -30,14 +29,13 @@ class Address:
     interface: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What an ADD has made."""
 
     interfaces: Sequence[Interface] = ()
     addresses: Sequence[Address] = ()
     routes: Sequence[tuple[str, str]] = ()
-    dns: Dns = field(default_factory=Dns)
+    dns: Dns = msgspec.field(default_factory=Dns)
 
 
 def success(version: str, result: Result, previous: Mapping[str, Any] | None = None) -> bytes:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
 import structlog
 from netweft_common import errors
 
@@ -174,7 +174,7 @@ class Endpoints:
         place = sandbox_key if _is_namespace(sandbox_key) else HERE
         made = await self._places.place(held.sandbox_id, place)
         # Where Docker has nothing to move it is told of no interface.
-        return replace(held, interface_name=made[held.id] if place == HERE else "")
+        return msgspec.structs.replace(held, interface_name=made[held.id] if place == HERE else "")
 
     async def publish(self, docker_id: str, ports: tuple[PublishedPort, ...]) -> None:
         """Publish exactly these ports of an endpoint. Idempotent.

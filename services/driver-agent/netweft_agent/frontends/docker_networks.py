@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 from netweft_common import errors
 
@@ -42,8 +42,7 @@ _RACES = frozenset({"NETWORK_EXISTS", "POOL_OVERLAP", "NETWORK_NOT_FOUND"})
 Bind = Callable[[Collection[str]], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerSubnet:
+class DockerSubnet(msgspec.Struct, frozen=True, kw_only=True):
     """A subnet of a network of Docker's.
 
     Attributes:
@@ -52,12 +51,11 @@ class DockerSubnet:
 
     subnet: Subnetwork
     gateway: Interface | None = None
-    aux_addresses: Mapping[str, str] = field(default_factory=dict)
+    aux_addresses: Mapping[str, str] = msgspec.field(default_factory=dict)
     ours: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerNetwork:
+class DockerNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """What Docker says of a network when it makes it.
 
     Attributes:

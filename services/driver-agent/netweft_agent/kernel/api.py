@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 from netweft_common.errors import NetweftError
 
 from netweft_agent.domain.announcement import Announcement, Place
@@ -16,8 +16,7 @@ from netweft_agent.domain.plan import Operation
 from netweft_agent.domain.resources import Key, Ns, Resource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a kernel.
 
     Attributes:
@@ -28,13 +27,12 @@ class Observation:
     """
 
     resources: Mapping[Key, Resource]
-    foreign: frozenset[Key] = field(default_factory=frozenset)
-    indexes: Mapping[Key, int] = field(default_factory=dict)
-    doomed: frozenset[Ns] = field(default_factory=frozenset)
+    foreign: frozenset[Key] = msgspec.field(default_factory=frozenset)
+    indexes: Mapping[Key, int] = msgspec.field(default_factory=dict)
+    doomed: frozenset[Ns] = msgspec.field(default_factory=frozenset)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one link since it was made (ip-link(8), -s)."""
 
     rx_bytes: int = 0

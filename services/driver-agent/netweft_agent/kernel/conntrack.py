@@ -13,7 +13,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from netweft_agent.domain.resources import ANY_ADDRESS, HOST, Ns, PortHold
 from netweft_agent.kernel import netlink
@@ -39,8 +40,7 @@ MANY = 64
 """Deletions from which on one dump a protocol is cheaper."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flows:
+class Flows(msgspec.Struct, frozen=True):
     """The flows to one port of the host.
 
     Attributes:
@@ -58,15 +58,13 @@ class Flows:
         return (_family(self.address),)
 
 
-@dataclass(frozen=True, slots=True)
-class Translated:
+class Translated(msgspec.Struct, frozen=True):
     """All flows that were led to an endpoint's address, by whatever port of the host."""
 
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Filter:
+class _Filter(msgspec.Struct, frozen=True):
     """What the kernel compares entries with: attributes that a deletion and a dump have in common.
 
     Attributes:
@@ -93,7 +91,7 @@ def of_ports(ended: Iterable[PortHold], held: Callable[[], Iterable[PortHold]]) 
         if ns != HOST:
             # Seen from the host they all lead to the namespace; seen from there, to any address of the host.
             found[HOST] += [Flows(one.protocol, one.address, one.port) for one in group]
-            group = [replace(one, address=ANY_ADDRESS) for one in group]  # noqa: PLW2901
+            group = [msgspec.structs.replace(one, address=ANY_ADDRESS) for one in group]  # noqa: PLW2901
         found.setdefault(ns, []).extend(_of_group(group, lambda: [one for one in held() if one.through == ns]))  # noqa: B023  # called at once
     return found
 
@@ -227,8 +225,7 @@ def _flags(which: int, flags: int) -> bytes:
 # --- entries ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     """An entry as dumped.
 
     Attributes:

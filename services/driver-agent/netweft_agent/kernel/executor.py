@@ -13,8 +13,8 @@ import enum
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
+import msgspec
 from netweft_common import errors, faults
 
 from netweft_agent.domain import names
@@ -343,7 +343,7 @@ class Executor:
                 self._ended.append(before)
             elif one.protocol == "udp":
                 # No handshake, so a sender that was there before the port goes on with the entry that it has.
-                self._ended.append(replace(one, targets=()))
+                self._ended.append(msgspec.structs.replace(one, targets=()))
         for (index, _), error in zip(added, self._ports.hold([one for _, one in added]), strict=True):
             if error is not None:
                 run.fail(index, error)

@@ -11,9 +11,9 @@ import errno
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from netweft_common import errors
 
 from netweft_agent.domain import nft as nft_domain
@@ -37,8 +37,7 @@ _KINDS = {
 _ON_A_PARENT = frozenset({"macvlan", "ipvlan", "vlan"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelFacts:
+class KernelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What was found.
 
     Attributes:

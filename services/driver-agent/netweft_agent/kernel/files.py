@@ -19,9 +19,9 @@ import hashlib
 import os
 import time
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from netweft_common import errors
 
 from netweft_agent.domain import resources
@@ -176,8 +176,7 @@ def _translated(op: str, path: Path | str) -> Iterator[None]:
         raise errors.KernelError(op, str(path), error.errno or errno.EIO) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(msgspec.Struct, frozen=True):
     """What is in a file, and whether it carries our seal."""
 
     content: bytes

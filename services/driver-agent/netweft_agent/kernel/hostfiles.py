@@ -12,8 +12,9 @@ import contextlib
 import ctypes
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from netweft_agent.domain import sandbox
 from netweft_agent.domain.objects import HostFiles
@@ -29,8 +30,7 @@ _EVENTS_BYTES = 1 << 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paths:
+class Paths(msgspec.Struct, frozen=True, kw_only=True):
     """Where the host has what.
 
     Attributes:

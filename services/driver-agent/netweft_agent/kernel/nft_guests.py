@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from netweft_common import errors
 
 from netweft_agent.domain.nft import NftChain, NftGuest, NftOffer, Table
@@ -26,8 +26,7 @@ _NAME, _DATA = 1, 2
 _VERDICT_RETURN = (-5 & 0xFFFFFFFF).to_bytes(4, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(msgspec.Struct, frozen=True):
     """A rule as dumped.
 
     Attributes:

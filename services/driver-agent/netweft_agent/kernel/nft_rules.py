@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from netweft_common import errors
 
 from netweft_agent.domain import nft
@@ -50,8 +51,7 @@ _LIMIT_OVER = 1
 _COMMENT_LIMIT = 254
 
 
-@dataclass(frozen=True, slots=True)
-class _Payload:
+class _Payload(msgspec.Struct, frozen=True):
     """Where a header field is, and what must be true of the packet for it to be there."""
 
     base: int
@@ -86,8 +86,7 @@ _PAYLOADS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(msgspec.Struct, frozen=True):
     """An anonymous set that a rule needs; it lives and dies with the rule.
 
     Attributes:
@@ -100,8 +99,7 @@ class Literal:
     elements: tuple[tuple[tuple[Atom, ...], tuple[Atom, ...] | Verdict], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRule:
+class EncodedRule(msgspec.Struct, frozen=True):
     """A rule's attributes (NFTA_RULE_EXPRESSIONS and NFTA_RULE_USERDATA), and the sets to make before it."""
 
     attributes: bytes

@@ -7,10 +7,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
 
+import msgspec
 from netweft_common import errors
 
 from netweft_agent.domain import nft
@@ -209,8 +209,7 @@ def types_of(number: int, size: int, typeof: str = "") -> tuple[Type, ...]:
     return (nft.Type("integer", nft.INTEGER.number, size, 0, typeof),)
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(msgspec.Struct, frozen=True):
     """How the fields of a key, or of a map's data, lie in the kernel.
 
     Attributes:

@@ -15,8 +15,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+import msgspec
 
 from netweft_agent.domain import names, resources
 from netweft_agent.domain import nft as nft_domain
@@ -233,7 +235,7 @@ def _look_at_settings(look: _Look) -> None:
             continue
         # The kernel prints tabs where people write spaces.
         same = value == " ".join(resource.value.split())
-        look.note(replace(resource, value=resource.value if same else value), ours=True)
+        look.note(msgspec.structs.replace(resource, value=resource.value if same else value), ours=True)
 
 
 def _look_at_links(look: _Look, sock: socket.socket) -> None:
@@ -254,7 +256,7 @@ def _look_at_links(look: _Look, sock: socket.socket) -> None:
         if ours:
             look.our_links.add(info.ifindex)
         if wanted is not None and wanted.shared and not ours and info.kind == wanted.kind:
-            look.note(replace(wanted, up=info.up), ours=False, excused=True)
+            look.note(msgspec.structs.replace(wanted, up=info.up), ours=False, excused=True)
         elif ours or wanted is not None:
             look.note(_link(look, info, wanted), ours=ours, excused=loopback)
 
@@ -341,7 +343,7 @@ def _look_at_connected_routes(look: _Look, connected: Collection[tuple[str, str]
         prefix = resources.connected_prefix(address.address)
         link = look.found.get(("link", look.ns, address.link))
         if prefix and (address.link, prefix) not in connected and (not isinstance(link, Link) or link.up):
-            look.found[key] = replace(address, connected=False)
+            look.found[key] = msgspec.structs.replace(address, connected=False)
 
 
 def _look_at_neighbours(look: _Look, sock: socket.socket) -> None:

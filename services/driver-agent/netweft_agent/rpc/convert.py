@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
+import msgspec
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, plan_pb2, sandbox_pb2
 from netweft_common import status as status_map
@@ -129,7 +130,7 @@ def change(message: agent_pb2.Change, field: str = "change", held: Held = nothin
     else:
         raise InvalidArgument("NO_OBJECT", f"{field} names no object", field=field)
     if item.revision != message.revision:
-        item = dataclasses.replace(item, revision=message.revision)
+        item = msgspec.structs.replace(item, revision=message.revision)
     return Change(ref=item.ref, revision=message.revision, put=item)
 
 
@@ -416,7 +417,8 @@ def drift(found: Drift) -> host_pb2.Drift:
 
 def interface_statistics(name: str, endpoint_id: str, counters: Statistics) -> sandbox_pb2.InterfaceStatistics:
     """Write the counters of an interface."""
-    return sandbox_pb2.InterfaceStatistics(interface_name=name, endpoint_id=endpoint_id, **dataclasses.asdict(counters))
+    found = msgspec.structs.asdict(counters)
+    return sandbox_pb2.InterfaceStatistics(interface_name=name, endpoint_id=endpoint_id, **found)
 
 
 def steps(operations: Iterable[Operation]) -> list[plan_pb2.PlanStep]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 
+import msgspec
 import structlog
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import host_pb2
@@ -191,7 +191,8 @@ class Link:
         known = self._engine.statuses
         told = known if full else fresh | {ref: known[ref] for ref in lost if ref in known}
         return [
-            replace(one, error=lost[ref]) if ref in lost and one.error is None else one for ref, one in told.items()
+            msgspec.structs.replace(one, error=lost[ref]) if ref in lost and one.error is None else one
+            for ref, one in told.items()
         ]
 
 
