@@ -497,6 +497,19 @@ def test_published_ports_are_read_and_written_whole():
     assert [PORT] == convert.published_ports(change.put.ports)
 
 
+def test_the_answer_to_a_change_says_of_its_ports_only_what_was_assigned():
+    ports = tuple(PublishedPort(container_port=80 + n, host_port=5000, host_port_end=6000) for n in range(3))
+    ports = tuple(one.with_assigned(number) for one, number in zip(ports, (5001, 0, 5003), strict=True))
+    status = Status(ref=Ref(kind=Kind.ENDPOINT, id=oid(1)), revision=7, ports=ports)
+
+    answer = convert.status_message(status, of_revision=7)
+    newer, report = convert.status_message(status, of_revision=6), convert.status_message(status)
+
+    assert ([5001, 0, 5003], []) == (list(answer.assigned_ports), list(answer.ports))
+    assert convert.published_ports(ports) == list(newer.ports) == list(report.ports)
+    assert [] == [*newer.assigned_ports, *report.assigned_ports]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

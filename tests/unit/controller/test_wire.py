@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from netweft.agent.v1 import agent_pb2
 from netweft.controller.v1 import host_pb2
 from netweft_controller.clients import wire
 from netweft_controller.domain.changes import Change, HostKind
@@ -12,6 +13,7 @@ from netweft_controller.domain.objects import (
     Lease,
     Network,
     Peer,
+    PublishedPort,
     Record,
     Sandbox,
     Scope,
@@ -84,3 +86,24 @@ def test_the_message_of_an_endpoint_elsewhere_is_made_once_for_all_hosts(monkeyp
 
     assert messages[0] == messages[1] == messages[2]
     assert 1 == len(made)
+
+
+def status_of(wanted: tuple[PublishedPort, ...], **fields: object) -> tuple[PublishedPort, ...]:
+    """Return the ports of the status that answers a change with an endpoint of these ports."""
+    value = msgspec.structs.replace(ENDPOINT, ports=wanted)
+    change = Change(7, HostKind.ENDPOINT, value.id, Record(value, 7, 1000))
+    return wire.status_of(change, agent_pb2.ObjectStatus(revision=7, **fields)).ports
+
+
+def test_a_host_tells_of_a_changes_ports_only_what_it_assigned():
+    ports = tuple(PublishedPort(container_port=80 + n, host_port=5000, host_port_end=6000) for n in range(3))
+    made = tuple(one.with_assigned(number) for one, number in zip(ports, (5001, 0, 5003), strict=True))
+
+    assert made == status_of(ports, assigned_ports=[5001, 0, 5003])
+    assert made[:1] == status_of(ports, ports=[wire.published_port(made[0])])
+    assert () == status_of(ports, assigned_ports=[5001])
+    assert () == status_of(ports)
+    gone = wire.status_of(
+        Change(8, HostKind.ENDPOINT, ENDPOINT.id, None), agent_pb2.ObjectStatus(revision=8, assigned_ports=[1])
+    )
+    assert () == gone.ports

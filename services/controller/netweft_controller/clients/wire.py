@@ -450,15 +450,24 @@ def _cached_network(same: _Same) -> network_pb2.Network:
 def status_from(message: agent_pb2.ObjectStatus) -> Status | None:
     """Return a host's status of an object, or None for a kind that is not known here."""
     kind = _KIND_OF.get(message.object.kind)
-    return None if kind is None else _status(kind, message.object.id, message)
+    return None if kind is None else _status(kind, message.object.id, message, _ports_of(message))
 
 
 def status_of(value: Change, message: agent_pb2.ObjectStatus) -> Status:
     """Return a host's status of a change; the order of the answer, not its content, says of which."""
-    return _status(value.kind, value.id, message)
+    ports = _ports_of(message)
+    if message.assigned_ports and value.kind is HostKind.ENDPOINT and value.put is not None:
+        wanted: tuple[PublishedPort, ...] = value.put.value.ports  # type: ignore[union-attr]  # by kind
+        if len(wanted) == len(message.assigned_ports):
+            ports = tuple(map(PublishedPort.with_assigned, wanted, message.assigned_ports))
+    return _status(value.kind, value.id, message, ports)
 
 
-def _status(kind: HostKind, id_: str, message: agent_pb2.ObjectStatus) -> Status:
+def _ports_of(message: agent_pb2.ObjectStatus) -> tuple[PublishedPort, ...]:
+    return tuple(published_port_from(one) for one in message.ports)
+
+
+def _status(kind: HostKind, id_: str, message: agent_pb2.ObjectStatus, ports: tuple[PublishedPort, ...]) -> Status:
     return Status(
         kind=kind,
         id=id_,
@@ -466,7 +475,7 @@ def _status(kind: HostKind, id_: str, message: agent_pb2.ObjectStatus) -> Status
         error=status.from_item_status(message.status),
         netns_path=message.netns_path,
         interface_name=message.interface_name,
-        ports=tuple(published_port_from(one) for one in message.ports),
+        ports=ports,
         was_applied=message.was_applied,
     )
 

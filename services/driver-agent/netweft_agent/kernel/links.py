@@ -385,15 +385,15 @@ class Links:
                 continue  # the one never goes, the other with the end that was created
             if self._namespaces.holds(link.ns):
                 by_ns[link.ns].append((index, link))
-        count, heavy = 0, False
+        heavy = any(link.kind not in _OF_ENDPOINTS for pairs in by_ns.values() for _, link in pairs)
+        at_once = heavy or sum(map(len, by_ns.values())) >= _REAP_AT_ONCE
         for ns, pairs in by_ns.items():
-            count += len(pairs)
-            heavy = heavy or any(link.kind not in _OF_ENDPOINTS for _, link in pairs)
-            self._remove_in(run, ns, pairs)
-        if self._reaper.pending() and (heavy or count >= _REAP_AT_ONCE):
+            # What waits must not forward any more; the rest the kernel takes down together, for less.
+            self._remove_in(run, ns, pairs, down=not at_once)
+        if at_once:
             self._reaper.reap()
 
-    def _remove_in(self, run: Run, ns: Ns, pairs: list[tuple[int, Link]]) -> None:
+    def _remove_in(self, run: Run, ns: Ns, pairs: list[tuple[int, Link]], *, down: bool) -> None:
         ready: list[tuple[int, Link, int]] = []
         unknown = []
         for index, link in pairs:
@@ -402,9 +402,9 @@ class Links:
                 ready.append((index, link, known.ifindex))
             else:
                 unknown.append((index, link))
-        lost = self._doom_steps(run, ns, ready)
+        lost = self._doom_steps(run, ns, ready, down=down)
         if unknown or lost:
-            self._doom_steps(run, ns, self._checked(run, ns, [*unknown, *lost]))
+            self._doom_steps(run, ns, self._checked(run, ns, [*unknown, *lost]), down=down)
 
     def _checked(self, run: Run, ns: Ns, pairs: list[tuple[int, Link]]) -> list[tuple[int, Link, int]]:
         found = self._indexes.ask(ns, [link.name for _, link in pairs])
@@ -419,9 +419,11 @@ class Links:
                 run.fail(index, _foreign(link.name, ns, "to be deleted"))
         return ready
 
-    def _doom_steps(self, run: Run, ns: Ns, ready: list[tuple[int, Link, int]]) -> list[tuple[int, Link]]:
+    def _doom_steps(
+        self, run: Run, ns: Ns, ready: list[tuple[int, Link, int]], *, down: bool
+    ) -> list[tuple[int, Link]]:
         """Doom links; return those whose remembered index leads nowhere."""
-        acks = self._doom(ns, [(link, index) for _, link, index in ready])
+        acks = self._doom(ns, [(link, index) for _, link, index in ready], down=down)
         lost = []
         for (step, link, _), ack in zip(ready, acks, strict=True):
             if ack.errno == errno.ENODEV:
@@ -430,7 +432,7 @@ class Links:
                 run.refuse(step, ack.errno, ack.detail)
         return lost
 
-    def _doom(self, ns: Ns, links: list[tuple[Link, int]]) -> list[netlink.Ack]:
+    def _doom(self, ns: Ns, links: list[tuple[Link, int]], *, down: bool = True) -> list[netlink.Ack]:
         if not links:
             return []
         for link, _ in links:  # first, so that the events of what follows are known as our own
@@ -439,7 +441,7 @@ class Links:
                 self._indexes.forget(link.peer.ns, link.peer.name)
         # An ifb stays up until it is reaped: taking it down waits for the kernel, and what is in its queue still goes.
         messages = [
-            rtnl.set_link(index, up=None if link.kind == "ifb" else False, group=resources.REAP_GROUP)
+            rtnl.set_link(index, up=False if down and link.kind != "ifb" else None, group=resources.REAP_GROUP)
             for link, index in links
         ]
         acks = netlink.talk(self._sockets.get(ns), messages)

@@ -382,8 +382,14 @@ def _plain(text: str) -> str:
     return text if 0 < packed[0] < 224 else ""
 
 
-def status_message(status: Status) -> agent_pb2.ObjectStatus:
-    """Write a status."""
+def status_message(status: Status, *, of_revision: int | None = None) -> agent_pb2.ObjectStatus:
+    """Write a status.
+
+    Args:
+        status: The status.
+        of_revision: Of the change that it answers: whoever sent it knows the ports in it; None: it answers none.
+    """
+    known = status.revision == of_revision
     return agent_pb2.ObjectStatus(
         object=agent_pb2.ObjectRef(kind=_KIND_NUMBERS[status.ref.kind], id=status.ref.id),
         revision=status.revision,
@@ -391,7 +397,8 @@ def status_message(status: Status) -> agent_pb2.ObjectStatus:
         netns_path=status.netns_path,
         interface_name=status.interface_name,
         was_applied=status.applied,
-        ports=published_ports(status.ports),
+        ports=() if known else published_ports(status.ports),
+        assigned_ports=[one.assigned_port for one in status.ports] if known else (),
     )
 
 

@@ -71,7 +71,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 else next(taken)
                 for change in changes
             ]
-        return agent_pb2.ApplyResponse(statuses=[convert.status_message(one) for one in statuses])
+        return agent_pb2.ApplyResponse(
+            statuses=[
+                convert.status_message(one, of_revision=change.revision)
+                for change, one in zip(changes, statuses, strict=True)
+            ]
+        )
 
     def ApplyStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
         """Apply, over a stream."""

@@ -30,57 +30,57 @@ from netweft.common.v1 import sandbox_pb2 as netweft_dot_common_dot_v1_dot_sandb
 from netweft.common.v1 import status_pb2 as netweft_dot_common_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetweft/agent/v1/agent.proto\x12\x10netweft.agent.v1\x1a netweft/common/v1/endpoint.proto\x1a\x1cnetweft/common/v1/host.proto\x1a\x1fnetweft/common/v1/network.proto\x1a\x1cnetweft/common/v1/plan.proto\x1a\x1fnetweft/common/v1/sandbox.proto\x1a\x1enetweft/common/v1/status.proto\"\x89\x02\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12-\n\x07network\x18\x02 \x01(\x0b\x32\x1a.netweft.common.v1.NetworkH\x00\x12-\n\x07sandbox\x18\x03 \x01(\x0b\x32\x1a.netweft.common.v1.SandboxH\x00\x12/\n\x08\x65ndpoint\x18\x04 \x01(\x0b\x32\x1b.netweft.common.v1.EndpointH\x00\x12\'\n\x04peer\x18\x05 \x01(\x0b\x32\x17.netweft.common.v1.PeerH\x00\x12+\n\x04gone\x18\x06 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRefH\x00\x42\x08\n\x06object\"C\n\tObjectRef\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.netweft.agent.v1.ObjectKind\x12\n\n\x02id\x18\x02 \x01(\t\"\xea\x01\n\x0cObjectStatus\x12+\n\x06object\x18\x01 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRef\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x19.netweft.common.v1.Status\x12\x12\n\nnetns_path\x18\x04 \x01(\t\x12\x16\n\x0einterface_name\x18\x05 \x01(\t\x12\x13\n\x0bwas_applied\x18\x06 \x01(\x08\x12/\n\x05ports\x18\x07 \x03(\x0b\x32 .netweft.common.v1.PublishedPort\"K\n\x0c\x41pplyRequest\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08store_id\x18\x02 \x01(\t\"A\n\rApplyResponse\x12\x30\n\x08statuses\x18\x01 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"m\n\x12\x41pplyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12/\n\x05\x61pply\x18\x03 \x01(\x0b\x32\x1e.netweft.agent.v1.ApplyRequestH\x00\x42\x06\n\x04\x63\x61ll\"\x88\x01\n\x13\x41pplyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x19.netweft.common.v1.Status\x12\x30\n\x05\x61pply\x18\x03 \x01(\x0b\x32\x1f.netweft.agent.v1.ApplyResponseH\x00\x42\x08\n\x06\x61nswer\"8\n\x0bPlanRequest\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\":\n\x0cPlanResponse\x12*\n\x05steps\x18\x01 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\"=\n\x0eObserveRequest\x12+\n\x06object\x18\x01 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRef\"\x82\x01\n\x0fObserveResponse\x12\x11\n\tresources\x18\x01 \x03(\t\x12*\n\x05\x64rift\x18\x02 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"C\n\x14\x43reateSandboxRequest\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\"G\n\x15\x43reateSandboxResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"<\n\x14\x44\x65leteSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x17\n\x15\x44\x65leteSandboxResponse\"+\n\x15RefreshSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"G\n\x16RefreshSandboxResponse\x12-\n\x08repaired\x18\x01 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\"*\n\x14GetStatisticsRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"S\n\x15GetStatisticsResponse\x12:\n\ninterfaces\x18\x01 \x03(\x0b\x32&.netweft.common.v1.InterfaceStatistics\"\x11\n\x0fGetFactsRequest\"P\n\x10GetFactsResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12+\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32\x1c.netweft.common.v1.HostFacts*\x8b\x01\n\nObjectKind\x12\x1b\n\x17OBJECT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13OBJECT_KIND_NETWORK\x10\x01\x12\x17\n\x13OBJECT_KIND_SANDBOX\x10\x02\x12\x18\n\x14OBJECT_KIND_ENDPOINT\x10\x03\x12\x14\n\x10OBJECT_KIND_PEER\x10\x04\x32\xad\x06\n\x0c\x41gentService\x12H\n\x05\x41pply\x12\x1e.netweft.agent.v1.ApplyRequest\x1a\x1f.netweft.agent.v1.ApplyResponse\x12^\n\x0b\x41pplyStream\x12$.netweft.agent.v1.ApplyStreamRequest\x1a%.netweft.agent.v1.ApplyStreamResponse(\x01\x30\x01\x12\x45\n\x04Plan\x12\x1d.netweft.agent.v1.PlanRequest\x1a\x1e.netweft.agent.v1.PlanResponse\x12N\n\x07Observe\x12 .netweft.agent.v1.ObserveRequest\x1a!.netweft.agent.v1.ObserveResponse\x12`\n\rCreateSandbox\x12&.netweft.agent.v1.CreateSandboxRequest\x1a\'.netweft.agent.v1.CreateSandboxResponse\x12`\n\rDeleteSandbox\x12&.netweft.agent.v1.DeleteSandboxRequest\x1a\'.netweft.agent.v1.DeleteSandboxResponse\x12\x63\n\x0eRefreshSandbox\x12\'.netweft.agent.v1.RefreshSandboxRequest\x1a(.netweft.agent.v1.RefreshSandboxResponse\x12`\n\rGetStatistics\x12&.netweft.agent.v1.GetStatisticsRequest\x1a\'.netweft.agent.v1.GetStatisticsResponse\x12Q\n\x08GetFacts\x12!.netweft.agent.v1.GetFactsRequest\x1a\".netweft.agent.v1.GetFactsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnetweft/agent/v1/agent.proto\x12\x10netweft.agent.v1\x1a netweft/common/v1/endpoint.proto\x1a\x1cnetweft/common/v1/host.proto\x1a\x1fnetweft/common/v1/network.proto\x1a\x1cnetweft/common/v1/plan.proto\x1a\x1fnetweft/common/v1/sandbox.proto\x1a\x1enetweft/common/v1/status.proto\"\x89\x02\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12-\n\x07network\x18\x02 \x01(\x0b\x32\x1a.netweft.common.v1.NetworkH\x00\x12-\n\x07sandbox\x18\x03 \x01(\x0b\x32\x1a.netweft.common.v1.SandboxH\x00\x12/\n\x08\x65ndpoint\x18\x04 \x01(\x0b\x32\x1b.netweft.common.v1.EndpointH\x00\x12\'\n\x04peer\x18\x05 \x01(\x0b\x32\x17.netweft.common.v1.PeerH\x00\x12+\n\x04gone\x18\x06 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRefH\x00\x42\x08\n\x06object\"C\n\tObjectRef\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.netweft.agent.v1.ObjectKind\x12\n\n\x02id\x18\x02 \x01(\t\"\x82\x02\n\x0cObjectStatus\x12+\n\x06object\x18\x01 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRef\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x19.netweft.common.v1.Status\x12\x12\n\nnetns_path\x18\x04 \x01(\t\x12\x16\n\x0einterface_name\x18\x05 \x01(\t\x12\x13\n\x0bwas_applied\x18\x06 \x01(\x08\x12/\n\x05ports\x18\x07 \x03(\x0b\x32 .netweft.common.v1.PublishedPort\x12\x16\n\x0e\x61ssigned_ports\x18\x08 \x03(\r\"K\n\x0c\x41pplyRequest\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08store_id\x18\x02 \x01(\t\"A\n\rApplyResponse\x12\x30\n\x08statuses\x18\x01 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"m\n\x12\x41pplyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12/\n\x05\x61pply\x18\x03 \x01(\x0b\x32\x1e.netweft.agent.v1.ApplyRequestH\x00\x42\x06\n\x04\x63\x61ll\"\x88\x01\n\x13\x41pplyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x19.netweft.common.v1.Status\x12\x30\n\x05\x61pply\x18\x03 \x01(\x0b\x32\x1f.netweft.agent.v1.ApplyResponseH\x00\x42\x08\n\x06\x61nswer\"8\n\x0bPlanRequest\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\":\n\x0cPlanResponse\x12*\n\x05steps\x18\x01 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\"=\n\x0eObserveRequest\x12+\n\x06object\x18\x01 \x01(\x0b\x32\x1b.netweft.agent.v1.ObjectRef\"\x82\x01\n\x0fObserveResponse\x12\x11\n\tresources\x18\x01 \x03(\t\x12*\n\x05\x64rift\x18\x02 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"C\n\x14\x43reateSandboxRequest\x12+\n\x07sandbox\x18\x01 \x01(\x0b\x32\x1a.netweft.common.v1.Sandbox\"G\n\x15\x43reateSandboxResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\"<\n\x14\x44\x65leteSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x17\n\x15\x44\x65leteSandboxResponse\"+\n\x15RefreshSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"G\n\x16RefreshSandboxResponse\x12-\n\x08repaired\x18\x01 \x03(\x0b\x32\x1b.netweft.common.v1.PlanStep\"*\n\x14GetStatisticsRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"S\n\x15GetStatisticsResponse\x12:\n\ninterfaces\x18\x01 \x03(\x0b\x32&.netweft.common.v1.InterfaceStatistics\"\x11\n\x0fGetFactsRequest\"P\n\x10GetFactsResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12+\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32\x1c.netweft.common.v1.HostFacts*\x8b\x01\n\nObjectKind\x12\x1b\n\x17OBJECT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13OBJECT_KIND_NETWORK\x10\x01\x12\x17\n\x13OBJECT_KIND_SANDBOX\x10\x02\x12\x18\n\x14OBJECT_KIND_ENDPOINT\x10\x03\x12\x14\n\x10OBJECT_KIND_PEER\x10\x04\x32\xad\x06\n\x0c\x41gentService\x12H\n\x05\x41pply\x12\x1e.netweft.agent.v1.ApplyRequest\x1a\x1f.netweft.agent.v1.ApplyResponse\x12^\n\x0b\x41pplyStream\x12$.netweft.agent.v1.ApplyStreamRequest\x1a%.netweft.agent.v1.ApplyStreamResponse(\x01\x30\x01\x12\x45\n\x04Plan\x12\x1d.netweft.agent.v1.PlanRequest\x1a\x1e.netweft.agent.v1.PlanResponse\x12N\n\x07Observe\x12 .netweft.agent.v1.ObserveRequest\x1a!.netweft.agent.v1.ObserveResponse\x12`\n\rCreateSandbox\x12&.netweft.agent.v1.CreateSandboxRequest\x1a\'.netweft.agent.v1.CreateSandboxResponse\x12`\n\rDeleteSandbox\x12&.netweft.agent.v1.DeleteSandboxRequest\x1a\'.netweft.agent.v1.DeleteSandboxResponse\x12\x63\n\x0eRefreshSandbox\x12\'.netweft.agent.v1.RefreshSandboxRequest\x1a(.netweft.agent.v1.RefreshSandboxResponse\x12`\n\rGetStatistics\x12&.netweft.agent.v1.GetStatisticsRequest\x1a\'.netweft.agent.v1.GetStatisticsResponse\x12Q\n\x08GetFacts\x12!.netweft.agent.v1.GetFactsRequest\x1a\".netweft.agent.v1.GetFactsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netweft.agent.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTKIND']._serialized_start=2102
-  _globals['_OBJECTKIND']._serialized_end=2241
+  _globals['_OBJECTKIND']._serialized_start=2126
+  _globals['_OBJECTKIND']._serialized_end=2265
   _globals['_CHANGE']._serialized_start=243
   _globals['_CHANGE']._serialized_end=508
   _globals['_OBJECTREF']._serialized_start=510
   _globals['_OBJECTREF']._serialized_end=577
   _globals['_OBJECTSTATUS']._serialized_start=580
-  _globals['_OBJECTSTATUS']._serialized_end=814
-  _globals['_APPLYREQUEST']._serialized_start=816
-  _globals['_APPLYREQUEST']._serialized_end=891
-  _globals['_APPLYRESPONSE']._serialized_start=893
-  _globals['_APPLYRESPONSE']._serialized_end=958
-  _globals['_APPLYSTREAMREQUEST']._serialized_start=960
-  _globals['_APPLYSTREAMREQUEST']._serialized_end=1069
-  _globals['_APPLYSTREAMRESPONSE']._serialized_start=1072
-  _globals['_APPLYSTREAMRESPONSE']._serialized_end=1208
-  _globals['_PLANREQUEST']._serialized_start=1210
-  _globals['_PLANREQUEST']._serialized_end=1266
-  _globals['_PLANRESPONSE']._serialized_start=1268
-  _globals['_PLANRESPONSE']._serialized_end=1326
-  _globals['_OBSERVEREQUEST']._serialized_start=1328
-  _globals['_OBSERVEREQUEST']._serialized_end=1389
-  _globals['_OBSERVERESPONSE']._serialized_start=1392
-  _globals['_OBSERVERESPONSE']._serialized_end=1522
-  _globals['_CREATESANDBOXREQUEST']._serialized_start=1524
-  _globals['_CREATESANDBOXREQUEST']._serialized_end=1591
-  _globals['_CREATESANDBOXRESPONSE']._serialized_start=1593
-  _globals['_CREATESANDBOXRESPONSE']._serialized_end=1664
-  _globals['_DELETESANDBOXREQUEST']._serialized_start=1666
-  _globals['_DELETESANDBOXREQUEST']._serialized_end=1726
-  _globals['_DELETESANDBOXRESPONSE']._serialized_start=1728
-  _globals['_DELETESANDBOXRESPONSE']._serialized_end=1751
-  _globals['_REFRESHSANDBOXREQUEST']._serialized_start=1753
-  _globals['_REFRESHSANDBOXREQUEST']._serialized_end=1796
-  _globals['_REFRESHSANDBOXRESPONSE']._serialized_start=1798
-  _globals['_REFRESHSANDBOXRESPONSE']._serialized_end=1869
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=1871
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=1913
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=1915
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=1998
-  _globals['_GETFACTSREQUEST']._serialized_start=2000
-  _globals['_GETFACTSREQUEST']._serialized_end=2017
-  _globals['_GETFACTSRESPONSE']._serialized_start=2019
-  _globals['_GETFACTSRESPONSE']._serialized_end=2099
-  _globals['_AGENTSERVICE']._serialized_start=2244
-  _globals['_AGENTSERVICE']._serialized_end=3057
+  _globals['_OBJECTSTATUS']._serialized_end=838
+  _globals['_APPLYREQUEST']._serialized_start=840
+  _globals['_APPLYREQUEST']._serialized_end=915
+  _globals['_APPLYRESPONSE']._serialized_start=917
+  _globals['_APPLYRESPONSE']._serialized_end=982
+  _globals['_APPLYSTREAMREQUEST']._serialized_start=984
+  _globals['_APPLYSTREAMREQUEST']._serialized_end=1093
+  _globals['_APPLYSTREAMRESPONSE']._serialized_start=1096
+  _globals['_APPLYSTREAMRESPONSE']._serialized_end=1232
+  _globals['_PLANREQUEST']._serialized_start=1234
+  _globals['_PLANREQUEST']._serialized_end=1290
+  _globals['_PLANRESPONSE']._serialized_start=1292
+  _globals['_PLANRESPONSE']._serialized_end=1350
+  _globals['_OBSERVEREQUEST']._serialized_start=1352
+  _globals['_OBSERVEREQUEST']._serialized_end=1413
+  _globals['_OBSERVERESPONSE']._serialized_start=1416
+  _globals['_OBSERVERESPONSE']._serialized_end=1546
+  _globals['_CREATESANDBOXREQUEST']._serialized_start=1548
+  _globals['_CREATESANDBOXREQUEST']._serialized_end=1615
+  _globals['_CREATESANDBOXRESPONSE']._serialized_start=1617
+  _globals['_CREATESANDBOXRESPONSE']._serialized_end=1688
+  _globals['_DELETESANDBOXREQUEST']._serialized_start=1690
+  _globals['_DELETESANDBOXREQUEST']._serialized_end=1750
+  _globals['_DELETESANDBOXRESPONSE']._serialized_start=1752
+  _globals['_DELETESANDBOXRESPONSE']._serialized_end=1775
+  _globals['_REFRESHSANDBOXREQUEST']._serialized_start=1777
+  _globals['_REFRESHSANDBOXREQUEST']._serialized_end=1820
+  _globals['_REFRESHSANDBOXRESPONSE']._serialized_start=1822
+  _globals['_REFRESHSANDBOXRESPONSE']._serialized_end=1893
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=1895
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=1937
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=1939
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=2022
+  _globals['_GETFACTSREQUEST']._serialized_start=2024
+  _globals['_GETFACTSREQUEST']._serialized_end=2041
+  _globals['_GETFACTSRESPONSE']._serialized_start=2043
+  _globals['_GETFACTSRESPONSE']._serialized_end=2123
+  _globals['_AGENTSERVICE']._serialized_start=2268
+  _globals['_AGENTSERVICE']._serialized_end=3081
 # @@protoc_insertion_point(module_scope)

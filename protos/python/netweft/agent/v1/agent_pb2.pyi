@@ -150,6 +150,7 @@ class ObjectStatus(_message.Message):
     INTERFACE_NAME_FIELD_NUMBER: _builtins.int
     WAS_APPLIED_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    ASSIGNED_PORTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision that the status speaks of. Since 0.1."""
     netns_path: _builtins.str
@@ -170,6 +171,12 @@ class ObjectStatus(_message.Message):
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.PublishedPort]:
         """Published ports of an endpoint with the ports that the host has assigned, in the endpoint's order. Since 0.2."""
 
+    @_builtins.property
+    def assigned_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Instead of `ports` in answer to a change of exactly this revision: the ports that the host has assigned, one for
+        each published port of the change, in its order; 0: none. Since 0.2.
+        """
+
     def __init__(
         self,
         *,
@@ -180,10 +187,11 @@ class ObjectStatus(_message.Message):
         interface_name: _builtins.str = ...,
         was_applied: _builtins.bool = ...,
         ports: _abc.Iterable[_endpoint_pb2.PublishedPort] | None = ...,
+        assigned_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface_name", b"interface_name", "netns_path", b"netns_path", "object", b"object", "ports", b"ports", "revision", b"revision", "status", b"status", "was_applied", b"was_applied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_ports", b"assigned_ports", "interface_name", b"interface_name", "netns_path", b"netns_path", "object", b"object", "ports", b"ports", "revision", b"revision", "status", b"status", "was_applied", b"was_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
