@@ -50,6 +50,8 @@ _SO_RCVBUFFORCE = 33
 _REST_S = 0.02
 _REST_LIMIT_S = 0.06
 """Own events are read when the writer has rested for so long; while it writes on and on, after so long at last."""
+_ANSWER_S = 0.005
+"""But not at once: whoever waits for what the writer has done is answered first, and a large batch has many events."""
 _BUFFER_BYTES = 64 << 20
 """A veth makes a dozen events of 4 KiB; this is for a thousand at once, and costs nothing while it is empty."""
 
@@ -135,9 +137,12 @@ class Monitor:
 
     def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take in what the writer has caused, when it has been at rest for a moment."""
+        now = loop.time()
         if self._due is not None:
+            if now >= self._latest:
+                return  # it has been put off for long enough
             self._due.cancel()
-        self._due = loop.call_at(min(loop.time() + _REST_S, self._latest), self._settle)
+        self._due = loop.call_at(max(min(now + _REST_S, self._latest), now + _ANSWER_S), self._settle)
 
     def _settle(self) -> None:
         assert self._loop is not None, "set before the first write that is listened to"
