@@ -239,8 +239,17 @@ class ServerInterceptor(aio.ServerInterceptor):
         return handle
 
     def _wrap_exchange(self, method: str, behaviour: Callable[[Any, Any], Awaitable[None]]) -> Callable[..., Any]:
-        """Wrap a bidirectional stream whose handler answers each message as a call (`exchange.serve`)."""
+        """Wrap a bidirectional stream whose handler answers each message as a call (`exchange.serve`).
+
+        Whether the caller is still let in is asked at each message: a stream lives as long as its two ends.
+        """
         enter, finish = self._bind(method)
+        admit = self._admit if self._tls else None
+
+        def check() -> None:
+            caller = identity.current()
+            if admit is not None and caller.role is not identity.Role.LOCAL:
+                admit(caller)
 
         async def handle(requests: Any, context: Context) -> None:
             del requests  # the library's iterator costs more than its `read`
@@ -256,6 +265,7 @@ class ServerInterceptor(aio.ServerInterceptor):
                     task=task,
                     waiting=self._streams,
                     is_draining=lambda: self._draining,
+                    check=check,
                     answered=finish,
                     translate=functools.partial(self._translate, method),
                 )
@@ -374,6 +384,7 @@ class _Requests:
     task: asyncio.Task[Any]
     waiting: set[asyncio.Task[Any]]
     is_draining: Callable[[], bool]
+    check: Callable[[], None]
     answered: Callable[[grpc.StatusCode, float], None]
     translate: Callable[[Exception], errors.NetweftError]
 
@@ -390,6 +401,7 @@ class _Requests:
             raise StopAsyncIteration
         if isinstance(request, errors.InvalidArgument):  # `_reader` could not read it
             raise request
+        self.check()
         return request
 
 

@@ -68,6 +68,7 @@ ACCESS: identity.Access = {
     f"{_PACKAGE}EventService/*": _EVERYBODY,
     f"{_PACKAGE}HostService/RegisterHost": _AGENTS,
     f"{_PACKAGE}HostService/ReportHost": _AGENTS,
+    f"{_PACKAGE}HostService/ReportStream": _AGENTS,
     f"{_PACKAGE}HostService/WatchHost": _AGENTS,
     f"{_PACKAGE}HostService/GetHost": _EVERYBODY,
     f"{_PACKAGE}HostService/ListHosts": _EVERYBODY,

@@ -43,6 +43,7 @@ ACCESS: identity.Access = {
     f"{_SERVICE}TransferLeases": _HOSTS,
     f"{_SERVICE}SetHosts": _CONTROLLERS,
     f"{_SERVICE}RenewLeases": _HOSTS,
+    f"{_SERVICE}RenewStream": _HOSTS,
     f"{_SERVICE}ReassertLeases": _HOSTS,
     f"{_SERVICE}GetDefaultAddressSpaces": _READERS,
     f"{_SERVICE}GetPool": _READERS,

@@ -7,7 +7,8 @@ import datetime as dt
 
 import pytest
 from netweft.controller.v1 import host_pb2, host_pb2_grpc
-from netweft_common import client, credentials, errors, identity, pki, server, switching
+from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from netweft_common import client, credentials, errors, exchange, identity, pki, server, switching
 from netweft_common.identity import Identity, Role
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +132,63 @@ async def test_who_is_not_admitted_is_told_so_and_a_local_caller_is_not_asked(au
                 await ask(connection)
         async with client.Connection(running.targets[1]) as connection:
             assert "local" == await ask(connection)
+
+
+class Ipam(ipam_pb2_grpc.IpamServiceServicer):
+    """Answers over a stream with the caller's identity, and counts the streams."""
+
+    streams = 0
+
+    async def RequestAddresses(self, request, context):
+        del request, context
+        lease = ipam_pb2.Lease(address=str(identity.current()))
+        return ipam_pb2.RequestAddressesResponse(results=[ipam_pb2.AddressResult(lease=lease)])
+
+    def AddressStream(self, requests, context):
+        self.streams += 1
+        return exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, {"request": self.RequestAddresses})
+
+
+async def test_who_is_admitted_no_more_is_told_so_over_a_stream_that_is_open(authority, tmp_path):
+    out = set()
+
+    def admit(caller):
+        if caller.name in out:
+            raise errors.Unauthenticated("HOST_UNKNOWN", f"{caller} is nobody")
+
+    ipam = Ipam()
+    made = server.Server(
+        listen_at=["localhost:0"],
+        tls_files=put(authority, tmp_path / "s", Role.CONTROLLER, "s"),
+        admit=admit,
+        grace=dt.timedelta(0),
+    ).add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, ipam)
+    async with (
+        made as running,
+        client.Connection(running.targets[0], tls_files=put(authority, tmp_path / "c", Role.CLIENT, "one")) as one,
+        client.Connection(running.targets[0], tls_files=put(authority, tmp_path / "d", Role.CLIENT, "two")) as two,
+    ):
+
+        async def call(connection):
+            stub = ipam_pb2_grpc.IpamServiceStub(connection.channel)
+            connection.over_stream(stub.AddressStream, ipam_pb2.AddressStreamRequest, request=stub.RequestAddresses)
+            answers = [
+                await connection.call(stub.RequestAddresses, ipam_pb2.RequestAddressesRequest(), timeout_s=5)
+                for _ in range(2)
+            ]
+            yield {answer.results[0].lease.address for answer in answers}
+            yield await connection.call(stub.RequestAddresses, ipam_pb2.RequestAddressesRequest(), timeout_s=5)
+
+        leaving, staying = call(one), call(two)
+        before = [await anext(leaving), await anext(staying)]
+        out.add("one")
+        with pytest.raises(errors.Unauthenticated, match="nobody"):
+            await anext(leaving)
+        after = await anext(staying)
+
+    assert [{"client/one"}, {"client/two"}] == before
+    assert "client/two" == after.results[0].lease.address
+    assert 2 == ipam.streams
 
 
 async def test_the_old_channel_ends_when_its_calls_had_time(authority, tmp_path, monkeypatch):

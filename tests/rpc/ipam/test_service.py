@@ -247,6 +247,23 @@ async def test_a_heartbeat_needs_a_host(stub):
     assert 0 == (await stub.RenewLeases(pb.RenewLeasesRequest(host_id="h"))).renewed
 
 
+async def test_heartbeats_come_over_a_stream_and_most_of_them_renew_nothing(stub):
+    pool = (await stub.RequestPool(pb.RequestPoolRequest(address_space="GlobalDefault"))).pool.id
+    asked = pb.AddressRequest(pool_id=pool, owner=pb.Owner(key="e", host_id="h"))
+    await stub.RequestAddresses(pb.RequestAddressesRequest(items=[asked]))
+    stream = stub.RenewStream()
+
+    for id_, host, alive_only in ((1, "h", False), (2, "h", True), (3, "", True)):
+        renew = pb.RenewLeasesRequest(host_id=host, alive_only=alive_only)
+        await stream.write(pb.RenewStreamRequest(id=id_, renew=renew))
+    answers = {one.id: one for one in [await stream.read() for _ in range(3)]}
+    stream.cancel()
+
+    assert (1, 0) == (answers[1].renew.renewed, answers[2].renew.renewed)
+    assert answers[1].renew.store_epoch == answers[2].renew.store_epoch
+    assert grpc.StatusCode.INVALID_ARGUMENT.value[0] == answers[3].status.code
+
+
 async def test_the_null_space_gives_pools_without_addresses_to_any_number_of_networks(stub):
     pools = [
         (await stub.RequestPool(pb.RequestPoolRequest(address_space="null", ipv6=ipv6))).pool.id

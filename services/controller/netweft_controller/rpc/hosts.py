@@ -9,7 +9,7 @@ from typing import Any
 
 from netweft.common.v1 import host_pb2 as common_host_pb2
 from netweft.controller.v1 import host_pb2, host_pb2_grpc
-from netweft_common import identity, pki
+from netweft_common import exchange, identity, pki
 
 from netweft_controller.clients import wire
 from netweft_controller.domain import fields, filters, names
@@ -78,6 +78,10 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         if request.HasField("narrow_paths"):
             await self._hosts.note_narrow_paths(request.host_id, wire.narrow_paths_from(request.narrow_paths))
         return host_pb2.ReportHostResponse(want_full=want_full)
+
+    def ReportStream(self, requests: Any, context: Any) -> Any:
+        """Take note of heartbeats, over a stream."""
+        return exchange.serve(requests, context, host_pb2.ReportStreamResponse, {"report": self.ReportHost})
 
     async def WatchHost(self, request: host_pb2.WatchHostRequest, context: Any) -> AsyncIterator[Any]:
         """Stream what a host must have."""

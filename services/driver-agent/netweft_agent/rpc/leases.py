@@ -56,6 +56,8 @@ class LeaseKeeper:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ways = [(one, ipam_pb2_grpc.IpamServiceStub(one.channel)) for one in connections]
+        for one, stub in self._ways:
+            one.over_stream(stub.RenewStream, ipam_pb2.RenewStreamRequest, renew=stub.RenewLeases)
         self._engine = engine
         self._host_id = host_id
         self._interval_s = interval_s

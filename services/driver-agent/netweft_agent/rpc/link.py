@@ -55,6 +55,9 @@ class Link:
         self._leases = leases
         self._connection = connection
         self._stub = controller_grpc.HostServiceStub(connection.channel)
+        connection.over_stream(
+            self._stub.ReportStream, controller_pb2.ReportStreamRequest, report=self._stub.ReportHost
+        )
         self._engine = engine
         self._host = host
         self._full_report = True

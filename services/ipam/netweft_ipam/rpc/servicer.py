@@ -134,6 +134,10 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
             renewed=renewal.renewed, store_epoch=renewal.store_epoch, reassert=renewal.reassert
         )
 
+    def RenewStream(self, requests: Any, context: Any) -> Any:
+        """Renew, over a stream."""
+        return exchange.serve(requests, context, ipam_pb2.RenewStreamResponse, {"renew": self.RenewLeases})
+
     async def ReassertLeases(
         self, request: ipam_pb2.ReassertLeasesRequest, context: Context
     ) -> ipam_pb2.ReassertLeasesResponse:

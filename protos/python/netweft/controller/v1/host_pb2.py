@@ -24,61 +24,66 @@ _sym_db = _symbol_database.Default()
 
 from netweft.agent.v1 import agent_pb2 as netweft_dot_agent_dot_v1_dot_agent__pb2
 from netweft.common.v1 import host_pb2 as netweft_dot_common_dot_v1_dot_host__pb2
+from netweft.common.v1 import status_pb2 as netweft_dot_common_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/controller/v1/host.proto\x12\x15netweft.controller.v1\x1a\x1cnetweft/agent/v1/agent.proto\x1a\x1cnetweft/common/v1/host.proto\"<\n\x13RegisterHostRequest\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x14RegisterHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1f\n\x17report_interval_seconds\x18\x02 \x01(\r\"\xdd\x01\n\x11ReportHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\'\n\x05\x64rift\x18\x05 \x01(\x0b\x32\x18.netweft.common.v1.Drift\x12\x34\n\x0cnarrow_paths\x18\x06 \x01(\x0b\x32\x1e.netweft.common.v1.NarrowPaths\"\'\n\x12ReportHostResponse\x12\x11\n\twant_full\x18\x01 \x01(\x08\"N\n\x10WatchHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fresume_revision\x18\x02 \x01(\x04\x12\x10\n\x08store_id\x18\x03 \x01(\t\"\x8a\x01\n\x11WatchHostResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\x12\x10\n\x08store_id\x18\x05 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"J\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"T\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.netweft.common.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44\x65leteHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x14\n\x12\x44\x65leteHostResponse\"3\n\x11\x43ordonHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\";\n\x12\x43ordonHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\" \n\x10\x44rainHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"q\n\x11\x44rainHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1a\n\x12\x64\x65tached_endpoints\x18\x02 \x01(\r\x12\x19\n\x11\x64\x65leted_sandboxes\x18\x03 \x01(\r\"T\n\x16\x43reateJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\thost_name\x18\x02 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\r\"O\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12%\n\x04host\x18\x02 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x0bJoinRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\x0c\x12\x11\n\thost_name\x18\x04 \x01(\t\"6\n\x0cJoinResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\thost_name\x18\x02 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\x82\x08\n\x0bHostService\x12g\n\x0cRegisterHost\x12*.netweft.controller.v1.RegisterHostRequest\x1a+.netweft.controller.v1.RegisterHostResponse\x12\x61\n\nReportHost\x12(.netweft.controller.v1.ReportHostRequest\x1a).netweft.controller.v1.ReportHostResponse\x12`\n\tWatchHost\x12\'.netweft.controller.v1.WatchHostRequest\x1a(.netweft.controller.v1.WatchHostResponse0\x01\x12X\n\x07GetHost\x12%.netweft.controller.v1.GetHostRequest\x1a&.netweft.controller.v1.GetHostResponse\x12^\n\tListHosts\x12\'.netweft.controller.v1.ListHostsRequest\x1a(.netweft.controller.v1.ListHostsResponse\x12\x61\n\nDeleteHost\x12(.netweft.controller.v1.DeleteHostRequest\x1a).netweft.controller.v1.DeleteHostResponse\x12\x61\n\nCordonHost\x12(.netweft.controller.v1.CordonHostRequest\x1a).netweft.controller.v1.CordonHostResponse\x12^\n\tDrainHost\x12\'.netweft.controller.v1.DrainHostRequest\x1a(.netweft.controller.v1.DrainHostResponse\x12p\n\x0f\x43reateJoinToken\x12-.netweft.controller.v1.CreateJoinTokenRequest\x1a..netweft.controller.v1.CreateJoinTokenResponse\x12s\n\x10RenewCertificate\x12..netweft.controller.v1.RenewCertificateRequest\x1a/.netweft.controller.v1.RenewCertificateResponse2^\n\x0bJoinService\x12O\n\x04Join\x12\".netweft.controller.v1.JoinRequest\x1a#.netweft.controller.v1.JoinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n netweft/controller/v1/host.proto\x12\x15netweft.controller.v1\x1a\x1cnetweft/agent/v1/agent.proto\x1a\x1cnetweft/common/v1/host.proto\x1a\x1enetweft/common/v1/status.proto\"<\n\x13RegisterHostRequest\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x14RegisterHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1f\n\x17report_interval_seconds\x18\x02 \x01(\r\"\xdd\x01\n\x11ReportHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x30\n\x08statuses\x18\x03 \x03(\x0b\x32\x1e.netweft.agent.v1.ObjectStatus\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\'\n\x05\x64rift\x18\x05 \x01(\x0b\x32\x18.netweft.common.v1.Drift\x12\x34\n\x0cnarrow_paths\x18\x06 \x01(\x0b\x32\x1e.netweft.common.v1.NarrowPaths\"\'\n\x12ReportHostResponse\x12\x11\n\twant_full\x18\x01 \x01(\x08\"y\n\x13ReportStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12:\n\x06report\x18\x03 \x01(\x0b\x32(.netweft.controller.v1.ReportHostRequestH\x00\x42\x06\n\x04\x63\x61ll\"\x94\x01\n\x14ReportStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x19.netweft.common.v1.Status\x12;\n\x06report\x18\x03 \x01(\x0b\x32).netweft.controller.v1.ReportHostResponseH\x00\x42\x08\n\x06\x61nswer\"N\n\x10WatchHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fresume_revision\x18\x02 \x01(\x04\x12\x10\n\x08store_id\x18\x03 \x01(\t\"\x8a\x01\n\x11WatchHostResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.netweft.agent.v1.Change\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\x12\x10\n\x08store_id\x18\x05 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\"J\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x03 \x03(\t\"T\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.netweft.common.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44\x65leteHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x14\n\x12\x44\x65leteHostResponse\"3\n\x11\x43ordonHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\";\n\x12\x43ordonHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\" \n\x10\x44rainHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"q\n\x11\x44rainHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.netweft.common.v1.Host\x12\x1a\n\x12\x64\x65tached_endpoints\x18\x02 \x01(\r\x12\x19\n\x11\x64\x65leted_sandboxes\x18\x03 \x01(\r\"T\n\x16\x43reateJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\thost_name\x18\x02 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\r\"O\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12%\n\x04host\x18\x02 \x01(\x0b\x32\x17.netweft.common.v1.Host\"^\n\x0bJoinRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\x0c\x12\x11\n\thost_name\x18\x04 \x01(\t\"6\n\x0cJoinResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\thost_name\x18\x02 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xef\x08\n\x0bHostService\x12g\n\x0cRegisterHost\x12*.netweft.controller.v1.RegisterHostRequest\x1a+.netweft.controller.v1.RegisterHostResponse\x12\x61\n\nReportHost\x12(.netweft.controller.v1.ReportHostRequest\x1a).netweft.controller.v1.ReportHostResponse\x12k\n\x0cReportStream\x12*.netweft.controller.v1.ReportStreamRequest\x1a+.netweft.controller.v1.ReportStreamResponse(\x01\x30\x01\x12`\n\tWatchHost\x12\'.netweft.controller.v1.WatchHostRequest\x1a(.netweft.controller.v1.WatchHostResponse0\x01\x12X\n\x07GetHost\x12%.netweft.controller.v1.GetHostRequest\x1a&.netweft.controller.v1.GetHostResponse\x12^\n\tListHosts\x12\'.netweft.controller.v1.ListHostsRequest\x1a(.netweft.controller.v1.ListHostsResponse\x12\x61\n\nDeleteHost\x12(.netweft.controller.v1.DeleteHostRequest\x1a).netweft.controller.v1.DeleteHostResponse\x12\x61\n\nCordonHost\x12(.netweft.controller.v1.CordonHostRequest\x1a).netweft.controller.v1.CordonHostResponse\x12^\n\tDrainHost\x12\'.netweft.controller.v1.DrainHostRequest\x1a(.netweft.controller.v1.DrainHostResponse\x12p\n\x0f\x43reateJoinToken\x12-.netweft.controller.v1.CreateJoinTokenRequest\x1a..netweft.controller.v1.CreateJoinTokenResponse\x12s\n\x10RenewCertificate\x12..netweft.controller.v1.RenewCertificateRequest\x1a/.netweft.controller.v1.RenewCertificateResponse2^\n\x0bJoinService\x12O\n\x04Join\x12\".netweft.controller.v1.JoinRequest\x1a#.netweft.controller.v1.JoinResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netweft.controller.v1.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERHOSTREQUEST']._serialized_start=119
-  _globals['_REGISTERHOSTREQUEST']._serialized_end=179
-  _globals['_REGISTERHOSTRESPONSE']._serialized_start=181
-  _globals['_REGISTERHOSTRESPONSE']._serialized_end=275
-  _globals['_REPORTHOSTREQUEST']._serialized_start=278
-  _globals['_REPORTHOSTREQUEST']._serialized_end=499
-  _globals['_REPORTHOSTRESPONSE']._serialized_start=501
-  _globals['_REPORTHOSTRESPONSE']._serialized_end=540
-  _globals['_WATCHHOSTREQUEST']._serialized_start=542
-  _globals['_WATCHHOSTREQUEST']._serialized_end=620
-  _globals['_WATCHHOSTRESPONSE']._serialized_start=623
-  _globals['_WATCHHOSTRESPONSE']._serialized_end=761
-  _globals['_GETHOSTREQUEST']._serialized_start=763
-  _globals['_GETHOSTREQUEST']._serialized_end=793
-  _globals['_GETHOSTRESPONSE']._serialized_start=795
-  _globals['_GETHOSTRESPONSE']._serialized_end=851
-  _globals['_LISTHOSTSREQUEST']._serialized_start=853
-  _globals['_LISTHOSTSREQUEST']._serialized_end=927
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=929
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=1013
-  _globals['_DELETEHOSTREQUEST']._serialized_start=1015
-  _globals['_DELETEHOSTREQUEST']._serialized_end=1083
-  _globals['_DELETEHOSTRESPONSE']._serialized_start=1085
-  _globals['_DELETEHOSTRESPONSE']._serialized_end=1105
-  _globals['_CORDONHOSTREQUEST']._serialized_start=1107
-  _globals['_CORDONHOSTREQUEST']._serialized_end=1158
-  _globals['_CORDONHOSTRESPONSE']._serialized_start=1160
-  _globals['_CORDONHOSTRESPONSE']._serialized_end=1219
-  _globals['_DRAINHOSTREQUEST']._serialized_start=1221
-  _globals['_DRAINHOSTREQUEST']._serialized_end=1253
-  _globals['_DRAINHOSTRESPONSE']._serialized_start=1255
-  _globals['_DRAINHOSTRESPONSE']._serialized_end=1368
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1370
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1454
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1456
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=1535
-  _globals['_JOINREQUEST']._serialized_start=1537
-  _globals['_JOINREQUEST']._serialized_end=1631
-  _globals['_JOINRESPONSE']._serialized_start=1633
-  _globals['_JOINRESPONSE']._serialized_end=1687
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1689
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1743
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1745
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1792
-  _globals['_HOSTSERVICE']._serialized_start=1795
-  _globals['_HOSTSERVICE']._serialized_end=2821
-  _globals['_JOINSERVICE']._serialized_start=2823
-  _globals['_JOINSERVICE']._serialized_end=2917
+  _globals['_REGISTERHOSTREQUEST']._serialized_start=151
+  _globals['_REGISTERHOSTREQUEST']._serialized_end=211
+  _globals['_REGISTERHOSTRESPONSE']._serialized_start=213
+  _globals['_REGISTERHOSTRESPONSE']._serialized_end=307
+  _globals['_REPORTHOSTREQUEST']._serialized_start=310
+  _globals['_REPORTHOSTREQUEST']._serialized_end=531
+  _globals['_REPORTHOSTRESPONSE']._serialized_start=533
+  _globals['_REPORTHOSTRESPONSE']._serialized_end=572
+  _globals['_REPORTSTREAMREQUEST']._serialized_start=574
+  _globals['_REPORTSTREAMREQUEST']._serialized_end=695
+  _globals['_REPORTSTREAMRESPONSE']._serialized_start=698
+  _globals['_REPORTSTREAMRESPONSE']._serialized_end=846
+  _globals['_WATCHHOSTREQUEST']._serialized_start=848
+  _globals['_WATCHHOSTREQUEST']._serialized_end=926
+  _globals['_WATCHHOSTRESPONSE']._serialized_start=929
+  _globals['_WATCHHOSTRESPONSE']._serialized_end=1067
+  _globals['_GETHOSTREQUEST']._serialized_start=1069
+  _globals['_GETHOSTREQUEST']._serialized_end=1099
+  _globals['_GETHOSTRESPONSE']._serialized_start=1101
+  _globals['_GETHOSTRESPONSE']._serialized_end=1157
+  _globals['_LISTHOSTSREQUEST']._serialized_start=1159
+  _globals['_LISTHOSTSREQUEST']._serialized_end=1233
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=1235
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=1319
+  _globals['_DELETEHOSTREQUEST']._serialized_start=1321
+  _globals['_DELETEHOSTREQUEST']._serialized_end=1389
+  _globals['_DELETEHOSTRESPONSE']._serialized_start=1391
+  _globals['_DELETEHOSTRESPONSE']._serialized_end=1411
+  _globals['_CORDONHOSTREQUEST']._serialized_start=1413
+  _globals['_CORDONHOSTREQUEST']._serialized_end=1464
+  _globals['_CORDONHOSTRESPONSE']._serialized_start=1466
+  _globals['_CORDONHOSTRESPONSE']._serialized_end=1525
+  _globals['_DRAINHOSTREQUEST']._serialized_start=1527
+  _globals['_DRAINHOSTREQUEST']._serialized_end=1559
+  _globals['_DRAINHOSTRESPONSE']._serialized_start=1561
+  _globals['_DRAINHOSTRESPONSE']._serialized_end=1674
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1676
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1760
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1762
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=1841
+  _globals['_JOINREQUEST']._serialized_start=1843
+  _globals['_JOINREQUEST']._serialized_end=1937
+  _globals['_JOINRESPONSE']._serialized_start=1939
+  _globals['_JOINRESPONSE']._serialized_end=1993
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1995
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2049
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2051
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2098
+  _globals['_HOSTSERVICE']._serialized_start=2101
+  _globals['_HOSTSERVICE']._serialized_end=3236
+  _globals['_JOINSERVICE']._serialized_start=3238
+  _globals['_JOINSERVICE']._serialized_end=3332
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from netweft.agent.v1 import agent_pb2 as _agent_pb2
 from netweft.common.v1 import host_pb2 as _host_pb2
+from netweft.common.v1 import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -143,6 +144,76 @@ class ReportHostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportHostResponse: _TypeAlias = ReportHostResponse  # noqa: Y015
+
+@_typing.final
+class ReportStreamRequest(_message.Message):
+    """ReportStreamRequest is one call of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Returned with the answer; unique among the stream's calls in flight. Since 0.2."""
+    timeout_ms: _builtins.int
+    """How long the caller waits, in milliseconds; 0: no limit. Since 0.2."""
+    @_builtins.property
+    def report(self) -> Global___ReportHostRequest:
+        """ReportHost. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        report: Global___ReportHostRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "id", b"id", "report", b"report", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["report"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___ReportStreamRequest: _TypeAlias = ReportStreamRequest  # noqa: Y015
+
+@_typing.final
+class ReportStreamResponse(_message.Message):
+    """ReportStreamResponse is the answer to one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the request. Since 0.2."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """OK, or why the call failed. Since 0.2."""
+
+    @_builtins.property
+    def report(self) -> Global___ReportHostResponse:
+        """Of report. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+        report: Global___ReportHostResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "report", b"report", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "id", b"id", "report", b"report", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["report"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___ReportStreamResponse: _TypeAlias = ReportStreamResponse  # noqa: Y015
 
 @_typing.final
 class WatchHostRequest(_message.Message):

@@ -45,6 +45,11 @@ class HostServiceStub:
                 request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostRequest.SerializeToString,
                 response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostResponse.FromString,
                 _registered_method=True)
+        self.ReportStream = channel.stream_stream(
+                '/netweft.controller.v1.HostService/ReportStream',
+                request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamRequest.SerializeToString,
+                response_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamResponse.FromString,
+                _registered_method=True)
         self.WatchHost = channel.unary_stream(
                 '/netweft.controller.v1.HostService/WatchHost',
                 request_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.WatchHostRequest.SerializeToString,
@@ -101,6 +106,14 @@ class HostServiceServicer:
 
     def ReportHost(self, request, context):
         """Heartbeat with the state of what the host holds. NOT_FOUND: register again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportStream(self, request_iterator, context):
+        """Report any number of times over one stream, each request with its own answer. A message on an open stream costs a
+        third of a call of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +189,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.ReportHost,
                     request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostRequest.FromString,
                     response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostResponse.SerializeToString,
+            ),
+            'ReportStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ReportStream,
+                    request_deserializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamRequest.FromString,
+                    response_serializer=netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamResponse.SerializeToString,
             ),
             'WatchHost': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchHost,
@@ -273,6 +291,33 @@ class HostService:
             '/netweft.controller.v1.HostService/ReportHost',
             netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostRequest.SerializeToString,
             netweft_dot_controller_dot_v1_dot_host__pb2.ReportHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netweft.controller.v1.HostService/ReportStream',
+            netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamRequest.SerializeToString,
+            netweft_dot_controller_dot_v1_dot_host__pb2.ReportStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class HostServiceStub:
     """
     ReportHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.ReportHostRequest, _host_pb2.ReportHostResponse]
     """Heartbeat with the state of what the host holds. NOT_FOUND: register again."""
+    ReportStream: _grpc.StreamStreamMultiCallable[_host_pb2.ReportStreamRequest, _host_pb2.ReportStreamResponse]
+    """Report any number of times over one stream, each request with its own answer. A message on an open stream costs a
+    third of a call of its own.
+    """
     WatchHost: _grpc.UnaryStreamMultiCallable[_host_pb2.WatchHostRequest, _host_pb2.WatchHostResponse]
     """Stream everything that the host needs: a snapshot, or the changes since a revision, then each change as it comes.
     Ends with ABORTED when the host fell too far behind: resume by revision.
@@ -71,6 +75,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     ReportHost: _aio.UnaryUnaryMultiCallable[_host_pb2.ReportHostRequest, _host_pb2.ReportHostResponse]  # type: ignore[assignment]
     """Heartbeat with the state of what the host holds. NOT_FOUND: register again."""
+    ReportStream: _aio.StreamStreamMultiCallable[_host_pb2.ReportStreamRequest, _host_pb2.ReportStreamResponse]  # type: ignore[assignment]
+    """Report any number of times over one stream, each request with its own answer. A message on an open stream costs a
+    third of a call of its own.
+    """
     WatchHost: _aio.UnaryStreamMultiCallable[_host_pb2.WatchHostRequest, _host_pb2.WatchHostResponse]  # type: ignore[assignment]
     """Stream everything that the host needs: a snapshot, or the changes since a revision, then each change as it comes.
     Ends with ABORTED when the host fell too far behind: resume by revision.
@@ -112,6 +120,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ReportHostResponse, _abc.Awaitable[_host_pb2.ReportHostResponse]]:
         """Heartbeat with the state of what the host holds. NOT_FOUND: register again."""
+
+    @_abc_1.abstractmethod
+    def ReportStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_host_pb2.ReportStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_pb2.ReportStreamResponse], _abc.AsyncIterator[_host_pb2.ReportStreamResponse]]:
+        """Report any number of times over one stream, each request with its own answer. A message on an open stream costs a
+        third of a call of its own.
+        """
 
     @_abc_1.abstractmethod
     def WatchHost(

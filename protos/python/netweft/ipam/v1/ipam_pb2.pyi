@@ -919,6 +919,76 @@ class RenewLeasesResponse(_message.Message):
 Global___RenewLeasesResponse: _TypeAlias = RenewLeasesResponse  # noqa: Y015
 
 @_typing.final
+class RenewStreamRequest(_message.Message):
+    """RenewStreamRequest is one call of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Returned with the answer; unique among the stream's calls in flight. Since 0.2."""
+    timeout_ms: _builtins.int
+    """How long the caller waits, in milliseconds; 0: no limit. Since 0.2."""
+    @_builtins.property
+    def renew(self) -> Global___RenewLeasesRequest:
+        """RenewLeases. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        renew: Global___RenewLeasesRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "renew", b"renew"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "id", b"id", "renew", b"renew", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["renew"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___RenewStreamRequest: _TypeAlias = RenewStreamRequest  # noqa: Y015
+
+@_typing.final
+class RenewStreamResponse(_message.Message):
+    """RenewStreamResponse is the answer to one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the request. Since 0.2."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """OK, or why the call failed. Since 0.2."""
+
+    @_builtins.property
+    def renew(self) -> Global___RenewLeasesResponse:
+        """Of renew. Since 0.2."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+        renew: Global___RenewLeasesResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "renew", b"renew", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "id", b"id", "renew", b"renew", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["renew"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___RenewStreamResponse: _TypeAlias = RenewStreamResponse  # noqa: Y015
+
+@_typing.final
 class ReassertLeasesRequest(_message.Message):
     """ReassertLeasesRequest reports all that a host holds."""
 

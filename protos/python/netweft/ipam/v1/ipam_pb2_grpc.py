@@ -80,6 +80,11 @@ class IpamServiceStub:
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesRequest.SerializeToString,
                 response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesResponse.FromString,
                 _registered_method=True)
+        self.RenewStream = channel.stream_stream(
+                '/netweft.ipam.v1.IpamService/RenewStream',
+                request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamRequest.SerializeToString,
+                response_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamResponse.FromString,
+                _registered_method=True)
         self.ListLeases = channel.unary_unary(
                 '/netweft.ipam.v1.IpamService/ListLeases',
                 request_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.ListLeasesRequest.SerializeToString,
@@ -186,6 +191,13 @@ class IpamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewStream(self, request_iterator, context):
+        """Renew any number of times over one stream, as AddressStream: for the heartbeats of hosts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLeases(self, request, context):
         """List leases of a pool in address order, or of an owner.
         """
@@ -285,6 +297,11 @@ def add_IpamServiceServicer_to_server(servicer, server):
                     servicer.RenewLeases,
                     request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesRequest.FromString,
                     response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesResponse.SerializeToString,
+            ),
+            'RenewStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RenewStream,
+                    request_deserializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamRequest.FromString,
+                    response_serializer=netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamResponse.SerializeToString,
             ),
             'ListLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLeases,
@@ -566,6 +583,33 @@ class IpamService:
             '/netweft.ipam.v1.IpamService/RenewLeases',
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesRequest.SerializeToString,
             netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netweft.ipam.v1.IpamService/RenewStream',
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamRequest.SerializeToString,
+            netweft_dot_ipam_dot_v1_dot_ipam__pb2.RenewStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class IpamServiceStub:
     """
     RenewLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.RenewLeasesRequest, _ipam_pb2.RenewLeasesResponse]
     """Renew leases with a TTL, by owner host or by address."""
+    RenewStream: _grpc.StreamStreamMultiCallable[_ipam_pb2.RenewStreamRequest, _ipam_pb2.RenewStreamResponse]
+    """Renew any number of times over one stream, as AddressStream: for the heartbeats of hosts."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]
     """List leases of a pool in address order, or of an owner."""
     ReassertLeases: _grpc.UnaryUnaryMultiCallable[_ipam_pb2.ReassertLeasesRequest, _ipam_pb2.ReassertLeasesResponse]
@@ -103,6 +105,8 @@ class IpamServiceAsyncStub(IpamServiceStub):
     """
     RenewLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.RenewLeasesRequest, _ipam_pb2.RenewLeasesResponse]  # type: ignore[assignment]
     """Renew leases with a TTL, by owner host or by address."""
+    RenewStream: _aio.StreamStreamMultiCallable[_ipam_pb2.RenewStreamRequest, _ipam_pb2.RenewStreamResponse]  # type: ignore[assignment]
+    """Renew any number of times over one stream, as AddressStream: for the heartbeats of hosts."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ListLeasesRequest, _ipam_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """List leases of a pool in address order, or of an owner."""
     ReassertLeases: _aio.UnaryUnaryMultiCallable[_ipam_pb2.ReassertLeasesRequest, _ipam_pb2.ReassertLeasesResponse]  # type: ignore[assignment]
@@ -202,6 +206,14 @@ class IpamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ipam_pb2.RenewLeasesResponse, _abc.Awaitable[_ipam_pb2.RenewLeasesResponse]]:
         """Renew leases with a TTL, by owner host or by address."""
+
+    @_abc_1.abstractmethod
+    def RenewStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ipam_pb2.RenewStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ipam_pb2.RenewStreamResponse], _abc.AsyncIterator[_ipam_pb2.RenewStreamResponse]]:
+        """Renew any number of times over one stream, as AddressStream: for the heartbeats of hosts."""
 
     @_abc_1.abstractmethod
     def ListLeases(
