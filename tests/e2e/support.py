@@ -160,14 +160,20 @@ def unanswered(pinger: reach.Pinger) -> list[str]:
 # The truth about a cluster
 
 
-def problems(cluster: Cluster) -> list[str]:
-    """Return everything that is half-made, left over or lost; what serves nobody is a problem too."""
+def problems(cluster: Cluster, *, leases: bool = True) -> list[str]:
+    """Return everything that is half-made, left over or lost; what serves nobody is a problem too.
+
+    Args:
+        cluster: Where to look.
+        leases: False: do not look for leases and pools that serve nobody. What a caller has asked for and never asked
+            for again is kept for him until the controllers' orphan grace is over.
+    """
     with cluster.client() as client:
         found = _Cluster(client)
         return [
             *found.unsettled(),
-            *found.wrong_pools(),
-            *found.wrong_leases(),
+            *(found.wrong_pools() if leases else ()),
+            *(found.wrong_leases() if leases else ()),
             *(line for host in found.hosts for line in _wrong_on_host(cluster, client, found, host)),
         ]
 
