@@ -26,7 +26,10 @@ class AgentSettings(settings.ServiceSettings):
     )
     lease_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=2),
-        metadata=settings.about("How often IPAM is told that this host lives; shorter than any lease's TTL."),
+        metadata=settings.about(
+            "How often IPAM is told that this host lives, unless it says that that may be seldom; shorter than any"
+            " lease's TTL."
+        ),
     )
     host_name: str = field(default="", metadata=settings.about("Name of this host; empty: the machine's own."))
     vtep_address: str = field(

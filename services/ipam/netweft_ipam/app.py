@@ -16,6 +16,7 @@ from netweft_common.server import Server
 from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
 from netweft_ipam.engine.gate import Gate
 from netweft_ipam.engine.nullspace import NullSpaceStore
+from netweft_ipam.engine.pace import Pace
 from netweft_ipam.rpc.servicer import IpamServicer
 from netweft_ipam.settings import IpamSettings
 from netweft_ipam.store.connection import Connection
@@ -110,7 +111,8 @@ def build_server(
         registry=registry,
     )
     leases = LeaseMetrics(registry) if registry is not None else None
-    servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases, gate)
+    pace = Pace(chosen.renewals_per_second)
+    servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases, gate, pace)
     return server.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, servicer)
 
 

@@ -50,6 +50,13 @@ class IpamSettings(ServiceSettings):
     sweep_interval: dt.timedelta = field(
         default=dt.timedelta(seconds=5), metadata=about("How often leases whose TTL is over are ended.")
     )
+    renewals_per_second: int = field(
+        default=100,
+        metadata=about(
+            "Heartbeats a second that this replica asks of all hosts together: the more hosts there are, the longer"
+            " each may be silent, up to 10 s; 0: each speaks as often as its own settings say."
+        ),
+    )
     wait_replicas: int = field(
         default=0, metadata=about("How many replicas must have a write before it is acknowledged; 0: none.")
     )
@@ -79,7 +86,11 @@ class IpamSettings(ServiceSettings):
         Raises:
             InvalidArgument: There is one.
         """
-        for name, value in (("events_kept", self.events_kept), ("wait_replicas", self.wait_replicas)):
+        for name, value in (
+            ("events_kept", self.events_kept),
+            ("renewals_per_second", self.renewals_per_second),
+            ("wait_replicas", self.wait_replicas),
+        ):
             if value < 0:
                 raise _malformed(name, value, "a count, 0 or more")
         if not self.sweep_interval:

@@ -289,6 +289,24 @@ async def test_leases_of_a_host_that_only_says_that_it_lives_do_not_end(desk, cl
     assert {} == await desk.held(pool)
 
 
+@pytest.mark.parametrize("verb", ["beat_host", "renew_host"])
+async def test_the_ttl_of_a_host_that_may_be_silent_runs_from_the_end_of_that_time(desk, clock, verb):
+    pool = await desk.pool("g/10.1.0.0/24")
+    await desk.lease(pool, ask("a", host="h1", ttl_s=3), ask("b", host="h2", ttl_s=3))
+    await getattr(desk.store, verb)("h1", silent_ms=10_000)
+    await desk.store.beat_host("h2")
+    clock.advance(5)
+    early = await desk.store.sweep()
+    held = await desk.held(pool)
+    await desk.store.beat_host("h1")  # a word that comes sooner takes nothing back
+    clock.advance(7)
+    later = await desk.store.sweep()
+    clock.advance(2)
+
+    assert (1, {"10.1.0.1": "a"}) == (early, held)
+    assert (0, 1) == (later, await desk.store.sweep())
+
+
 async def test_asking_again_renews_a_lease(desk, clock):
     pool = await desk.pool("g/10.1.0.0/24")
     await desk.lease(pool, ask("a", ttl_s=30))

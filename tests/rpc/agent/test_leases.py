@@ -17,6 +17,7 @@ from netweft_agent.engine.journal import Position
 from netweft_agent.rpc import servicer
 from netweft_agent.rpc.leases import LeaseKeeper
 from netweft_common import client, server, status
+from netweft_common.errors import Unavailable
 from netweft_ipam import app
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.settings import IpamSettings
@@ -110,6 +111,21 @@ async def world(rig, tmp_path, store_server):
         await rig.engine.apply_snapshot([], Position(store_id="s", revision=1))
         yield made
     await store.aclose()
+
+
+async def test_one_host_of_many_speaks_more_seldom_and_as_before_when_ipam_does_not_answer(world):
+    for number in range(300):
+        await world.stub.RenewLeases(pb.RenewLeasesRequest(host_id=oid(number)))
+    before = world.keeper.silent_s
+    await world.keeper.beat()
+    among_many = world.keeper.silent_s
+    async with client.Connection(f"{world.target}.none") as nobody:
+        keeper = world.keep(nobody)
+        keeper.silent_s = among_many
+        with pytest.raises(Unavailable):
+            await keeper.beat()
+
+    assert (1, 3.01, 1) == (before, among_many, keeper.silent_s)
 
 
 async def test_a_host_reports_what_it_holds_and_what_was_lost_is_its_own_again(world):

@@ -42,7 +42,7 @@ class LeaseKeeper:
         connections: To IPAM's replicas, of which the first one that answers is kept to; owned by the caller.
         engine: The host's engine, started.
         host_id: Id of the host.
-        interval_s: Between heartbeats.
+        interval_s: Between heartbeats, unless IPAM says that it may be longer.
         monotonic: Clock in seconds.
     """
 
@@ -61,6 +61,8 @@ class LeaseKeeper:
         self._engine = engine
         self._host_id = host_id
         self._interval_s = interval_s
+        self.silent_s = interval_s
+        """Until the next heartbeat: longer than asked for where IPAM has many hosts to hear."""
         self._monotonic = monotonic
         self._book = leases.Book()
         self._lost: dict[Ref, NetweftError] = {}
@@ -91,7 +93,7 @@ class LeaseKeeper:
                 if self._away:
                     log.info("IPAM knows again that this host lives")
                 self._away = False
-            await asyncio.sleep(self._interval_s * (1 - JITTER * random.random()))  # noqa: S311  # no secret
+            await asyncio.sleep(self.silent_s * (1 - JITTER * random.random()))  # noqa: S311  # no secret
 
     async def beat(self) -> None:
         """Tell that the host lives, and what else IPAM is to know.
@@ -99,8 +101,10 @@ class LeaseKeeper:
         Raises:
             NetweftError: IPAM does not answer, or does not take this host's word.
         """
+        self.silent_s = self._interval_s
         request = ipam_pb2.RenewLeasesRequest(host_id=self._host_id, alive_only=next(self._beats) % RENEWED_EACH > 0)
         answer = await self._call(lambda stub: stub.RenewLeases, request)
+        self.silent_s = max(self._interval_s, answer.silent_ms / 1e3)
         before = self._book.store_epoch
         self._book.hear(answer.store_epoch, reassert=answer.reassert, holds=self._is_old, now_s=self._monotonic())
         if before and before != answer.store_epoch:

@@ -20,6 +20,7 @@ from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
 from netweft_ipam.engine.gate import Gate
+from netweft_ipam.engine.pace import Pace
 from netweft_ipam.rpc import convert, leasewire, limits
 from netweft_ipam.store.protocol import BEFORE_ALL, Store
 
@@ -43,6 +44,7 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         predefined: Where pools come from when nobody names a subnet.
         metrics: Where outcomes are counted; None: nowhere.
         gate: Who is told which hosts there are; None: one of its own.
+        pace: How often hosts are to speak; None: as they like.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         predefined: Predefined,
         metrics: LeaseMetrics | None = None,
         gate: Gate | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._metrics = metrics
+        self._pace = pace if pace is not None else Pace(0)
         self._gate = gate if gate is not None else Gate(store)
         self._store = store
         self._allocator = Allocator(store)
@@ -129,9 +133,14 @@ class IpamServicer(ipam_pb2_grpc.IpamServiceServicer):
         """Renew all leases of a host, or note that it lives. Idempotent by nature: the request id is only checked."""
         limits.check_request_id(request.request_id)
         host_id = await self._own_host(request.host_id)
-        renewal = await (self._store.beat_host if request.alive_only else self._store.renew_host)(host_id)
+        silent_ms = self._pace.silent_ms(host_id)
+        speak = self._store.beat_host if request.alive_only else self._store.renew_host
+        renewal = await speak(host_id, silent_ms=silent_ms)
         return ipam_pb2.RenewLeasesResponse(
-            renewed=renewal.renewed, store_epoch=renewal.store_epoch, reassert=renewal.reassert
+            renewed=renewal.renewed,
+            store_epoch=renewal.store_epoch,
+            reassert=renewal.reassert,
+            silent_ms=silent_ms,
         )
 
     def RenewStream(self, requests: Any, context: Any) -> Any:

@@ -259,9 +259,9 @@ class Families:
                 outcomes.append(refusals.stale_epoch(pool, item.address, int(next(words)), item.epoch))
         return outcomes
 
-    async def renew(self, pool: PoolId, host_id: str) -> int | None:
+    async def renew(self, pool: PoolId, host_id: str, silent_ms: int) -> int | None:
         """Renew a host's leases in a family; returns how many it holds there, None when the family is no more."""
-        code, *held = await self._run("renew", self._layout(pool), host_id)
+        code, *held = await self._run("renew", self._layout(pool), host_id, silent_ms)
         return None if code == b"NOPOOL" else int(held[0])
 
     async def sweep(self, pool: PoolId, *, limit: int, heartbeats: Mapping[str, int]) -> tuple[int, list[str], bool]:

@@ -27,9 +27,15 @@ class HostBook:
         self._key = f"{{{prefix}:hosts}}:live"
         self._now_ms = now_ms
 
-    async def beat(self, host_id: str, store_epoch: str) -> tuple[int, bool]:
-        """Note a heartbeat; returns the time in ms, and whether the host has reported under the epoch."""
-        now, reported = await self._run("beat", store_epoch, host_id)
+    async def beat(self, host_id: str, store_epoch: str, silent_ms: int) -> tuple[int, bool]:
+        """Note a heartbeat; returns the time in ms, and whether the host has reported under the epoch.
+
+        Args:
+            host_id: Whose.
+            store_epoch: The present one.
+            silent_ms: How long the host may be silent from now on.
+        """
+        now, reported = await self._run("beat", store_epoch, host_id, silent_ms)
         return int(now), bool(reported)
 
     async def reported(self, host_id: str, store_epoch: str) -> int:
@@ -52,7 +58,7 @@ class HostBook:
         )
 
     async def last_beat(self, host_id: str) -> int:
-        """Return when a host was last heard of, ms since the epoch; 0: never."""
+        """Return until when a host need not be heard of, since it was last, ms since the epoch; 0: it never was."""
         score = await self._connection.command("ZSCORE", f"{self._key[:-4]}beats", host_id)
         return int(float(score)) if score is not None else 0
 

@@ -165,16 +165,16 @@ class MemoryStore:
         if family and tag.id and family.seen.get(tag.id, tag.fingerprint) != tag.fingerprint:
             raise refusals.request_id_reused(tag.id)
 
-    async def beat_host(self, host_id: str) -> Renewal:
+    async def beat_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
-        return dataclasses.replace(await self.renew_host(host_id), renewed=0)
+        return dataclasses.replace(await self.renew_host(host_id, silent_ms=silent_ms), renewed=0)
 
-    async def renew_host(self, host_id: str) -> Renewal:
+    async def renew_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
         self._reported.setdefault(host_id, False)
         renewed = 0
         for family in self._families.values():
-            family.beats[host_id] = self._now_ms()
+            family.beats[host_id] = max(family.beats.get(host_id, 0), self._now_ms() + silent_ms)
             renewed += sum(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values())
         return Renewal(renewed=renewed, store_epoch=_STORE_EPOCH, reassert=not self._reported[host_id])
 

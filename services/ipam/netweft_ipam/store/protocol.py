@@ -126,12 +126,17 @@ class Store(Protocol):
         """
         ...
 
-    async def beat_host(self, host_id: str) -> Renewal:
-        """Note that a host lives, so that none of its leases ends; renews none, and says of none until when it is."""
+    async def beat_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
+        """Note that a host lives, so that none of its leases ends; renews none, and says of none until when it is.
+
+        Args:
+            host_id: The host.
+            silent_ms: How long it may be silent from now on: TTLs of its leases run from the end of that time.
+        """
         ...
 
-    async def renew_host(self, host_id: str) -> Renewal:
-        """Note that a host lives, which renews all its leases."""
+    async def renew_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
+        """Note that a host lives, which renews all its leases; arguments as those of `beat_host`."""
         ...
 
     async def bind_agent(self, host_id: str, name: str) -> str:

@@ -167,20 +167,20 @@ class RedisStore:
         """See Store."""
         await self._families.check_tag(pool, tag)
 
-    async def beat_host(self, host_id: str) -> Renewal:
+    async def beat_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
         epoch = (await self._read_epoch()).id
-        beat_ms, reported = await self._hosts.beat(host_id, epoch)
+        beat_ms, reported = await self._hosts.beat(host_id, epoch, silent_ms)
         if host_id in self._beats:
             self._beats[host_id] = beat_ms
         return Renewal(renewed=0, store_epoch=epoch, reassert=not reported)
 
-    async def renew_host(self, host_id: str) -> Renewal:
+    async def renew_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
-        beaten = await self.beat_host(host_id)
+        beaten = await self.beat_host(host_id, silent_ms=silent_ms)
         names = await self._hosts.pools(host_id)
         pools = [parse_pool_id(name, field="pool_id") for name in names]
-        held = await asyncio.gather(*(self._families.renew(pool, host_id) for pool in pools))
+        held = await asyncio.gather(*(self._families.renew(pool, host_id, silent_ms) for pool in pools))
         for name, count in zip(names, held, strict=True):
             if count is None:
                 await self._hosts.remove_pool(host_id, name)

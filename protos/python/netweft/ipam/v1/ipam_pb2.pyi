@@ -895,6 +895,7 @@ class RenewLeasesResponse(_message.Message):
     RENEWED_FIELD_NUMBER: _builtins.int
     STORE_EPOCH_FIELD_NUMBER: _builtins.int
     REASSERT_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
     renewed: _builtins.int
     """Leases renewed; 0 with alive_only. Since 0.1."""
     store_epoch: _builtins.str
@@ -903,16 +904,21 @@ class RenewLeasesResponse(_message.Message):
     """
     reassert: _builtins.bool
     """True: the host has not reported under this store epoch yet. Since 0.1."""
+    silent_ms: _builtins.int
+    """How long the host may be silent from now on, in milliseconds, for there are many: the TTLs of its leases run from the
+    end of that time. 0: as long as it likes. Since 0.2.
+    """
     def __init__(
         self,
         *,
         renewed: _builtins.int = ...,
         store_epoch: _builtins.str = ...,
         reassert: _builtins.bool = ...,
+        silent_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reassert", b"reassert", "renewed", b"renewed", "store_epoch", b"store_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reassert", b"reassert", "renewed", b"renewed", "silent_ms", b"silent_ms", "store_epoch", b"store_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
