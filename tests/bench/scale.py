@@ -1,8 +1,8 @@
 """Work `scale-1000`: a controller with 1,000 hosts and 100,000 endpoints, the hosts simulated (tests/scale).
 
 Each host is in ten overlay networks of four hosts each, chosen by lot, with ten endpoints in each; and one network is
-on two hundred hosts. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate. The
-rest comes at 200 a second, in small batches, while single attaches to the wide network show how long it takes until the
+on two hundred hosts. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate, and
+how long the hosts take from then until all have heard of all. The rest comes at 200 a second, in small batches, while single attaches to the wide network show how long it takes until the
 entry is in the kernel of each other host, from the moment the call is made: propagation.
 
 All runs on this machine, hosts included, so a busy one shows less: each process's share of a processor is told too, and
@@ -110,6 +110,7 @@ class _Run:
             batches = list(self._batches())
             first_paced = len(batches) - min(int(RATE * PACED_S / self._size.each), len(batches) // 5)
             filled = await self._fill(client, batches[:first_paced])
+            filled["hosts behind s"] = await self._catch_up(client)
             told, missing = await self._propagation(client, batches[first_paced:])
             resyncs = [
                 await self._resync(number) for number in random.Random(1).sample(range(self._size.hosts), RESYNCS)
@@ -194,6 +195,19 @@ class _Run:
             **{f"{name} cpu ms each": round(1e3 * one / self._made, 3) for name, one in spent.items()},
             **{f"{name} cpu share": round(one / took_s, 3) for name, one in spent.items()},
         }
+
+    async def _catch_up(self, client: AsyncClient) -> float:
+        """Wait until all hosts have all that was attached as fast as it would go; returns seconds."""
+        started_s = time.monotonic()
+        names = iter(["wide", *(f"n{number}" for number in range(1 + max(max(one) for one in self._networks)))])
+
+        async def wait() -> None:
+            for name in names:
+                behind = await client.wait_network(name, wait_s=60)
+                assert not behind, f"network {name}: {len(behind)} hosts are behind after a minute"
+
+        await asyncio.gather(*(wait() for _ in range(16)))
+        return round(time.monotonic() - started_s, 1)
 
     async def _propagation(self, client: AsyncClient, paced: list[list[model.AttachItem]]) -> tuple[list[float], int]:
         """Attach at a steady rate, and single ones to the wide network; returns milliseconds to others, and misses."""
