@@ -2,8 +2,9 @@
 
 Each host is in ten overlay networks of four hosts each, chosen by lot, with ten endpoints in each; and one network is
 on two hundred hosts. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate, and
-how long the hosts take from then until all have heard of all. The rest comes at 200 a second, in small batches, while single attaches to the wide network show how long it takes until the
-entry is in the kernel of each other host, from the moment the call is made: propagation.
+how long the hosts take from then until all have heard of all. The rest comes at 200 a second, in small batches, while
+single attaches to the wide network show how long it takes until the entry is in the kernel of each other host, from the
+moment the call is made: propagation.
 
 All runs on this machine, hosts included, so a busy one shows less: each process's share of a processor is told too, and
 where they add up to all there are, what waits is the machine. NETWEFT_BENCH_HOSTS, NETWEFT_BENCH_ENDPOINTS and
