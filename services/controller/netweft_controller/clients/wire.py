@@ -147,7 +147,7 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
         status_message=value.status_message,
     )
     if value.ports:
-        message.ports.extend(_published_ports(_Same(value.ports)))
+        message.MergeFromString(_published_ports(_Same(value.ports)))
     # Most endpoints have none of these, and an assignment that sets nothing costs as much as one that does.
     if value.link_local:
         message.link_local_addresses.extend(value.link_local)
@@ -163,13 +163,25 @@ def endpoint(record: Record[Endpoint]) -> endpoint_pb2.Endpoint:
 
 
 @functools.lru_cache(maxsize=8)
-def _published_ports(same: _Same) -> tuple[endpoint_pb2.PublishedPort, ...]:
-    """Write ports, once for all who are told of them: their host, who follows it, the caller."""
-    return tuple(published_port(one) for one in same.record)  # type: ignore[attr-defined]  # `endpoint` gives ports
+def _published_ports(same: _Same) -> bytes:
+    """Write the part of an endpoint that its ports are, once for all who are told of them: host, follower, caller.
+
+    As bytes: to read them takes a tenth of what it takes to copy messages.
+    """
+    ports = [published_port(one) for one in same.record]  # type: ignore[attr-defined]  # `endpoint` gives ports
+    return endpoint_pb2.Endpoint(ports=ports).SerializeToString()
 
 
 def published_port(value: PublishedPort) -> endpoint_pb2.PublishedPort:
     """Return the message of a published port."""
+    if not value.host_address and not value.host_port_end:
+        # As nearly all are, of which there may be thousands.
+        return endpoint_pb2.PublishedPort(
+            protocol=_PROTOCOLS[value.protocol],
+            container_port=value.container_port,
+            host_port=value.host_port,
+            assigned_port=value.assigned_port,
+        )
     return endpoint_pb2.PublishedPort(
         protocol=_PROTOCOLS[value.protocol],
         container_port=value.container_port,

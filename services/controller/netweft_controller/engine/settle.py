@@ -156,7 +156,9 @@ def assigned(wanted: tuple[PublishedPort, ...], said: tuple[PublishedPort, ...])
     if not said:
         return wanted
     found = {one.binding: one.assigned_port for one in said}
-    return tuple(one.with_assigned(found.get(one.binding, one.assigned_port)) for one in wanted)
+    made = tuple([one.with_assigned(found.get(one.binding, one.assigned_port)) for one in wanted])
+    # One tuple for what is the same, so that it is written once (wire.endpoint).
+    return next((same for same in (said, wanted) if same == made), made)
 
 
 def settled_sandbox(sandbox: Sandbox, one: Confirmed) -> Sandbox:
