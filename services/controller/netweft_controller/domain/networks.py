@@ -288,9 +288,10 @@ def _driver(state: State, name: str, host: Record[Host] | None) -> DriverInfo:
         raise errors.FailedPrecondition(
             "NO_HOSTS", "the cluster has no hosts yet, so no driver is known; start an agent, then try again"
         )
-    known = state.drivers(host.value.id if host else "")
-    driver = known.get(name)
+    host_id = host.value.id if host else ""
+    driver = state.driver(name, host_id)
     if driver is None:
+        known = state.drivers(host_id)
         where = f"host {host.value.name}" if host else "any host"
         raise fields.invalid(
             "driver", f"{name[:64]!r} is not a driver of {where}; known are {', '.join(sorted(known)) or 'none'}",

@@ -176,6 +176,11 @@ class State:
             records = (self.hosts[host_id],)
         return {driver.name: driver for record in records for driver in record.value.facts.drivers}
 
+    def driver(self, name: str, host_id: str = "") -> DriverInfo | None:
+        """Return one of `drivers`, without a look at each host; None: nobody offers it."""
+        records = (self.hosts[host_id],) if host_id else reversed(self.hosts.values())
+        return next((one for record in records for one in record.value.facts.drivers if one.name == name), None)
+
     # Changing
 
     def load(self, records: Iterable[commits.AnyRecord]) -> None:
