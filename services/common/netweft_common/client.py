@@ -178,9 +178,16 @@ class Connection:
             request_type: Its request.
             **calls: The unary methods, by the name of their field in the oneof `call`.
         """
-        made = exchange.Exchange(method, request_type, wait_for_ready=self._wait_for_ready)
+        made = exchange.Exchange(method, request_type, wait_for_ready=self._wait_for_ready, generation=self._generation)
         self._exchanges.append(made)
         self._over_stream.update((method_name(unary), (made, name)) for name, unary in calls.items())
+
+    def _generation(self) -> int:
+        """Return which of its channels the connection has now, after a look at the certificates."""
+        if self._switching is None:
+            return 0
+        self._switching.look()
+        return self._switching.generation
 
     async def __aenter__(self) -> Self:
         """Return the connection itself."""

@@ -158,14 +158,25 @@ class Exchange:
         method: The stub's stream method.
         request_type: The stream's request.
         wait_for_ready: Whether the stream waits for the server to come up instead of breaking at once.
+        generation: Of the channel: with another one the next call opens another stream, and those in flight end on
+            theirs.
     """
 
-    def __init__(self, method: Callable[..., Any], request_type: Callable[..., Any], *, wait_for_ready: bool) -> None:
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        request_type: Callable[..., Any],
+        *,
+        wait_for_ready: bool,
+        generation: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._method = method
         self._request_type = request_type
         self._wait_for_ready = wait_for_ready
         self._ids = itertools.count(1)
+        self._generation = generation
         self._stream: _Stream | None = None
+        self._stream_of = 0
         self._rests_until = 0.0
 
     async def call(self, name: str, request: Any, timeout_s: float) -> Any:
@@ -183,11 +194,17 @@ class Exchange:
             NetweftError: What the server said.
             TimeoutError: It said nothing in time.
         """
+        generation = self._generation()
+        stream = self._stream
+        if stream is not None and generation != self._stream_of:
+            # A server that stands still breaks no stream: who has turned from it must not go on with it.
+            stream.retire()
+            self._rests_until, stream = 0.0, None
         if time.monotonic() < self._rests_until:
             return None
-        stream = self._stream
         if stream is None or stream.is_broken:
             stream = self._stream = _Stream(self._method(wait_for_ready=self._wait_for_ready))
+            self._stream_of = generation
         id_ = next(self._ids)
         timeout_ms = min(max(1, round(timeout_s * 1e3)), _TIMEOUT_MS_MAX)
         response = await stream.call(
@@ -216,6 +233,7 @@ class _Stream:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._writing = asyncio.Lock()  # the library takes one write at a time
         self._written_for: asyncio.Future[Any] | None = None
+        self._is_retired = False
         self.is_broken = False
         self.is_refused = False
         self._reader = asyncio.create_task(self._read(), name="exchange")
@@ -251,6 +269,8 @@ class _Stream:
             self._waiting.pop(id_, None)
             if future.done() and not future.cancelled():
                 future.exception()  # who has given up does not hear it
+            if self._is_retired and not self._waiting:
+                self.close()
 
     def _expire(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
@@ -270,6 +290,12 @@ class _Stream:
 
     def close(self) -> None:
         self._call.cancel()
+
+    def retire(self) -> None:
+        """Take no further calls, and end with the last of those in flight."""
+        self._is_retired = True
+        if not self._waiting:
+            self.close()
 
     async def _read(self) -> None:
         while (response := await self._call.read()) is not aio.EOF:

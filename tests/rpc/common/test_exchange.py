@@ -24,6 +24,7 @@ class Ipam(ipam_pb2_grpc.IpamServiceServicer):
         self.entered = asyncio.Event()
         self.release = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.ended: list[str] = []
 
     async def RequestAddresses(self, request, context):
         self.asked.append(request.request_id)
@@ -50,10 +51,13 @@ class Ipam(ipam_pb2_grpc.IpamServiceServicer):
     async def ReleaseAddresses(self, request, context):
         return ipam_pb2.ReleaseAddressesResponse()
 
-    def AddressStream(self, requests, context):
+    async def AddressStream(self, requests, context):
         self.streams += 1
         methods = {"request": self.RequestAddresses, "release": self.ReleaseAddresses}
-        return exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, methods)
+        try:
+            await exchange.serve(requests, context, ipam_pb2.AddressStreamResponse, methods)
+        finally:
+            self.ended.append("stream")
 
 
 class WithoutStream(Ipam):
@@ -196,6 +200,29 @@ async def test_a_server_that_comes_back_is_met_over_a_new_stream(world):
             assert "after" == await caller.ask("after", timeout_s=20, wait_for_ready=True)
             assert "over a stream" == await caller.ask("over a stream")
             assert 1 == ipam.streams
+
+
+async def test_who_turns_from_a_server_that_stands_still_goes_on_over_a_stream_of_the_next(world, tmp_path):
+    still, other = Ipam(), Ipam()
+    made = server.Server(listen_at=[f"unix:{tmp_path}/other.sock"], rpc_metrics=world.rpc_metrics)
+    made.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, other)
+    connection = client.Connection(f"{world.target}, unix:{tmp_path}/other.sock")
+    async with world.server(still), made, Caller(connection) as caller:
+        first = await caller.ask("one")
+        waits = asyncio.create_task(caller.ask("wait"))
+        await still.entered.wait()
+        with pytest.raises(errors.Unavailable):
+            await caller.ask("wait", timeout_s=0.2)  # as of a server that does not answer
+        turned = [await caller.ask("two"), await caller.ask("three")]
+        still.release.set()
+        in_flight = await waits
+        async with asyncio.timeout(5):
+            while len(still.ended) < 1:  # its stream, which has nothing to do any more
+                await asyncio.sleep(0.01)
+
+    assert ("one", ["two", "three"], "wait") == (first, turned, in_flight)
+    assert (["one", "wait", "wait"], ["two", "three"]) == (still.asked, other.asked)
+    assert (1, 1) == (still.streams, other.streams)
 
 
 async def test_a_server_that_goes_down_answers_what_it_has_taken_and_no_more(world):
