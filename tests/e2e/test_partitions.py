@@ -19,6 +19,7 @@ import netweft_client
 import pytest
 from netweft_cli import reach
 from netweft_client import EndpointSpec, SandboxSpec, SubnetSpec
+from netweft_common import errors
 
 from tests.e2e import support, support_load, support_spread
 from tests.support.netns import require_tool
@@ -151,11 +152,16 @@ def test_after_cuts_kills_and_standstills_all_is_as_recorded_and_nothing_is_lost
             assert expected == found, what
             assert {"red", "local"} == {network.name for network in client.list_networks()}, what
             assert set() == unreached(boxes, there.values(), client), what
-        finally:
-            client.detach_endpoints(
-                netweft_client.DetachItem(endpoint=one.id, delete_sandbox=True) for one in there.values()
-            )
+        except BaseException:
+            with contextlib.suppress(errors.NetweftError):  # what is wrong matters more
+                clear(client, there.values())
+            raise
+        clear(client, there.values())
     assert [] == support.wait_until(lambda: wrong(cluster), lambda lines: not lines), what
+
+
+def clear(client, endpoints) -> None:
+    client.detach_endpoints(netweft_client.DetachItem(endpoint=one.id, delete_sandbox=True) for one in endpoints)
 
 
 def unreached(boxes, endpoints, client) -> set[str]:

@@ -276,7 +276,7 @@ class ServerInterceptor(aio.ServerInterceptor):
                 task.uncancel()
                 await self._fail(method, context, _drained(), started, _unrecorded)
             except Exception as error:  # noqa: BLE001  # the outermost frame of an RPC
-                await self._fail(method, context, error, started, finish)
+                await self._fail(method, context, error, time.perf_counter(), finish)  # of the message, not the stream
             finally:
                 self._leave(1)
 

@@ -111,7 +111,9 @@ def build_server(
         registry=registry,
     )
     leases = LeaseMetrics(registry) if registry is not None else None
-    pace = Pace(chosen.renewals_per_second)
+    # Who is waited for after a failover, and until when, goes by heartbeats.
+    most_s = min(chosen.report_live, chosen.report_most).total_seconds() / 2
+    pace = Pace(chosen.renewals_per_second, most_s=most_s)
     servicer = IpamServicer(NullSpaceStore(store), chosen.predefined(), leases, gate, pace)
     return server.add(ipam_pb2_grpc.add_IpamServiceServicer_to_server, servicer)
 

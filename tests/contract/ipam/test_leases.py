@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from netweft_common import errors
-from netweft_ipam.domain.leases import OwnerKind
+from netweft_ipam.domain.leases import Claim, OwnerKind
 
 from tests.support.ipam import ask, pool_id, text, told
 
@@ -305,6 +305,22 @@ async def test_the_ttl_of_a_host_that_may_be_silent_runs_from_the_end_of_that_ti
 
     assert (1, {"10.1.0.1": "a"}) == (early, held)
     assert (0, 1) == (later, await desk.store.sweep())
+
+
+async def test_a_host_that_may_be_silent_keeps_what_it_gets_and_what_it_reports_meanwhile(desk, clock):
+    old = await desk.pool("g/10.1.0.0/24")
+    [kept] = await desk.leases(old, ask("a", host="h1", ttl_s=3))
+    lives = await desk.store.beat_host("h1", silent_ms=10_000)
+    claim = Claim(address=kept.address, owner=kept.owner, epoch=kept.epoch, ttl_s=3)
+    await desk.store.reassert("h1", lives.store_epoch, {pool_id(old): [claim]}, complete=True)
+    new = await desk.pool("g/10.2.0.0/24")
+    await desk.lease(new, ask("b", host="h1", ttl_s=3))
+    clock.advance(5)
+    early = await desk.store.sweep()
+    held = [*(await desk.held(old)).values(), *(await desk.held(new)).values()]
+    clock.advance(9)
+
+    assert (0, ["a", "b"], 2) == (early, held, await desk.store.sweep())
 
 
 async def test_asking_again_renews_a_lease(desk, clock):

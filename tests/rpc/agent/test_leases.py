@@ -128,6 +128,23 @@ async def test_one_host_of_many_speaks_more_seldom_and_as_before_when_ipam_does_
     assert (1, 3.01, 1) == (before, among_many, keeper.silent_s)
 
 
+async def test_a_host_that_has_still_to_tell_what_it_holds_is_not_silent_for_longer(world, monkeypatch):
+    for number in range(300):
+        await world.stub.RenewLeases(pb.RenewLeasesRequest(host_id=oid(number)))
+    with monkeypatch.context() as patch:
+
+        async def fails(*args):
+            raise Unavailable("STORE_UNAVAILABLE", "the store is away")
+
+        patch.setattr(world.keeper, "_report", fails)
+        with pytest.raises(Unavailable):
+            await world.keeper.beat()
+        untold = world.keeper.silent_s
+    await world.keeper.beat()
+
+    assert (1, 3.01) == (untold, world.keeper.silent_s)
+
+
 async def test_a_host_reports_what_it_holds_and_what_was_lost_is_its_own_again(world):
     await world.keeper.beat()
     one, two = await world.lease(1001), await world.lease(1002)

@@ -8,6 +8,7 @@ from ipaddress import ip_interface, ip_network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from netweft.agent.v1 import agent_pb2
 from netweft.common.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
 from netweft_agent.domain.objects import Endpoint, Kind, Network, Peer, PublishedPort, Ref, Sandbox, Subnet
@@ -504,10 +505,12 @@ def test_the_answer_to_a_change_says_of_its_ports_only_what_was_assigned():
 
     answer = convert.status_message(status, of_revision=7)
     newer, report = convert.status_message(status, of_revision=6), convert.status_message(status)
+    refusal = InvalidArgument("PORT_TWICE", "no")
+    refused = convert.status_message(replace(status, error=refusal), of_revision=7)
 
     assert ([5001, 0, 5003], []) == (list(answer.assigned_ports), list(answer.ports))
     assert convert.published_ports(ports) == list(newer.ports) == list(report.ports)
-    assert [] == [*newer.assigned_ports, *report.assigned_ports]
+    assert [] == [*newer.assigned_ports, *report.assigned_ports, *refused.assigned_ports]
 
 
 @pytest.mark.parametrize(

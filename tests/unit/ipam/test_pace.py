@@ -52,5 +52,10 @@ def test_after_a_long_rest_no_host_counts():
     assert 0 == pace.silent_ms("h0")
 
 
+@pytest.mark.parametrize(("most_s", "silent_ms"), [(30.0, 10_000), (4.0, 4000), (1.0, 0)])
+def test_no_host_is_silent_for_longer_than_a_failover_can_wait(most_s, silent_ms):
+    assert silent_ms == hear(Pace(100, most_s=most_s, monotonic=Clock()), 5000)[-1]
+
+
 def test_without_a_limit_hosts_speak_as_they_like():
     assert {0} == set(hear(Pace(0, monotonic=Clock()), 1000))

@@ -3,6 +3,7 @@
 A driver is one file: a class with the attributes of `Driver`, a frozen `Options` dataclass, and `render`, which is pure
 and additive: the resources of two endpoints are those of the one and those of the other, so that a change of one
 endpoint costs the rendering of one endpoint. It is found by its entry point in the group `netweft.drivers`.
+What it is given and returns are msgspec structs: `msgspec.structs.replace` makes one anew with other fields.
 """
 
 from __future__ import annotations

@@ -387,11 +387,13 @@ class Links:
                 by_ns[link.ns].append((index, link))
         heavy = any(link.kind not in _OF_ENDPOINTS for pairs in by_ns.values() for _, link in pairs)
         at_once = heavy or sum(map(len, by_ns.values())) >= _REAP_AT_ONCE
-        for ns, pairs in by_ns.items():
-            # What waits must not forward any more; the rest the kernel takes down together, for less.
-            self._remove_in(run, ns, pairs, down=not at_once)
-        if at_once:
-            self._reaper.reap()
+        try:
+            for ns, pairs in by_ns.items():
+                # What waits must not forward any more; the rest the kernel takes down together, for less.
+                self._remove_in(run, ns, pairs, down=not at_once)
+        finally:
+            if at_once:
+                self._reaper.reap()
 
     def _remove_in(self, run: Run, ns: Ns, pairs: list[tuple[int, Link]], *, down: bool) -> None:
         ready: list[tuple[int, Link, int]] = []

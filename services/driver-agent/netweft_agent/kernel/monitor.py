@@ -11,7 +11,7 @@ netlink(7)); the executor gives each namespace an id when it opens it. Own chang
 
 The kernel queues events inside the call that causes them. So what `_settle` finds after the writer has answered
 contains all of the writer's own, and a link that is not then as it should be was changed by somebody else. A foreign
-change of the few kinds without a port id that falls into those 60 ms passes for ours; the periodic pass finds it.
+change of the few kinds without a port id that falls into those 65 ms passes for ours; the periodic pass finds it.
 """
 
 from __future__ import annotations

@@ -389,7 +389,7 @@ def status_message(status: Status, *, of_revision: int | None = None) -> agent_p
         status: The status.
         of_revision: Of the change that it answers: whoever sent it knows the ports in it; None: it answers none.
     """
-    known = status.revision == of_revision
+    known = status.error is None and status.revision == of_revision
     return agent_pb2.ObjectStatus(
         object=agent_pb2.ObjectRef(kind=_KIND_NUMBERS[status.ref.kind], id=status.ref.id),
         revision=status.revision,

@@ -104,20 +104,21 @@ class LeaseKeeper:
         self.silent_s = self._interval_s
         request = ipam_pb2.RenewLeasesRequest(host_id=self._host_id, alive_only=next(self._beats) % RENEWED_EACH > 0)
         answer = await self._call(lambda stub: stub.RenewLeases, request)
-        self.silent_s = max(self._interval_s, answer.silent_ms / 1e3)
         before = self._book.store_epoch
         self._book.hear(answer.store_epoch, reassert=answer.reassert, holds=self._is_old, now_s=self._monotonic())
         if before and before != answer.store_epoch:
             log.warning("IPAM's store continues another history", store_epoch=answer.store_epoch, before=before)
-        if not self._book.is_due(self._monotonic()):
-            return
-        try:
-            await self._report(answer.store_epoch, await self._engine.holdings())
-        except FailedPrecondition as error:
-            # It changed again; the next heartbeat's answer names the new one.
-            if error.reason != "STORE_EPOCH_STALE":
-                raise
-        self._tell_lost()
+        if self._book.is_due(self._monotonic()):
+            try:
+                await self._report(answer.store_epoch, await self._engine.holdings())
+            except FailedPrecondition as error:
+                # It changed again; the next heartbeat's answer names the new one.
+                if error.reason != "STORE_EPOCH_STALE":
+                    raise
+            self._tell_lost()
+        if self._book.reported and not self._book.refused:
+            # Who has something to tell still comes again soon.
+            self.silent_s = max(self._interval_s, answer.silent_ms / 1e3)
 
     async def check(self, changes: Sequence[Change]) -> dict[Ref, NetweftError]:
         """Ask IPAM for the leases of endpoints that are new here, and return those that may not come, with the reason.

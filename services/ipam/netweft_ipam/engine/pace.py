@@ -8,6 +8,7 @@ from collections.abc import Callable
 HEARD_S = 15.0
 """Hosts are counted over so long a time; longer than any host may be silent."""
 SILENT_MOST_S = 10.0
+"""Longer than that no host may be silent, and no longer than half of what a failover waits for it."""
 SILENT_LEAST_S = 2.0
 """Below that a host is told nothing, and speaks as often as its own settings say."""
 
@@ -17,11 +18,15 @@ class Pace:
 
     Args:
         per_second: Heartbeats a second that are taken from all hosts together; 0: each speaks as often as it likes.
+        most_s: How long a host may be silent at most; short times are none.
         monotonic: Clock in seconds.
     """
 
-    def __init__(self, per_second: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_second: int, *, most_s: float = SILENT_MOST_S, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._per_second = per_second
+        self._most_s = min(most_s, SILENT_MOST_S)
         self._monotonic = monotonic
         self._heard: set[str] = set()
         self._heard_before = 0
@@ -36,5 +41,5 @@ class Pace:
             self._heard_before = len(self._heard) if now_s - self._since_s < 2 * HEARD_S else 0
             self._heard, self._since_s = set(), now_s
         self._heard.add(host_id)
-        wanted_s = max(len(self._heard), self._heard_before) / self._per_second
-        return 0 if wanted_s <= SILENT_LEAST_S else round(1000 * min(wanted_s, SILENT_MOST_S))
+        wanted_s = min(max(len(self._heard), self._heard_before) / self._per_second, self._most_s)
+        return 0 if wanted_s <= SILENT_LEAST_S else round(1000 * wanted_s)

@@ -270,7 +270,7 @@ class Families:
         Args:
             pool: A pool of the family.
             limit: Blocks at most.
-            heartbeats: Last heartbeat (ms) of each host that may be judged; leases of other hosts stay.
+            heartbeats: Until when each host that may be judged need not be heard of (ms); leases of others stay.
 
         Returns:
             Leases ended, hosts that must be judged first, whether more is due.

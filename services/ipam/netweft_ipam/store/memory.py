@@ -61,6 +61,10 @@ class _Family:
     epoch: int = 0
     settled: bool = False
 
+    def hear(self, host_id: str, until_ms: int) -> None:
+        """Note until when a host need not be heard of, unless that is known to be later."""
+        self.beats[host_id] = max(self.beats.get(host_id, 0), until_ms)
+
 
 class MemoryStore:
     """Pools and leases in this process.
@@ -75,6 +79,8 @@ class MemoryStore:
         self._now_ms = now_ms if now_ms is not None else lambda: time.time_ns() // 1_000_000
         self._pools: dict[PoolId, Pool] = {}
         self._families: dict[PoolId, _Family] = {}
+        self._book: dict[str, int] = {}
+        """Until when hosts need not be heard of, ms."""
         self._reported: dict[str, bool] = {}
         self._agents: dict[str, str] = {}
         self._roster: Roster | None = None
@@ -172,9 +178,10 @@ class MemoryStore:
     async def renew_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
         self._reported.setdefault(host_id, False)
+        self._book[host_id] = max(self._book.get(host_id, 0), self._now_ms() + silent_ms)
         renewed = 0
         for family in self._families.values():
-            family.beats[host_id] = max(family.beats.get(host_id, 0), self._now_ms() + silent_ms)
+            family.hear(host_id, self._now_ms() + silent_ms)
             renewed += sum(cell.held and cell.lease.owner.host_id == host_id for cell in family.cells.values())
         return Renewal(renewed=renewed, store_epoch=_STORE_EPOCH, reassert=not self._reported[host_id])
 
@@ -208,7 +215,7 @@ class MemoryStore:
                     continue
             family = self._families[pool.family]
             outcomes[pool] = [self._adopt(pool, family, host_id, claim) for claim in listed]
-            family.beats[host_id] = self._now_ms()
+            family.hear(host_id, self._now_ms())
         if complete:
             self._reported[host_id] = True
         return outcomes
@@ -294,7 +301,10 @@ class MemoryStore:
                 self._settle(family)
                 continue
             for cell in family.cells.values():
-                if cell.held and cell.ttl_s and self._as_held(family, cell).expires_ms <= self._now_ms():
+                host_id = cell.lease.owner.host_id if cell.held else ""
+                if host_id in self._book and self._is_over(family, cell):
+                    family.hear(host_id, self._book[host_id])  # the pool may not have heard of it
+                if self._is_over(family, cell):
                     self._end(family, cell, LeaseEventType.EXPIRED)
                     ended += 1
             self._free_rested(family)
@@ -364,6 +374,9 @@ class MemoryStore:
             return cell.lease._replace(expires_ms=0)
         renewed = max(cell.renewed_ms, family.beats.get(cell.lease.owner.host_id, 0) if cell.lease.owner.host_id else 0)
         return cell.lease._replace(expires_ms=renewed + cell.ttl_s * 1000)
+
+    def _is_over(self, family: _Family, cell: _Cell) -> bool:
+        return bool(cell.held and cell.ttl_s) and self._as_held(family, cell).expires_ms <= self._now_ms()
 
     def _free_rested(self, family: _Family) -> None:
         for cell in family.cells.values():

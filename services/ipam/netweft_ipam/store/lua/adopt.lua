@@ -11,7 +11,7 @@ if not pool then return { 'NOPOOL' } end
 
 local last, out, words = tonumber(meta[2]), {}, {}
 local mine = ensure_host(ARGV[6])
-mine.renewed = now
+mine.renewed = max(mine.renewed, now)
 hosts_changed[mine.index] = true
 
 for index = 7, #ARGV, 6 do

@@ -4,7 +4,7 @@
 --   <tag>:beats            zset    host -> last heartbeat (ms), and how long it may be silent after it
 --   <tag>:names            hash    host -> name in its agent's certificate, where that is not the host's id
 --   <tag>:roster           hash    which hosts there are: store_id and revision of the controllers' store, names as JSON
---   <tag>:live             zset    host -> last heartbeat (ms), for hosts that report what they hold: these are waited for after a failover
+--   <tag>:live             zset    host -> last heartbeat (ms), of hosts that report what they hold: a failover waits for them
 --   <tag>:asserted:<epoch> set     hosts that have reported all they hold under a store epoch
 --   <tag>:window:<epoch>   string  when the store epoch was first seen (ms):the newest heartbeat until then (ms)
 -- ARGV[1] time in ms (0: the server's), ARGV[2] store epoch.

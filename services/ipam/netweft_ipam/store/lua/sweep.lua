@@ -1,5 +1,5 @@
 -- Ends leases whose time is over, and frees what has rested long enough.
--- ARGV[5] quarantine (ms), [6] blocks at most, then 2 of each host that may be judged: name, its last heartbeat (ms).
+-- ARGV[5] quarantine (ms), [6] blocks at most, then 2 of each host that may be judged: name, until when it need not be heard of (ms).
 -- Returns code, leases ended, hosts that must be judged first, whether more is due; or STALE and the server's history.
 -- A renewal may be in the part of the log that a new server has lost, so nothing ends before its family is confirmed.
 local server = stale(call('HGET', M, 'inc'))
