@@ -54,8 +54,8 @@ class IpamSettings(ServiceSettings):
         default=100,
         metadata=about(
             "Heartbeats a second that this replica asks of all hosts together: the more hosts there are, the longer"
-            " each may be silent, up to 10 s and half of report_live and report_most; 0: each speaks as often as its own"
-            " settings say."
+            " each may be silent, up to 10 s and half of report_live and report_most; 0: each speaks as often as its"
+            " own settings say."
         ),
     )
     wait_replicas: int = field(
