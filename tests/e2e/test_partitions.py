@@ -36,8 +36,8 @@ ALWAYS = (
     "still controller, cut store | controller2, restarted ipam",
 )
 """What the suite goes through each time; the long form takes faults by chance."""
-AT_ONCE = 150
-REST_S = 2.0
+AT_ONCE = 100
+REST_S = 3.0
 """Between so many pings, a neighbour learned at either end of each."""
 PLACES = [
     *(support_load.Place(network="red", host=host) for host in support_spread.HOSTS),
