@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from netweft.common.v1 import network_pb2 as common_network_pb2
 from netweft.controller.v1 import endpoint_pb2, host_pb2, network_pb2
 from netweft_common import errors
 
@@ -91,6 +92,35 @@ async def test_one_request_through_both_at_once_attaches_once(world, faces, make
     recorded = sorted(lease.address for record in one.state.endpoints.values() for lease in record.value.leases)
     assert sorted(world.ipam.endpoint_leases()) == recorded
     assert 10 == len(recorded)
+
+
+@pytest.mark.parametrize("subnet", ["", "10.77.0.0/24"])
+@pytest.mark.parametrize("knows", [True, False], ids=["the record is known", "the record is not known"])
+async def test_a_try_that_looked_before_another_had_made_the_network_answers_that_one(
+    world, faces, monkeypatch, subnet, knows
+):
+    one, two = faces
+    await in_step(*faces)
+    wanted = {"subnets": [common_network_pb2.Subnet(subnet=subnet)] if subnet else [], "request_id": "r1"}
+    replica, made = two.controller.replica, []
+    find = replica.find_request
+
+    async def looked_too_early(key):
+        monkeypatch.setattr(replica, "find_request", find)
+        made.append(await one.network("back", **wanted))
+        if knows:
+            await replica.reached(one.state.revision)
+
+    monkeypatch.setattr(replica, "find_request", looked_too_early)
+    late = await two.network("back", **wanted)
+    await in_step(*faces)
+
+    assert [late.id] == [one.id for one in made]
+    pools = {subnet.pool_id for subnet in late.subnets}
+    assert pools == world.ipam.pools.keys()
+    assert {str(subnet.gateway) for subnet in late.subnets} == {
+        address for pool in pools for address in world.ipam.leases[pool]
+    }
 
 
 async def test_what_was_detached_at_once_is_not_made_again_by_a_late_try_of_its_attach(faces, make_item):

@@ -114,6 +114,16 @@ class NetworkEngine:
         known = await self._replica.find_request(request.key)
         if known is not None:
             return self._first_answer(request, known)
+        try:
+            return await self._make(request, spec)
+        except errors.NetweftError:
+            # What cannot be now may have been done by another try, which was not on record yet when it was looked for.
+            known = await self._replica.find_request(request.key)
+            if known is None:
+                raise
+            return self._first_answer(request, known)
+
+    async def _make(self, request: Request, spec: NetworkSpec) -> Record[Network]:
         network_id = request.id_for("network")
         plan = networks.plan(self._replica.state, spec, network_id)
         try:
@@ -139,12 +149,12 @@ class NetworkEngine:
             outcome = await self._replica.decide(lambda state: networks.create(state, plan, network, once, tomb=tomb))
         except errors.NetweftError as error:
             if not isinstance(error, errors.Unavailable):
-                await self._undo(pools)
+                await self._undo(request, pools)
             # Otherwise nobody knows whether the network was recorded: its pools stay until the reconciler does.
             raise
         if isinstance(outcome, commits.Replayed):
             # Another controller was faster with the same request.
-            await self._undo(pools)
+            await self._undo(request, pools)
         return outcome
 
     async def _reserve(self, request: Request, plan: NetworkPlan, pools: list[str]) -> Network:
@@ -155,7 +165,9 @@ class NetworkEngine:
             try:
                 answer = await self._request_pool(request, want, network)
             except errors.FailedPrecondition:
-                # Perhaps it overlaps what an earlier try of this very request left behind.
+                # Perhaps it overlaps what an earlier try of this very request left behind; or what one has recorded.
+                if await self._replica.find_request(request.key) is not None:
+                    raise
                 if not await self._release_leftovers(network.id, keep=pools):
                     raise
                 answer = await self._request_pool(request, want, network)
@@ -187,9 +199,18 @@ class NetworkEngine:
             await self.release_pool(pool_id)
         return bool(left)
 
-    async def _undo(self, pools: Sequence[str]) -> None:
+    async def _undo(self, request: Request, pools: Sequence[str]) -> None:
+        """Release pools, but for those of which another try of the request has recorded that they are in use."""
         deadline.set_remaining(_UNDO_S)
+        try:
+            known = await self._replica.find_request(request.key)
+            recorded = _pools_of(request, known) if known is not None else frozenset()
+        except errors.NetweftError as error:
+            _log.warning("pools not given back", count=len(pools), error=error.message)
+            return  # the reconciler finds what nobody has recorded
         for pool_id in pools:
+            if pool_id in recorded:
+                continue
             try:
                 await self.release_pool(pool_id)
             except errors.NetweftError as error:
@@ -269,3 +290,10 @@ def _with_gateways(network: Network, wants: Sequence[AddressWant], leases: Seque
         if not want.name:
             subnets[want.subnet_index] = msgspec.structs.replace(subnets[want.subnet_index], gateway=lease.ip)
     return msgspec.structs.replace(network, subnets=tuple(subnets))
+
+
+def _pools_of(request: Request, known: commits.Request) -> frozenset[str]:
+    """Return the pools of the network that a try of a request has recorded."""
+    (done,) = request.recall(known).items
+    network = done.network if done is not None else None
+    return frozenset(subnet.pool_id for subnet in network.subnets) if network is not None else frozenset()
