@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from netweft.common.v1 import network_pb2 as common_network_pb2
-from netweft.controller.v1 import endpoint_pb2, host_pb2, network_pb2
+from netweft.controller.v1 import endpoint_pb2, host_pb2, network_pb2, sandbox_pb2
 from netweft_common import errors
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +121,51 @@ async def test_a_try_that_looked_before_another_had_made_the_network_answers_tha
     assert {str(subnet.gateway) for subnet in late.subnets} == {
         address for pool in pools for address in world.ipam.leases[pool]
     }
+
+
+ONE_ENDPOINT = {"request_id": "r1", "endpoint": "web", "network": "front"}
+LATE = {
+    "join": lambda face: face.endpoints.JoinEndpoint(
+        endpoint_pb2.JoinEndpointRequest(
+            **ONE_ENDPOINT,
+            sandbox=endpoint_pb2.SandboxRef(spec=endpoint_pb2.SandboxSpec(host="h1", container_id="c1")),
+        )
+    ),
+    "leave": lambda face: face.endpoints.LeaveEndpoint(endpoint_pb2.LeaveEndpointRequest(**ONE_ENDPOINT)),
+    "delete sandbox": lambda face: face.sandboxes.DeleteSandbox(
+        sandbox_pb2.DeleteSandboxRequest(request_id="r1", sandbox="c1", force=True)
+    ),
+    "delete network": lambda face: face.networks.DeleteNetwork(
+        network_pb2.DeleteNetworkRequest(request_id="r1", network="front")
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", LATE)
+async def test_a_try_that_looked_before_another_was_on_record_answers_as_that_did(faces, monkeypatch, make_item, verb):
+    one, two = faces
+    await one.network()
+    if verb == "join":
+        spec = endpoint_pb2.EndpointSpec(network="front", name="web")
+        await one.endpoints.CreateEndpoint(endpoint_pb2.CreateEndpointRequest(endpoint=spec))
+    elif verb != "delete network":
+        await one.attach(make_item(name="web", container="c1"))
+    await in_step(*faces)
+    replica, answers = two.controller.replica, []
+    find = replica.find_request
+
+    async def looked_too_early(key):
+        monkeypatch.setattr(replica, "find_request", find)
+        answers.append(await LATE[verb](one))
+        await replica.reached(one.state.revision)
+
+    monkeypatch.setattr(replica, "find_request", looked_too_early)
+    answers.append(await LATE[verb](two))
+    await in_step(*faces)
+
+    first, late = (getattr(one, "endpoint", one) for one in answers)
+    assert getattr(first, "id", "") == getattr(late, "id", "")
+    assert everything(one) == everything(two)
 
 
 async def test_what_was_detached_at_once_is_not_made_again_by_a_late_try_of_its_attach(faces, make_item):

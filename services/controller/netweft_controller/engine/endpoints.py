@@ -192,9 +192,12 @@ class EndpointEngine:
 
         known = await self._replica.find_request(request.key)
         if known is None:
-            outcome = await self._replica.decide(decision)
-            if isinstance(outcome, commits.Replayed):
-                known = outcome.request
+            try:
+                outcome = await self._replica.decide(decision)
+            except errors.NetweftError as error:
+                known = await self._replica.find_after(request.key, error)
+            else:
+                known = outcome.request if isinstance(outcome, commits.Replayed) else None
         if known is not None:
             (done,) = request.recall(known).items
             record = self._replica.state.endpoints.get(done.id) if done is not None else None
@@ -214,16 +217,15 @@ class EndpointEngine:
 
     async def _leave(self, request: Request, word: EndpointWord) -> Record[Endpoint]:
         known = await self._replica.find_request(request.key)
+        endpoint_id = ""
+        if known is None:
+            try:
+                endpoint_id = self._joined(word)
+            except errors.NetweftError as error:
+                known = await self._replica.find_after(request.key, error)
         if known is not None:
             (done,) = request.recall(known).items
             endpoint_id = done.id if done is not None else ""
-        else:
-            record = names.get_endpoint(self._replica.state, word.endpoint, word.network)
-            endpoint_id = record.value.id
-            if record.value.state is EndpointState.CREATED:
-                raise errors.FailedPrecondition(
-                    "ENDPOINT_NOT_JOINED", f"endpoint {record.value.name} is in no sandbox", endpoint=endpoint_id
-                )
         once = request.remember(Outcome(items=(Done(id=endpoint_id, told=True),))) if known is None else None
         if known is None:
             failures = await self._remover.remove([endpoint_id], delete=False, once=once)
@@ -235,6 +237,15 @@ class EndpointEngine:
         if left is None:
             raise errors.NotFound("ENDPOINT_NOT_FOUND", f"endpoint {endpoint_id} was deleted meanwhile")
         return left
+
+    def _joined(self, word: EndpointWord) -> str:
+        """Return the id of an endpoint that is in a sandbox, or about to leave one."""
+        record = names.get_endpoint(self._replica.state, word.endpoint, word.network)
+        if record.value.state is EndpointState.CREATED:
+            raise errors.FailedPrecondition(
+                "ENDPOINT_NOT_JOINED", f"endpoint {record.value.name} is in no sandbox", endpoint=record.value.id
+            )
+        return record.value.id
 
     def _detach(
         self, request: Request, words: Sequence[EndpointWord], *, refuse_joined: bool, missing_is_ok: bool

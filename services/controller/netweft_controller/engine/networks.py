@@ -116,12 +116,8 @@ class NetworkEngine:
             return self._first_answer(request, known)
         try:
             return await self._make(request, spec)
-        except errors.NetweftError:
-            # What cannot be now may have been done by another try, which was not on record yet when it was looked for.
-            known = await self._replica.find_request(request.key)
-            if known is None:
-                raise
-            return self._first_answer(request, known)
+        except errors.NetweftError as error:
+            return self._first_answer(request, await self._replica.find_after(request.key, error))
 
     async def _make(self, request: Request, spec: NetworkSpec) -> Record[Network]:
         network_id = request.id_for("network")
@@ -242,11 +238,14 @@ class NetworkEngine:
     async def _delete(self, request: Request, word: str) -> None:
         known = await self._replica.find_request(request.key)
         network_id = ""
+        if known is None:
+            try:
+                network_id = await self._mark(request, word)
+            except errors.NetweftError as error:
+                known = await self._replica.find_after(request.key, error)
         if known is not None:
             (done,) = request.recall(known).items
             network_id = done.id if done is not None else ""
-        else:
-            network_id = await self._mark(request, word)
         try:
             await self.finish_deletion(network_id)
         except errors.NetweftError as error:

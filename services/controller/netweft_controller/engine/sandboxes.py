@@ -132,9 +132,6 @@ class SandboxEngine:
     async def _delete(self, request: Request, word: str, *, force: bool) -> None:
         known = await self._replica.find_request(request.key)
         sandbox_id = ""
-        if known is not None:
-            (done,) = request.recall(known).items
-            sandbox_id = done.id if done is not None else ""
         endpoint_ids: list[str] = []
 
         def decision(state: State) -> commits.Commit | None:
@@ -154,9 +151,14 @@ class SandboxEngine:
             return removal.mark(state, endpoint_ids, [sandbox_id], once=once)
 
         if known is None:
-            await self._replica.decide(decision)
-        else:
-            endpoint_ids += [e.value.id for e in self._replica.state.endpoints_of_sandbox(sandbox_id)]
+            try:
+                await self._replica.decide(decision)
+            except errors.NetweftError as error:
+                known = await self._replica.find_after(request.key, error)
+        if known is not None:
+            (done,) = request.recall(known).items
+            sandbox_id = done.id if done is not None else ""
+            endpoint_ids[:] = [e.value.id for e in self._replica.state.endpoints_of_sandbox(sandbox_id)]
         failures = await self._remover.finish(endpoint_ids, [sandbox_id])
         if failures:
             raise next(iter(failures.values()))

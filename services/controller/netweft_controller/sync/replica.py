@@ -137,6 +137,23 @@ class Replica:
         assert refused is not None, "the loop runs at least once"
         raise conflict(refused)
 
+    async def find_after(self, request_id: str, error: errors.NetweftError) -> commits.Request:
+        """Return what is remembered of a request that was not when it was looked for, or raise what was in its way.
+
+        Another try of it, through another controller, may have been recorded in between: what it did is then what
+        cannot be done any more.
+
+        Raises:
+            NetweftError: The error, if nothing is remembered.
+        """
+        known = None
+        if not isinstance(error, errors.Unavailable):
+            with contextlib.suppress(errors.Unavailable):
+                known = await self.find_request(request_id)
+        if known is None:
+            raise error
+        return known
+
     async def find_request(self, request_id: str) -> commits.Request | None:
         """Return what is remembered of a request, or None, once the state holds all that anybody has committed by now.
 
