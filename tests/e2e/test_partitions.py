@@ -39,6 +39,7 @@ ALWAYS = (
 AT_ONCE = 100
 REST_S = 3.0
 """Between so many pings, a neighbour learned at either end of each."""
+TIMES = 3
 PLACES = [
     *(support_load.Place(network="red", host=host) for host in support_spread.HOSTS),
     support_load.Place(network="local", host="h1"),
@@ -176,10 +177,14 @@ def unreached(boxes, endpoints, client) -> set[str]:
         if host != hosts[one.host_id]
     }
     # The kernel keeps 1,024 learned neighbours for all namespaces together (arp(7), gc_thresh3), each for five seconds
-    # at least (neigh_forced_gc), so not all at once.
-    answers: dict[reach.Pair, float | None] = {}
-    for first in range(0, len(pairs), AT_ONCE):
-        if first:
-            time.sleep(REST_S)
-        answers |= reach.reach_all(list(pairs)[first : first + AT_ONCE], timeout_s=10)
-    return {name for pair, name in pairs.items() if answers[pair] is None}
+    # at least (neigh_forced_gc). So not all at once, and whoever did not answer for want of room is asked again.
+    missing = list(pairs)
+    for _ in range(TIMES):
+        answers: dict[reach.Pair, float | None] = {}
+        for first in range(0, len(missing), AT_ONCE):
+            answers |= reach.reach_all(missing[first : first + AT_ONCE], timeout_s=5)
+            time.sleep(REST_S if len(missing) > AT_ONCE else 0)
+        missing = [pair for pair in missing if answers[pair] is None]
+        if missing:
+            time.sleep(2 * REST_S)
+    return {pairs[pair] for pair in missing}
