@@ -94,6 +94,18 @@ async def test_one_request_through_both_at_once_attaches_once(world, faces, make
     assert 10 == len(recorded)
 
 
+def looks_before(monkeypatch, face, work):
+    """Have a controller's next look for a request come before some work that another one does meanwhile."""
+    replica = face.controller.replica
+    find = replica.find_request
+
+    async def look(key):
+        monkeypatch.setattr(replica, "find_request", find)
+        await work()
+
+    monkeypatch.setattr(replica, "find_request", look)
+
+
 @pytest.mark.parametrize("subnet", ["", "10.77.0.0/24"])
 @pytest.mark.parametrize("knows", [True, False], ids=["the record is known", "the record is not known"])
 async def test_a_try_that_looked_before_another_had_made_the_network_answers_that_one(
@@ -102,16 +114,14 @@ async def test_a_try_that_looked_before_another_had_made_the_network_answers_tha
     one, two = faces
     await in_step(*faces)
     wanted = {"subnets": [common_network_pb2.Subnet(subnet=subnet)] if subnet else [], "request_id": "r1"}
-    replica, made = two.controller.replica, []
-    find = replica.find_request
+    made = []
 
-    async def looked_too_early(key):
-        monkeypatch.setattr(replica, "find_request", find)
+    async def make():
         made.append(await one.network("back", **wanted))
         if knows:
-            await replica.reached(one.state.revision)
+            await two.controller.replica.reached(one.state.revision)
 
-    monkeypatch.setattr(replica, "find_request", looked_too_early)
+    looks_before(monkeypatch, two, make)
     late = await two.network("back", **wanted)
     await in_step(*faces)
 
@@ -151,15 +161,13 @@ async def test_a_try_that_looked_before_another_was_on_record_answers_as_that_di
     elif verb != "delete network":
         await one.attach(make_item(name="web", container="c1"))
     await in_step(*faces)
-    replica, answers = two.controller.replica, []
-    find = replica.find_request
+    answers = []
 
-    async def looked_too_early(key):
-        monkeypatch.setattr(replica, "find_request", find)
+    async def do():
         answers.append(await LATE[verb](one))
-        await replica.reached(one.state.revision)
+        await two.controller.replica.reached(one.state.revision)
 
-    monkeypatch.setattr(replica, "find_request", looked_too_early)
+    looks_before(monkeypatch, two, do)
     answers.append(await LATE[verb](two))
     await in_step(*faces)
 
