@@ -79,6 +79,8 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
 
     async def ListPools(self, request, context):
         self._call("ListPools")
+        for pool in self.pools.values():
+            pool.use.leased = len(self.leases[pool.id])
         return ipam_pb2.ListPoolsResponse(pools=list(self.pools.values()))
 
     async def RequestAddresses(self, request, context):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from netweft.controller.v1 import endpoint_pb2, network_pb2, sandbox_pb2
+from netweft.ipam.v1 import ipam_pb2
 from netweft_common import errors
 
 pytestmark = pytest.mark.anyio
@@ -314,6 +315,86 @@ async def test_a_network_whose_creation_crashes_is_whole_or_gone(world, face, mo
     recorded = [subnet.pool_id for record in face.state.networks.values() for subnet in record.value.subnets]
     assert sorted(recorded) == sorted(world.ipam.pools)
     assert len(recorded) == (2 if retried or point == "after the record" else 0)
+
+
+# Where orphans are looked for
+
+
+def lease_to(world, pool_id, owner):
+    """Lease an address behind the controller's back."""
+    kind = ipam_pb2.OWNER_KIND_ENDPOINT
+    item = ipam_pb2.AddressRequest(pool_id=pool_id, owner=ipam_pb2.Owner(key=owner, kind=kind))
+    return world.ipam._lease(item).lease.address
+
+
+async def later(face):
+    """Make one pass of the reconciler after a long time."""
+    reconciler = face.controller.reconciler
+    now_s = reconciler._monotonic() + 3600
+    reconciler._monotonic = lambda: now_s
+    return await reconciler.return_orphans()
+
+
+async def test_pools_with_as_many_leases_as_recorded_are_looked_at_in_turn(world, face, make_item, monkeypatch):
+    monkeypatch.setattr("netweft_controller.engine.reconcile._LOOKED_AT", 4)
+    for number in range(6):
+        await face.network(f"n{number}")
+    await face.attach(*(make_item(f"n{number}", name="e", container=f"c{number}") for number in range(6)))
+    await face.settled()
+    pools = list(world.ipam.pools)
+    looked_at = [await looks(face, monkeypatch) for _ in range(6)]
+
+    # Gateway and endpoint are two leases, so it is two pools a pass, and three passes once round.
+    assert [2] * 6 == [len(one) for one in looked_at]
+    assert sorted(pools) == sorted(one for part in looked_at[:3] for one in part)
+    assert sorted(pools) == sorted(one for part in looked_at[3:] for one in part)
+
+
+async def test_an_orphan_is_found_at_once_in_whichever_pool(world, face, make_item, monkeypatch):
+    monkeypatch.setattr("netweft_controller.engine.reconcile._LOOKED_AT", 1)
+    for number in range(5):
+        await face.network(f"n{number}")
+    orphans = [lease_to(world, pool_id, "f" * 32) for pool_id in world.ipam.pools]
+    assert sorted(orphans) == sorted(world.ipam.endpoint_leases())
+
+    assert 0 == await face.controller.reconciler.return_orphans()
+    assert 5 == await later(face)
+
+    assert [] == world.ipam.endpoint_leases()
+
+
+async def test_an_orphan_whose_pool_lacks_a_recorded_lease_is_found_in_its_turn(world, face, make_item, monkeypatch):
+    monkeypatch.setattr("netweft_controller.engine.reconcile._LOOKED_AT", 1)
+    for number in range(3):
+        await face.network(f"n{number}")
+    await face.attach(make_item("n1", name="web"))
+    await face.settled()
+    (held,) = world.ipam.endpoint_leases()
+    pool_id = next(pool_id for pool_id, leases in world.ipam.leases.items() if held.partition("/")[0] in leases)
+    del world.ipam.leases[pool_id][held.partition("/")[0]]
+    lease_to(world, pool_id, "a" * 32)
+
+    # One pool a pass: it is seen in the first round, and is old enough in the second.
+    returned = [await later(face) for _ in range(9)]
+
+    assert 1 == sum(returned)
+    assert 0 == sum(returned[:3])
+    assert [] == world.ipam.endpoint_leases()
+
+
+async def looks(face, monkeypatch):
+    """Make one pass; returns the pools whose leases were listed."""
+    listed = []
+    leases = face.controller.ipam.leases
+
+    def noted(pool_id):
+        listed.append(pool_id)
+        return leases(pool_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(face.controller.ipam, "leases", noted)
+        await face.controller.reconciler.return_orphans()
+    return listed
 
 
 # Orphans that were returned, or were about to be, when their request is tried again

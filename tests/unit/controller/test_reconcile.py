@@ -13,6 +13,7 @@ from netweft_controller.domain.objects import (
     Lease,
     NetworkState,
     SandboxState,
+    Subnet,
 )
 
 KERNEL = errors.KernelError("ip link add", "x", 17)
@@ -146,6 +147,22 @@ def test_orphans_are_pools_and_leases_that_no_record_speaks_of(build, id_of):
     assert held[1:3] == reconcile.orphan_leases(build.state, held)
     pools = [("p10", id_of(10)), ("p10b", id_of(10)), ("p11", id_of(11))]
     assert pools[1:] == reconcile.orphan_pools(build.state, pools)
+
+
+@pytest.mark.parametrize(
+    ("leased", "is_balanced"), [(4, False), (5, True), (6, False)], ids=["one lacks", "as recorded", "one too many"]
+)
+def test_a_pool_has_leases_for_endpoints_gateway_and_auxiliary_addresses(build, id_of, leased, is_balanced):
+    build.host()
+    aux = {"router": "10.10.0.250", "printer": "10.10.0.251"}
+    subnet = Subnet(subnet="10.10.0.0/24", gateway="10.10.0.1", pool_id="p10", aux_addresses=aux)
+    other = Subnet(subnet="10.11.0.0/24", gateway="10.11.0.1", pool_id="p11")
+    build.network(10, subnets=(subnet, other))
+    for number in (1000, 1001):
+        build.endpoint(number)
+    build.endpoint(1002, leases=(Lease(address="10.11.0.2/24", pool_id="p11", epoch=1),))
+
+    assert is_balanced == reconcile.is_balanced(build.state, "p10", id_of(10), leased)
 
 
 # Marks and ends

@@ -42,6 +42,9 @@ def check(state):
             assert endpoint.id == state.endpoint_by_name(network.id, endpoint.name).value.id
         for claim, number in network.claims.items():
             assert network.id == state.number_owner(claim, number)
+        for subnet in network.subnets:
+            leases = [one for e in endpoints for one in e.leases if one.pool_id == subnet.pool_id]
+            assert len(leases) == state.lease_count(subnet.pool_id)
     for host in values(state.hosts):
         assert {e.id for e in endpoints if e.host_id == host.id} == {
             r.value.id for r in state.endpoints_of_host(host.id)

@@ -52,11 +52,17 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool of a network of ours; `created_ms` is in milliseconds since 1970."""
+    """A pool of a network of ours.
+
+    Attributes:
+        created_ms: Milliseconds since 1970.
+        leased: Number of leases held in it, gateway and auxiliary addresses among them.
+    """
 
     id: str
     network_id: str
     created_ms: int
+    leased: int
 
 
 class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +226,7 @@ class Ipam:
                         id=pool.id,
                         network_id=pool.labels[POOL_LABEL],
                         created_ms=pool.create_time.ToMilliseconds(),
+                        leased=pool.use.leased,
                     )
             token = response.next_page_token
             if not token:

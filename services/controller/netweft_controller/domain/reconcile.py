@@ -202,6 +202,16 @@ def orphan_pools(state: State, pools: Iterable[tuple[str, str]]) -> list[tuple[s
     ]
 
 
+def is_balanced(state: State, pool_id: str, network_id: str, leased: int) -> bool:
+    """Return whether a pool of a recorded network has as many leases as the records of endpoints and network say.
+
+    Where it has, it holds an orphan only if a recorded lease is missing, which the host that uses the address mends.
+    """
+    subnets = [one for one in state.networks[network_id].value.subnets if one.pool_id == pool_id]
+    infrastructure = sum(bool(one.gateway) + len(one.aux_addresses) for one in subnets)
+    return leased == state.lease_count(pool_id) + infrastructure
+
+
 def orphan_leases(state: State, held: Iterable[Held]) -> list[Held]:
     """Return the endpoint leases that no endpoint's record speaks of."""
     return [one for one in held if one.is_endpoint and not _is_recorded(state, one)]

@@ -5,6 +5,7 @@ One task writes it; rules read it and change nothing. Every index is derived fro
 
 from __future__ import annotations
 
+import collections
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -79,6 +80,8 @@ class State:
         self._networks_of_host: dict[str, set[str]] = {}
         self._macs: dict[tuple[str, str], str] = {}
         self._numbers: dict[tuple[str, int], str] = {}
+        # Pool id -> leases of endpoints.
+        self._leases: collections.Counter[str] = collections.Counter()
         # Host id -> network id -> presence, and the same by network.
         self._presence: dict[str, dict[str, Presence]] = {}
         self._hosts_of_network: dict[str, set[str]] = {}
@@ -112,6 +115,10 @@ class State:
     def endpoint_count(self, network_id: str) -> int:
         """Return how many endpoints a network has."""
         return len(self._endpoints_by_name.get(network_id, {}))
+
+    def lease_count(self, pool_id: str) -> int:
+        """Return how many addresses of a pool endpoints are recorded with."""
+        return self._leases[pool_id]
 
     def endpoints_of_sandbox(self, sandbox_id: str) -> Iterator[Record[Endpoint]]:
         """Yield the endpoints of a sandbox."""
@@ -250,6 +257,8 @@ class State:
             _add(self._endpoints_of_host, value.host_id, value.id)
             if value.mac_address:
                 self._macs[value.network_id, value.mac_address] = value.id
+            for lease in value.leases:
+                self._leases[lease.pool_id] += 1
         elif isinstance(value, Sandbox):
             _add(self._sandboxes_by_container, value.container_id, value.id)
             if value.container_id:
@@ -273,6 +282,8 @@ class State:
             _remove(self._endpoints_of_sandbox, value.sandbox_id, value.id)
             _remove(self._endpoints_of_host, value.host_id, value.id)
             _forget(self._macs, (value.network_id, value.mac_address), value.id)
+            for lease in value.leases:
+                self._leases[lease.pool_id] -= 1
         elif isinstance(value, Sandbox):
             _remove(self._sandboxes_by_container, value.container_id, value.id)
             _forget(self._sandbox_ids, (value.host_id, value.container_id), value.id)
@@ -282,6 +293,9 @@ class State:
             _remove(self._networks_of_host, value.host_id, value.id)
             for claim, number in value.claims.items():
                 self._numbers.pop((claim, number), None)
+            for subnet in value.subnets:
+                if not self._leases[subnet.pool_id]:
+                    del self._leases[subnet.pool_id]
         else:
             _forget(self.host_ids_by_name, value.name, value.id)
 

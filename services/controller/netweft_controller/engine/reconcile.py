@@ -2,6 +2,9 @@
 
 It runs in every controller. All it does is guarded or idempotent, so two of them at the same work do it once.
 
+Orphans among leases are looked for where a pool has another number of leases than records speak of. The others are
+looked at in turn, some in each pass, for a number can be right by chance.
+
 An orphan is returned behind a tomb (`domain.tombs`), so that no record of it comes meanwhile. Whoever finds the tomb
 of a reconciler that died before the return goes on from there.
 """
@@ -9,6 +12,7 @@ of a reconciler that died before the return goes on from there.
 from __future__ import annotations
 
 import asyncio
+import collections
 import datetime as dt
 import time
 import uuid
@@ -17,7 +21,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 import msgspec
 from netweft_common import deadline, errors, logs
 
-from netweft_controller.clients.ipam import ENDPOINT, Ipam, Release
+from netweft_controller.clients.ipam import ENDPOINT, Ipam, PoolInfo, Release
 from netweft_controller.domain import commits, reconcile, tombs
 from netweft_controller.domain.objects import Kind
 from netweft_controller.domain.reconcile import Held, Sight, Todo
@@ -31,6 +35,8 @@ from netweft_controller.sync.replica import Replica
 
 _log = logs.get()
 _CHUNK = 1000
+_LOOKED_AT = 2000
+"""Leases a pass that are looked at though their number is right."""
 _PASS_S = 10.0
 _TOMB_S = 120.0
 """Longer than any saga lasts."""
@@ -96,6 +102,9 @@ class Reconciler:
         self._clock = clock
         self._seen: Mapping[Sight, float] = {}
         self._orphans: dict[tuple[str, ...], float] = {}
+        # Pools whose turn to be looked at has not come, and how many leases may be.
+        self._turns: collections.deque[str] = collections.deque()
+        self._credit = 0
         # All there are, as they were when the pass began and what it has made since.
         self._tombs: dict[str, str] = {}
 
@@ -179,14 +188,22 @@ class Reconciler:
     async def return_orphans(self) -> int:
         """Return pools and leases that no record has spoken of for the grace time; returns how many."""
         self._tombs = dict(await self._replica.store.find_claims(tombs.PREFIX))
-        pools = [(pool.id, pool.network_id) async for pool in self._ipam.pools()]
+        pools = {pool.id: pool async for pool in self._ipam.pools()}
         seen: dict[tuple[str, ...], float] = {}
         returned = 0
-        ownerless = reconcile.orphan_pools(self._replica.state, pools)
-        for pool_id, network_id in ownerless:
+        for pool_id, network_id in reconcile.orphan_pools(
+            self._replica.state, [(pool.id, pool.network_id) for pool in pools.values()]
+        ):
+            del pools[pool_id]
             if self._is_due(("pool", pool_id, network_id), seen) or self._is_abandoned(tombs.of(network_id)):
                 returned += await self._return_pool(pool_id, network_id)
-        for pool_id, _ in [pool for pool in pools if pool not in ownerless]:
+        chosen = self._chosen(pools)
+        seen |= {
+            orphan: since_s
+            for orphan, since_s in self._orphans.items()
+            if orphan[0] == "lease" and orphan[1] in pools and orphan[1] not in chosen
+        }
+        for pool_id in chosen:
             held = [
                 Held(lease.lease, lease.owner_key, lease.kind == ENDPOINT) async for lease in self._ipam.leases(pool_id)
             ]
@@ -200,6 +217,24 @@ class Reconciler:
         self._orphans = seen
         await self._clear_tombs()
         return returned
+
+    def _chosen(self, pools: Mapping[str, PoolInfo]) -> Collection[str]:
+        """Return the pools to look at: where the number of leases is another than recorded, and whose turn it is."""
+        state = self._replica.state
+        chosen = {
+            pool.id: None
+            for pool in pools.values()
+            if not reconcile.is_balanced(state, pool.id, pool.network_id, pool.leased)
+        }
+        self._credit = min(self._credit + _LOOKED_AT, _LOOKED_AT)
+        if not self._turns:
+            self._turns.extend(pools)
+        while self._turns and self._credit > 0:
+            pool = pools.get(self._turns.popleft())
+            if pool is not None and pool.id not in chosen:
+                chosen[pool.id] = None
+                self._credit -= max(1, pool.leased)
+        return chosen
 
     def _is_due(self, orphan: tuple[str, ...], seen: dict[tuple[str, ...], float]) -> bool:
         now_s = self._monotonic()

@@ -27,16 +27,16 @@ class HostBook:
         self._key = f"{{{prefix}:hosts}}:live"
         self._now_ms = now_ms
 
-    async def beat(self, host_id: str, store_epoch: str, silent_ms: int) -> tuple[int, bool]:
-        """Note a heartbeat; returns the time in ms, and whether the host has reported under the epoch.
+    async def beat(self, silent_ms: Mapping[str, int], store_epoch: str) -> tuple[int, dict[str, bool]]:
+        """Note heartbeats; returns the time in ms, and whether each host has reported under the epoch.
 
         Args:
-            host_id: Whose.
+            silent_ms: How long each host may be silent from now on, by its id.
             store_epoch: The present one.
-            silent_ms: How long the host may be silent from now on.
         """
-        now, reported = await self._run("beat", store_epoch, host_id, silent_ms)
-        return int(now), bool(reported)
+        flat = [part for pair in silent_ms.items() for part in pair]
+        now, *reported = await self._run("beat", store_epoch, *flat)
+        return int(now), dict(zip(silent_ms, map(bool, reported), strict=True))
 
     async def reported(self, host_id: str, store_epoch: str) -> int:
         """Note that a host has reported all it holds under an epoch; returns the time in ms."""

@@ -32,6 +32,7 @@ from netweft_ipam.domain.pools import Pool, PoolAsk, PoolId, PoolUse, parse_pool
 from netweft_ipam.domain.roster import Roster
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
+from netweft_ipam.store.beats import Beats
 from netweft_ipam.store.connection import Connection, Epoch
 from netweft_ipam.store.families import UNCHECKED, Families, StaleHistory
 from netweft_ipam.store.hosts import HostBook
@@ -88,6 +89,7 @@ class RedisStore:
         self._epoch_changes = 0
         # Heartbeats of reporting hosts that this process has seen, ms by the store's clock: the store may lose them.
         self._beats: dict[str, int] = {}
+        self._gathered = Beats(self._beat_hosts)
 
     async def request_pool(self, ask: PoolAsk, tag: RequestTag) -> Pool:
         """See Store."""
@@ -169,11 +171,16 @@ class RedisStore:
 
     async def beat_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
+        return await self._gathered.add(host_id, silent_ms)
+
+    async def _beat_hosts(self, silent_ms: Mapping[str, int]) -> dict[str, Renewal]:
         epoch = (await self._read_epoch()).id
-        beat_ms, reported = await self._hosts.beat(host_id, epoch, silent_ms)
-        if host_id in self._beats:
-            self._beats[host_id] = beat_ms
-        return Renewal(renewed=0, store_epoch=epoch, reassert=not reported)
+        beat_ms, reported = await self._hosts.beat(silent_ms, epoch)
+        self._beats |= dict.fromkeys(self._beats.keys() & silent_ms.keys(), beat_ms)
+        return {
+            host_id: Renewal(renewed=0, store_epoch=epoch, reassert=not has_reported)
+            for host_id, has_reported in reported.items()
+        }
 
     async def renew_host(self, host_id: str, *, silent_ms: int = 0) -> Renewal:
         """See Store."""
