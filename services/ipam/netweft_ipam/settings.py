@@ -48,7 +48,11 @@ class IpamSettings(ServiceSettings):
         ),
     )
     sweep_interval: dt.timedelta = field(
-        default=dt.timedelta(seconds=5), metadata=about("How often leases whose TTL is over are ended.")
+        default=dt.timedelta(seconds=5),
+        metadata=about(
+            "How often leases whose TTL is over are ended; should the replica that gave them out be gone, up to twelve"
+            " times as late."
+        ),
     )
     renewals_per_second: int = field(
         default=100,

@@ -11,7 +11,7 @@ import uuid
 import pytest
 import redis
 from netweft_common import errors
-from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Lease, Owner, RequestTag
+from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, Owner, RequestTag
 from netweft_ipam.domain.pools import PoolAsk
 from netweft_ipam.domain.settling import Patience
 from netweft_ipam.store import keys
@@ -204,3 +204,80 @@ async def test_hosts_that_lived_when_the_store_went_away_are_waited_for_however_
 
     assert ["h1,h2", "h2"] == found
     assert ["10.1.0.1"] == given
+
+
+# Sweeps
+
+
+async def sweep_of(store):
+    """Sweep once; returns how many leases ended, and how many subnets were looked at."""
+    looked_at = []
+    store._connection.observe(lambda script, _: looked_at.append(script))
+    ended = await store.sweep()
+    store._connection.observe(lambda script, _: None)
+    return ended, looked_at.count("sweep")
+
+
+async def test_a_sweep_leaves_out_subnets_in_which_nothing_can_end(redis_store):
+    desk = Desk(redis_store)
+    pools = [await desk.pool(f"g/10.{number}.0.0/24") for number in range(3)]
+    for pool in pools:
+        await desk.lease(pool, ask("a"))
+
+    assert [(0, 3)] + [(0, 0)] * 12 + [(0, 3)] == [await sweep_of(redis_store) for _ in range(14)]
+
+
+async def test_a_sweep_looks_at_subnets_with_ttls_and_resting_addresses(redis_store, clock):
+    desk = Desk(redis_store)
+    with_ttl, resting, neither = [await desk.pool(f"g/10.{number}.0.0/24") for number in range(3)]
+    await desk.lease(with_ttl, ask("a", ttl_s=30))
+    await desk.lease(neither, ask("a"))
+    await desk.lease(resting, ask("a"))
+    await desk.give_back(resting, ("10.1.0.1", "a"))
+
+    first = [await sweep_of(redis_store) for _ in range(2)]
+    clock.advance(29)
+    rested = [await sweep_of(redis_store) for _ in range(2)]
+    clock.advance(1)
+    late = [await sweep_of(redis_store) for _ in range(3)]
+
+    assert [(0, 3), (0, 2)] == first
+    assert [(0, 2), (0, 1)] == rested
+    # The address that ended rests until its quarantine is over.
+    assert [(1, 1), (0, 1), (0, 1)] == late
+
+
+@pytest.mark.parametrize("change", ["request", "transfer", "reassert"])
+async def test_what_changes_in_a_subnet_at_rest_is_swept_in_time(redis_store, clock, change):
+    desk = Desk(redis_store)
+    pool = await desk.pool("g/10.1.0.0/24")
+    [lease] = await desk.leases(pool, ask("a"))
+    assert [(0, 1), (0, 0)] == [await sweep_of(redis_store) for _ in range(2)]
+
+    if change == "request":
+        await desk.lease(pool, ask("b", ttl_s=5))
+    elif change == "transfer":
+        await redis_store.transfer(pool_id(pool), [AddressReturn(lease.address, "a")], "h2", RequestTag())
+    else:
+        claim = Claim(Owner("a", "h1"), lease.address, lease.epoch, ttl_s=5)
+        epoch = (await redis_store.beat_host("h1")).store_epoch
+        await redis_store.reassert("h1", epoch, {pool_id(pool): [claim]}, complete=True)
+    clock.advance(6)
+
+    # The second look is for the heartbeat of the host.
+    expected = {"request": (1, 1), "transfer": (0, 1), "reassert": (1, 2)}
+    assert expected[change] == await sweep_of(redis_store)
+
+
+async def test_a_lease_of_a_replica_that_is_gone_is_swept_by_the_others(server, clock):
+    name = f"t{uuid.uuid4().hex[:8]}"
+    gone, other = [RedisStore(Connection.open(server.url), prefix=name, now_ms=clock) for _ in range(2)]
+    pool = await Desk(gone).pool("g/10.1.0.0/24")
+    await Desk(gone).lease(pool, ask("b"))
+    assert [(0, 1), (0, 0)] == [await sweep_of(other) for _ in range(2)]
+    await Desk(gone).lease(pool, ask("a", ttl_s=5))
+    await gone.aclose()
+    clock.advance(6)
+
+    assert [(0, 0)] * 11 + [(1, 1)] == [await sweep_of(other) for _ in range(12)]
+    await other.aclose()

@@ -1,4 +1,4 @@
-"""Heartbeats are written together: a write of the store that is synced to disk costs it as much as a hundred of them."""
+"""Heartbeats are written together: a write that the store syncs to disk costs as much as a hundred of them."""
 
 from __future__ import annotations
 

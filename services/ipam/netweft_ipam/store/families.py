@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import json
 import struct
@@ -59,6 +60,23 @@ class StaleHistory(Exception):  # a signal inside the store, never told to a cal
         self.history = history
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep of a family did.
+
+    Attributes:
+        ended: Leases.
+        wanted: Hosts whose heartbeats must be read before their leases may end.
+        is_more: Whether more is due now.
+        is_waiting: Whether leases with a TTL or resting addresses are left.
+    """
+
+    ended: int
+    wanted: tuple[str, ...]
+    is_more: bool
+    is_waiting: bool
+
+
 class Families:
     """Runs scripts over address sets.
 
@@ -87,6 +105,8 @@ class Families:
         self._quarantine_ms = quarantine_ms
         self._options = f"{int(check_history)}:{events_kept}"
         self._long_until_s: dict[PoolId, float] = {}
+        # Keys of what was changed here since its last sweep.
+        self._changed: set[str] = set()
 
     async def open(self, entry: Entry) -> bool:
         """Make a registered pool ready; return whether it lives, else its end was decided before. Idempotent.
@@ -264,7 +284,11 @@ class Families:
         code, *held = await self._run("renew", self._layout(pool), host_id, silent_ms)
         return None if code == b"NOPOOL" else int(held[0])
 
-    async def sweep(self, pool: PoolId, *, limit: int, heartbeats: Mapping[str, int]) -> tuple[int, list[str], bool]:
+    def is_changed(self, pool: PoolId) -> bool:
+        """Return whether this process has changed anything in a pool's family since it was swept last."""
+        return self._layout(pool).key in self._changed
+
+    async def sweep(self, pool: PoolId, *, limit: int, heartbeats: Mapping[str, int]) -> Swept:
         """End what is over, in at most `limit` blocks of 16 addresses.
 
         Args:
@@ -272,18 +296,22 @@ class Families:
             limit: Blocks at most.
             heartbeats: Until when each host that may be judged need not be heard of (ms); leases of others stay.
 
-        Returns:
-            Leases ended, hosts that must be judged first, whether more is due.
-
         Raises:
             StaleHistory: The server's history was not confirmed; nothing was done.
         """
+        layout = self._layout(pool)
+        self._changed.discard(layout.key)
         flat = [part for pair in heartbeats.items() for part in pair]
-        code, *answer = await self._run("sweep", self._layout(pool), self._quarantine_ms, limit, *flat)
+        code, *answer = await self._run("sweep", layout, self._quarantine_ms, limit, *flat)
         if code == b"STALE":
             raise StaleHistory(answer[0].decode())
-        ended, wanted, more = answer
-        return int(ended), [name.decode() for name in wanted], bool(more)
+        ended, wanted, is_more, is_waiting = answer
+        return Swept(
+            ended=int(ended),
+            wanted=tuple(name.decode() for name in wanted),
+            is_more=bool(is_more),
+            is_waiting=bool(is_waiting),
+        )
 
     async def transfer(
         self, pool: PoolId, returns: Sequence[AddressReturn], host_id: str, tag: RequestTag
@@ -412,16 +440,24 @@ class Families:
     async def _run(
         self, script: str, layout: keys.Layout, *args: str | bytes | int, repeatable: bool = True
     ) -> list[Any]:
-        return await self._connection.run(
-            scripts.load("" if script == "lease" else "pool", script),
-            layout.key,
-            self._now_ms(),
-            layout.width,
-            layout.bucket_digits,
-            self._options,
-            *args,
-            repeatable=repeatable,
-        )
+        loaded = scripts.load("" if script == "lease" else "pool", script)
+        try:
+            return await self._connection.run(
+                loaded,
+                layout.key,
+                self._now_ms(),
+                layout.width,
+                layout.bucket_digits,
+                self._options,
+                *args,
+                repeatable=repeatable,
+            )
+        finally:
+            # Afterwards, for a sweep that came before it has not seen it.
+            if script == "close":
+                self._changed.discard(layout.key)
+            elif script != "sweep" and not loaded.is_read:
+                self._changed.add(layout.key)
 
 
 def _quota(entry: Entry) -> str:

@@ -41,6 +41,8 @@ from netweft_ipam.store.registry import Entry, Overlap, Registry
 
 _SWEEP_PAGE = 200
 _SWEEP_BLOCKS = 128
+_SWEEPS_AT_REST = 12
+"""So many sweeps leave out a subnet in which nothing can end, unless this process leases or releases there."""
 _EVENT_ENTRIES = 16
 
 _LOG = logs.get(part="store")
@@ -87,6 +89,8 @@ class RedisStore:
         self._patience = patience
         self._epoch = Epoch("", frozenset())
         self._epoch_changes = 0
+        # Subnets in which nothing can end, and how many sweeps more leave them out.
+        self._resting: dict[PoolId, int] = {}
         # Heartbeats of reporting hosts that this process has seen, ms by the store's clock: the store may lose them.
         self._beats: dict[str, int] = {}
         self._gathered = Beats(self._beat_hosts)
@@ -301,13 +305,31 @@ class RedisStore:
         """See Store."""
         ended = 0
         start: PoolId | None = None
+        epoch_changes = self._epoch_changes
+        # Nothing ends in what was at rest the last time unless other replicas have leased there: they sweep it too.
+        resting, self._resting = self._resting, {}
+        still: dict[PoolId, int] = {}
         while True:
             entries = await self._registry.page(space="", start=start, limit=_SWEEP_PAGE + 1)
-            families = {entry.id.family: entry for entry in entries[:_SWEEP_PAGE]}
-            ended += sum(await asyncio.gather(*(self._sweep_family(family) for family in families)))
+            due: list[PoolId] = []
+            for family in {entry.id.family for entry in entries[:_SWEEP_PAGE]}:
+                left = resting.get(family, 0)
+                if left and not self._families.is_changed(family):
+                    still[family] = left - 1
+                else:
+                    due.append(family)
+            for family, (count, is_waiting) in zip(
+                due, await asyncio.gather(*map(self._sweep_family, due)), strict=True
+            ):
+                ended += count
+                if not is_waiting:
+                    still[family] = _SWEEPS_AT_REST
             if len(entries) <= _SWEEP_PAGE:
-                return ended
+                break
             start = entries[_SWEEP_PAGE].id
+        if epoch_changes == self._epoch_changes:
+            self._resting = still
+        return ended
 
     async def weaknesses(self) -> list[str]:
         """See Store."""
@@ -402,24 +424,25 @@ class RedisStore:
                     return [overlap] * len(claims)
         return [refusals.pool_unknown(pool)] * len(claims)
 
-    async def _sweep_family(self, family: PoolId) -> int:
-        ended, more = 0, True
+    async def _sweep_family(self, family: PoolId) -> tuple[int, bool]:
+        """Return how many leases ended, and whether more can."""
+        ended, more, is_waiting = 0, True, True
         heartbeats: dict[str, int] = {}
         while more:
             try:
-                count, wanted, more = await self._families.sweep(family, limit=_SWEEP_BLOCKS, heartbeats=heartbeats)
+                swept = await self._families.sweep(family, limit=_SWEEP_BLOCKS, heartbeats=heartbeats)
             except StaleHistory as stale:
                 with contextlib.suppress(errors.Unavailable):
                     await self._settle(family, stale.history)
-                return ended
-            ended += count
-            for host_id in wanted:
+                return ended, True
+            ended += swept.ended
+            for host_id in swept.wanted:
                 # The host's own record is asked before its leases end: the pool may not have heard of its heartbeat.
                 heartbeats[host_id] = await self._hosts.last_beat(host_id)
                 if heartbeats[host_id]:
                     await self._hosts.add_pool(host_id, str(family))
-            more = more or bool(wanted)
-        return ended
+            more, is_waiting = swept.is_more or bool(swept.wanted), swept.is_waiting
+        return ended, is_waiting
 
     async def _end(self, entry: Entry, *, infrastructure: bool, tag: RequestTag) -> int:
         held = await self._families.close(entry, infrastructure=infrastructure)

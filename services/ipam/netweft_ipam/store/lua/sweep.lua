@@ -1,6 +1,6 @@
 -- Ends leases whose time is over, and frees what has rested long enough.
 -- ARGV[5] quarantine (ms), [6] blocks at most, then 2 of each host that may be judged: name, until when it need not be heard of (ms).
--- Returns code, leases ended, hosts that must be judged first, whether more is due; or STALE and the server's history.
+-- Returns code, leases ended, hosts that must be judged first, whether more is due, whether anything will be; or STALE and the server's history.
 -- A renewal may be in the part of the log that a new server has lost, so nothing ends before its family is confirmed.
 local server = stale(call('HGET', M, 'inc'))
 if server then return { 'STALE', server } end
@@ -48,4 +48,4 @@ for _, name in ipairs(due) do
 end
 local freed = free_rested(limit)
 flush()
-return { 'OK', ended, wanted_names, (#due == limit or freed == limit) and 1 or 0 }
+return { 'OK', ended, wanted_names, (#due == limit or freed == limit) and 1 or 0, call('EXISTS', X, Q) > 0 and 1 or 0 }
