@@ -23,6 +23,7 @@ from netweft_common import (
     tls,
 )
 from netweft_common.identity import Role
+from netweft_common.pace import Pace
 
 from netweft_controller.clients.agents import Agents
 from netweft_controller.clients.ipam import Ipam
@@ -99,8 +100,9 @@ class Controller:
         self.agents = Agents(tls_files=tls_files, timeout=config.agent_timeout)
         self.settler = Settler(self.replica)
         self.liveness = Liveness(store, grace=config.host_grace)
-        self.progress = Progress(self.replica, self.liveness)
-        self.watches = HostWatches(self.replica)
+        self.pace = Pace(config.reports_per_second, most_s=config.host_grace.total_seconds() / 2)
+        self.watches = HostWatches(self.replica, silent_s=lambda: self.pace.silent_s)
+        self.progress = Progress(self.replica, self.liveness, self.watches)
         self.held = Held(self.replica)
         self.remover = Remover(replica=self.replica, ipam=self.ipam, agents=self.agents, watches=self.watches)
         self.joiner = Joiner(
@@ -198,6 +200,7 @@ class Controller:
                 liveness=self.liveness,
                 watches=self.watches,
                 report_interval_s=self._report_interval_s,
+                pace=self.pace,
             ),
         )
         grpc_server.add(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(self.replica, self.liveness))

@@ -37,6 +37,14 @@ class Settings(settings.ServiceSettings):
     report_interval: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=5), metadata=settings.about("How often agents report, in whole seconds.")
     )
+    reports_per_second: int = dataclasses.field(
+        default=100,
+        metadata=settings.about(
+            "Reports a second that this controller asks of all hosts together: the more hosts there are, the longer"
+            " each may be silent, up to half of host_grace, unless somebody waits for it; 0: each reports within a"
+            " fifth of report_interval after a change."
+        ),
+    )
     host_grace: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=15), metadata=settings.about("Silence after which a host counts as lost.")
     )

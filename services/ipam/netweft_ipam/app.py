@@ -11,12 +11,12 @@ import prometheus_client
 from netweft.ipam.v1 import ipam_pb2_grpc
 from netweft_common import errors, identity, lifecycle, logs, loops, metrics, settings, tls
 from netweft_common.identity import Role
+from netweft_common.pace import Pace
 from netweft_common.server import Server
 
 from netweft_ipam.engine.figures import LeaseMetrics, PoolMetrics, StoreMetrics
 from netweft_ipam.engine.gate import Gate
 from netweft_ipam.engine.nullspace import NullSpaceStore
-from netweft_ipam.engine.pace import Pace
 from netweft_ipam.rpc.servicer import IpamServicer
 from netweft_ipam.settings import IpamSettings
 from netweft_ipam.store.connection import Connection

@@ -34,6 +34,7 @@ class Controller(controller_grpc.HostServiceServicer):
         self.want_full = []
         self.interval_s = 1
         self.unknown = 0
+        self.silent_ms = 0
 
     async def RegisterHost(self, request, context):
         self.registered.append(request.host)
@@ -44,7 +45,8 @@ class Controller(controller_grpc.HostServiceServicer):
             self.unknown -= 1
             raise errors.NotFound("HOST_UNKNOWN", "register again")
         self.reports.append(request)
-        return controller_pb2.ReportHostResponse(want_full=self.want_full.pop() if self.want_full else False)
+        want_full = self.want_full.pop() if self.want_full else False
+        return controller_pb2.ReportHostResponse(want_full=want_full, silent_ms=self.silent_ms)
 
     async def WatchHost(self, request, context):
         self.watches.append(request)
@@ -312,3 +314,30 @@ async def test_another_mtu_of_the_underlay_is_told_by_registering_again(linked):
     await until(lambda: len(linked.registered) > 1)
 
     assert [0, 1400] == [one.facts.underlay_mtu_bytes for one in linked.registered]
+
+
+async def test_a_host_that_may_be_silent_follows_without_a_word_until_it_is_asked(rig, linked):
+    linked.silent_ms = 60_000
+    linked.script.put_nowait(message(5, box(101), snapshot=True, snapshot_end=True))
+    # The first report may have been sent before the snapshot came.
+    await until(lambda: linked.reports and rig.engine.position.revision == 5)
+    before = len(linked.reports)
+
+    for revision in (6, 7):
+        linked.script.put_nowait(message(revision, box(100 + revision, revision)))
+    await until(lambda: rig.engine.position.revision == 7)
+    silent = len(linked.reports)
+    linked.script.put_nowait(message(8, report_now=True))
+    await until(lambda: len(linked.reports) > silent)
+
+    assert before == silent
+    assert 8 == linked.reports[-1].applied_revision
+
+
+async def test_a_host_that_may_be_silent_tells_another_mtu_at_once(linked):
+    linked.silent_ms = 60_000
+    await until(lambda: linked.reports)
+
+    linked.link.set_underlay_mtu(1400)
+
+    await until(lambda: [0, 1400] == [one.facts.underlay_mtu_bytes for one in linked.registered])

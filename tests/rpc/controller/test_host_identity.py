@@ -25,6 +25,7 @@ def service(face):
         liveness=parts.liveness,
         watches=parts.watches,
         report_interval_s=5,
+        pace=parts.pace,
     )
 
 

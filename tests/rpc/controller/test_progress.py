@@ -126,3 +126,35 @@ async def test_another_controller_knows_how_far_hosts_are(world, face, spread):
 
     _, hosts = await shown(other)
     assert {H1: False, H2: False} == hosts
+
+
+async def test_whoever_waits_has_the_hosts_asked(face, spread):
+    streams = {id_: face.host_streams.WatchHost(host_pb2.WatchHostRequest(host_id=id_)) for id_ in (H1, H2)}
+    for stream in streams.values():
+        while not (await stream.read()).snapshot_end:
+            pass
+    revision, _ = await shown(face)
+    await report(face, H1, revision)
+    waiting = asyncio.create_task(
+        face.networks.WaitNetwork(network_pb2.WaitNetworkRequest(network="front", timeout_ms=20_000))
+    )
+
+    async with asyncio.timeout(5):
+        while not (message := await streams[H2].read()).report_now:
+            pass
+    await report(face, H2, message.revision)
+
+    assert [] == list((await waiting).behind_host_ids)
+    assert message.revision >= revision
+    for stream in streams.values():
+        stream.cancel()
+
+
+@pytest.mark.parametrize(("hosts", "silent_ms"), [(2, 0), (300, 3000), (2000, 7500)])
+async def test_many_hosts_may_be_silent_for_up_to_half_of_the_grace(face, spread, hosts, silent_ms):
+    for number in range(hosts):
+        face.controller.pace.silent_ms(f"h{number}")
+
+    answer = await face.hosts.ReportHost(host_pb2.ReportHostRequest(host_id=H1))
+
+    assert silent_ms == answer.silent_ms // 100 * 100

@@ -432,6 +432,54 @@ async def test_a_silent_stream_moves_its_revision_on(watched, monkeypatch):
     assert ((), replica.state.revision, False) == (tuple(batch.changes), batch.revision, batch.snapshot)
 
 
+async def test_a_host_that_is_asked_is_told_how_far_it_has_come_and_reports(watched):
+    replica, watches = watched
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+    await replica.commit(create(NETWORK))
+
+    watches.ask("1" * 32)
+    watches.ask("2" * 32)  # watches elsewhere, if at all
+    batch = await anext(stream)
+    await stream.aclose()
+
+    assert ((), replica.state.revision, True) == (tuple(batch.changes), batch.revision, batch.report_now)
+
+
+async def test_a_host_that_is_asked_has_everything_first(elsewhere, watched, monkeypatch):
+    monkeypatch.setattr(hostwatch, "COALESCE_S", 3600.0)
+    replica, watches = watched
+    stream, make = elsewhere
+    made = await make(2)
+
+    watches.ask("1" * 32)
+    told, asked = await anext(stream), await anext(stream)
+
+    assert ([made], False) == ([one.id for one in told.changes], told.report_now)
+    assert ([], replica.state.revision, True) == (list(asked.changes), asked.revision, asked.report_now)
+
+
+@pytest.mark.parametrize(("silent_s", "acks"), [(0.0, [1.0]), (0.5, [1.0]), (7.5, [7.5])])
+async def test_a_host_that_may_be_silent_is_told_as_late_how_far_it_has_come(
+    replica, endpoint_of, monkeypatch, silent_s, acks
+):
+    watches = hostwatch.HostWatches(replica, silent_s=lambda: silent_s)
+    noted = []
+    monkeypatch.setattr(
+        hostwatch._Watch, "note", lambda self, keys, revision, now_s, ack_s: noted.append(ack_s) or True
+    )
+    await replica.commit(create(Host(id="1" * 32, name="h1", agent_target="unix:/x")))
+    await replica.commit(create(NETWORK))
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+
+    ids = {"network_id": NETWORK.id, "host_id": "1" * 32, "state": EndpointState.JOINED}
+    await replica.commit(create(msgspec.structs.replace(endpoint_of(1), **ids)))
+    await stream.aclose()
+
+    assert acks == noted
+
+
 async def test_a_reload_starts_every_stream_anew(watched):
     replica, watches = watched
     stream = watches.stream("1" * 32, resume_revision=0, store_id="")

@@ -406,7 +406,13 @@ def change(value: Change) -> agent_pb2.Change:
 
 
 def watch_response(
-    values: Sequence[Change], *, revision: int, snapshot: bool, snapshot_end: bool, store_id: str
+    values: Sequence[Change],
+    *,
+    revision: int,
+    snapshot: bool,
+    snapshot_end: bool,
+    store_id: str,
+    report_now: bool = False,
 ) -> bytes:
     """Return the message WatchHostResponse of one batch for a host, as bytes: the server sends them as they are.
 
@@ -421,7 +427,11 @@ def watch_response(
         else:
             parts.append(_encoded(change(value)))
     head = controller_host_pb2.WatchHostResponse(
-        revision=revision, snapshot=snapshot, snapshot_end=snapshot_end, store_id=store_id
+        revision=revision,
+        snapshot=snapshot,
+        snapshot_end=snapshot_end,
+        store_id=store_id,
+        report_now=report_now,
     )
     # Parts of a message, one after the other, are the message: repeated fields add up.
     parts.append(head.SerializeToString())

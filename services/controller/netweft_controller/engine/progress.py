@@ -9,10 +9,12 @@ from netweft_common import deadline
 
 from netweft_controller.domain.objects import HostState
 from netweft_controller.engine.liveness import Liveness
+from netweft_controller.sync.hostwatch import HostWatches
 from netweft_controller.sync.replica import Replica
 
 WAIT_S = 30.0
 LOOK_S = 0.05
+ASK_S = 1.0
 
 
 class HostProgress(msgspec.Struct, frozen=True):
@@ -29,11 +31,13 @@ class Progress:
     Args:
         replica: Intent.
         liveness: What hosts report, to whichever controller.
+        watches: Streams of the hosts that can be asked to report; the others do so in their time.
     """
 
-    def __init__(self, replica: Replica, liveness: Liveness) -> None:
+    def __init__(self, replica: Replica, liveness: Liveness, watches: HostWatches) -> None:
         self._replica = replica
         self._liveness = liveness
+        self._watches = watches
 
     def of(self, network_id: str, revision: int = 0) -> list[HostProgress]:
         """Return how far the hosts of a network are, by id.
@@ -68,8 +72,14 @@ class Progress:
         wanted = min(revision or last, last)
         now = asyncio.get_running_loop().time
         ends_s = now() + min(timeout_s, WAIT_S, max(0.0, deadline.remaining_s(WAIT_S) - 2 * LOOK_S))
+        ask_s = now()
         while True:
             behind = [one.host_id for one in self.of(network_id, wanted) if one.is_behind]
             if not behind or now() >= ends_s:
                 return wanted, behind
+            if now() >= ask_s:
+                # Once more after a while, for a host may have come to this controller meanwhile.
+                ask_s = now() + ASK_S
+                for host_id in behind:
+                    self._watches.ask(host_id)
             await asyncio.sleep(LOOK_S)

@@ -10,6 +10,7 @@ from typing import Any
 from netweft.common.v1 import host_pb2 as common_host_pb2
 from netweft.controller.v1 import host_pb2, host_pb2_grpc
 from netweft_common import exchange, identity, pki
+from netweft_common.pace import Pace
 
 from netweft_controller.clients import wire
 from netweft_controller.domain import fields, filters, names
@@ -32,6 +33,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         liveness: Heartbeats.
         watches: Streams to hosts.
         report_interval_s: How often agents are asked to report, in seconds.
+        pace: How long they may be silent where they are many.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         liveness: Liveness,
         watches: HostWatches,
         report_interval_s: int,
+        pace: Pace,
     ) -> None:
         self._replica = replica
         self._hosts = hosts
@@ -50,6 +53,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         self._liveness = liveness
         self._watches = watches
         self._report_interval_s = report_interval_s
+        self._pace = pace
 
     async def RegisterHost(self, request: host_pb2.RegisterHostRequest, context: Any) -> host_pb2.RegisterHostResponse:
         """Record a host."""
@@ -77,7 +81,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
             await self._hosts.note_drift(request.host_id, wire.drift_from(request.drift))
         if request.HasField("narrow_paths"):
             await self._hosts.note_narrow_paths(request.host_id, wire.narrow_paths_from(request.narrow_paths))
-        return host_pb2.ReportHostResponse(want_full=want_full)
+        return host_pb2.ReportHostResponse(want_full=want_full, silent_ms=self._pace.silent_ms(request.host_id))
 
     def ReportStream(self, requests: Any, context: Any) -> Any:
         """Take note of heartbeats, over a stream."""
@@ -98,6 +102,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
                     snapshot=batch.snapshot,
                     snapshot_end=batch.snapshot_end,
                     store_id=batch.store_id,
+                    report_now=batch.report_now,
                 )
         finally:
             await stream.aclose()  # type: ignore[attr-defined]  # an async generator

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 from netweft_common import errors
@@ -36,6 +36,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: bool = False
     snapshot_end: bool = False
     store_id: str
+    report_now: bool = False
 
 
 class _Watch:
@@ -50,6 +51,8 @@ class _Watch:
         self.peers: dict[changes.Key, int] = {}
         self.wake = asyncio.Event()
         self.restart = False
+        self.is_asked = False
+        """Whether the host is to report as soon as it has what is noted by now."""
         self._due_s = 0.0
         self._ack_due_s: float | None = None
         self.gather_until_s = 0.0
@@ -61,12 +64,19 @@ class _Watch:
         """Whether the host is too far behind to be waited for."""
         return len(self.own) + len(self.peers) > NOTES_MAX
 
-    def note(self, keys: Iterable[changes.Key], revision: int, now_s: float) -> bool:
-        """Take note that objects have changed at a revision; returns whether it is to be told at once."""
+    def note(self, keys: Iterable[changes.Key], revision: int, now_s: float, ack_s: float = ACK_S) -> bool:
+        """Take note that objects have changed at a revision; returns whether it is to be told at once.
+
+        Args:
+            keys: The objects.
+            revision: At which.
+            now_s: Time of the loop, in seconds.
+            ack_s: How soon the host is to be told how far it has come.
+        """
         if not self.own:
             self._due_s = now_s + HOLD_S
         if self._ack_due_s is None:
-            self._ack_due_s = now_s + ACK_S
+            self._ack_due_s = now_s + ack_s
         at_once = self.is_overrun
         for key in keys:
             if key[0] is changes.HostKind.PEER:
@@ -109,8 +119,15 @@ class _Watch:
             self.own.clear()
         return keys
 
+    def ask(self) -> None:
+        """Have the host report."""
+        self.is_asked = True
+        self.wake.set()
+
     def wait_s(self, now_s: float) -> float:
         """Return how long to wait for news, in seconds: until what is held back is due, if anything is."""
+        if self.is_asked and not self.own:
+            return 0.0
         ack_s = BOOKMARK_S if self._ack_due_s is None else max(0.0, self._ack_due_s - now_s)
         return max(0.0, self._due_s - now_s) if self.own else ack_s
 
@@ -134,10 +151,13 @@ class HostWatches:
 
     Args:
         replica: Intent.
+        silent_s: Tells for how long hosts may be silent at the moment: until then it is of no use to tell them how far
+            they have come.
     """
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, *, silent_s: Callable[[], float] = lambda: 0.0) -> None:
         self._replica = replica
+        self._silent_s = silent_s
         self._watches: dict[str, set[_Watch]] = {}
         replica.subscribe(self)
 
@@ -147,12 +167,18 @@ class HostWatches:
             return
         loop = asyncio.get_running_loop()
         now_s = loop.time()
+        ack_s = max(ACK_S, self._silent_s())
         for host_id, keys in changes.touched(state, deltas).items():
             for watch in self._watches.get(host_id, ()):
-                if watch.note(keys, state.revision, now_s):
+                if watch.note(keys, state.revision, now_s, ack_s):
                     watch.wake.set()
                 else:
                     watch.wake_when_due(loop)
+
+    def ask(self, host_id: str) -> None:
+        """Have a host report as soon as it has what is recorded now, if it watches here."""
+        for watch in self._watches.get(host_id, ()):
+            watch.ask()
 
     def told(self, host_id: str, known: Iterable[changes.Change]) -> None:
         """Take note that a host has taken up or dropped these: its stream need not say so again."""
@@ -230,6 +256,10 @@ class HostWatches:
                 # What is held back has not been sent: the host is not past it.
                 reached = min(watch.own.values(), default=state.revision + 1) - 1
                 return self._batches(changes.resolve(state, host_id, keys), state.store_id, sent, max(sent, reached))
+            if watch.is_asked and not watch.own:
+                watch.is_asked = False
+                watch.positioned()
+                return [Batch(changes=(), revision=max(sent, state.revision), store_id=state.store_id, report_now=True)]
             if watch.owes_position(now_s()):
                 watch.positioned()
                 if state.revision > sent:

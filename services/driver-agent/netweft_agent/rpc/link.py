@@ -66,6 +66,7 @@ class Link:
         self._told_paths: tuple[NarrowPath, ...] | None = None
         self._is_stale = False
         self._further = asyncio.Event()
+        self._asked = asyncio.Event()
         self._delay_s = FIRST_RETRY_S
         self._tried = asyncio.Event()
 
@@ -79,7 +80,7 @@ class Link:
         """Have the controller told another MTU of the interface that holds the tunnel address."""
         self._host.facts.underlay_mtu_bytes = mtu_bytes
         self._is_stale = True
-        self._further.set()
+        self._report_now()
 
     async def bind(self, networks: Collection[str]) -> None:
         """Have the controller know which networks a runtime has bound, all of them by id, before this returns.
@@ -143,6 +144,8 @@ class Link:
                 elif message.snapshot_end:
                     # Without knowing all that there shall be, nothing may be taken for gone.
                     await self._engine.apply(snapshot, reached)
+            if message.report_now:
+                self._report_now()
             if self._engine.position != before:
                 self._further.set()
             self._delay_s = FIRST_RETRY_S
@@ -156,6 +159,7 @@ class Link:
             full = self._full_report
             self._full_report = False
             self._further.clear()
+            self._asked.clear()
             statuses = self._statuses(full=full)
             drift = self._engine.drift
             narrow = self._paths.narrow if self._paths is not None else self._told_paths
@@ -182,10 +186,22 @@ class Link:
             self._full_report = answer.want_full
             if answer.want_full and not full:
                 continue
-            await asyncio.sleep(interval_s / ACK_PART)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval_s * (1 - 1 / ACK_PART)):
-                    await self._further.wait()
+            await self._rest(interval_s, answer.silent_ms / 1000)
+
+    async def _rest(self, interval_s: float, silent_s: float) -> None:
+        """Wait until the next report is due.
+
+        Args:
+            interval_s: Between two of them where nothing is to be told.
+            silent_s: How long nothing need be told; 0: a part of that.
+        """
+        soonest_s = silent_s or interval_s / ACK_PART
+        if not await _happens(self._asked, within_s=soonest_s):
+            await _happens(self._further, within_s=max(0.0, interval_s - soonest_s))
+
+    def _report_now(self) -> None:
+        self._asked.set()
+        self._further.set()
 
     def _statuses(self, *, full: bool) -> list[Status]:
         """Return what is to be reported; a lost lease is told with each report, until it is none."""
@@ -197,6 +213,13 @@ class Link:
             msgspec.structs.replace(one, error=lost[ref]) if ref in lost and one.error is None else one
             for ref, one in told.items()
         ]
+
+
+async def _happens(event: asyncio.Event, *, within_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    return False
 
 
 def _readable(messages: Iterable[agent_pb2.Change], held: convert.Held) -> list[Change]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from netweft.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from netweft_common import errors, exchange, identity, status
+from netweft_common.pace import Pace
 
 from netweft_ipam.domain import pools
 from netweft_ipam.domain.leases import AddressAsk, AddressReturn, Claim, Lease, RequestTag
@@ -20,7 +21,6 @@ from netweft_ipam.domain.predefined import Predefined
 from netweft_ipam.engine.allocator import Allocator
 from netweft_ipam.engine.figures import LeaseMetrics
 from netweft_ipam.engine.gate import Gate
-from netweft_ipam.engine.pace import Pace
 from netweft_ipam.rpc import convert, leasewire, limits
 from netweft_ipam.store.protocol import BEFORE_ALL, Store
 

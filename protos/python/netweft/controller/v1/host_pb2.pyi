@@ -130,16 +130,22 @@ class ReportHostResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WANT_FULL_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
     want_full: _builtins.bool
     """True: send a full report next. Since 0.1."""
+    silent_ms: _builtins.int
+    """The host may be silent for so long from now on, in milliseconds, though it follows changes meanwhile, until it is
+    asked to report; 0: as long as was said at registration. Since 0.2.
+    """
     def __init__(
         self,
         *,
         want_full: _builtins.bool = ...,
+        silent_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["want_full", b"want_full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["silent_ms", b"silent_ms", "want_full", b"want_full"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,6 +262,7 @@ class WatchHostResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    REPORT_NOW_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """All changes up to this revision have been sent with this message. Since 0.1."""
     snapshot: _builtins.bool
@@ -264,6 +271,8 @@ class WatchHostResponse(_message.Message):
     """True for the last message of a snapshot. Since 0.1."""
     store_id: _builtins.str
     """Store that the revisions belong to. Since 0.1."""
+    report_now: _builtins.bool
+    """True: report now, somebody waits to hear that this revision is reached. Since 0.2."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Change]:
         """Changes in the order of their revisions. Since 0.1."""
@@ -276,10 +285,11 @@ class WatchHostResponse(_message.Message):
         snapshot: _builtins.bool = ...,
         snapshot_end: _builtins.bool = ...,
         store_id: _builtins.str = ...,
+        report_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "revision", b"revision", "snapshot", b"snapshot", "snapshot_end", b"snapshot_end", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "report_now", b"report_now", "revision", b"revision", "snapshot", b"snapshot", "snapshot_end", b"snapshot_end", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

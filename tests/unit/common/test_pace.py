@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from netweft_ipam.engine.pace import HEARD_S, Pace
+from netweft_common.pace import HEARD_S, Pace
 
 
 class Clock:
