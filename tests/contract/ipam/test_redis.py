@@ -281,3 +281,13 @@ async def test_a_lease_of_a_replica_that_is_gone_is_swept_by_the_others(server, 
 
     assert [(0, 0)] * 11 + [(1, 1)] == [await sweep_of(other) for _ in range(12)]
     await other.aclose()
+
+
+async def test_heartbeats_have_no_subnet_swept(redis_store):
+    desk = Desk(redis_store)
+    await desk.lease(await desk.pool("g/10.1.0.0/24"), ask("a", host="h1"))
+    assert [(0, 1), (0, 0)] == [await sweep_of(redis_store) for _ in range(2)]
+
+    await redis_store.renew_host("h1")
+
+    assert (0, 0) == await sweep_of(redis_store)

@@ -44,6 +44,9 @@ _MOVED, _NOT_HELD, _OTHER_OWNER, _OLD_EPOCH = range(4)
 _ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
 
+# Scripts after which something may end that could not before.
+_TO_BE_SWEPT = frozenset({"lease", "request", "release", "adopt", "transfer"})
+
 # What scripts say for the server's history where it is not looked at.
 UNCHECKED = "unchecked"
 
@@ -456,7 +459,7 @@ class Families:
             # Afterwards, for a sweep that came before it has not seen it.
             if script == "close":
                 self._changed.discard(layout.key)
-            elif script != "sweep" and not loaded.is_read:
+            elif script in _TO_BE_SWEPT:
                 self._changed.add(layout.key)
 
 
