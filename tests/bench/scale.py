@@ -7,7 +7,8 @@ single attaches to the wide network show how long it takes until the entry is in
 moment the call is made: propagation.
 
 All runs on this machine, hosts included, so a busy one shows less: each process's share of a processor is told too, and
-where they add up to all there are, what waits is the machine. NETWEFT_BENCH_HOSTS, NETWEFT_BENCH_ENDPOINTS and
+where they add up to all there are, what waits is the machine. The hosts, which would be other machines, give way to the
+services: they run at a lower priority (nice 10). NETWEFT_BENCH_HOSTS, NETWEFT_BENCH_ENDPOINTS and
 NETWEFT_BENCH_RATE give another size and another pace.
 """
 
@@ -37,6 +38,7 @@ NETWORKS_OF_HOST = 10
 HOSTS_OF_NETWORK = 4
 WIDE_HOSTS = 200
 HOSTS_OF_WORKER = 100
+NICE = 10
 AT_ONCE = 4
 RATE = int(os.environ.get("NETWEFT_BENCH_RATE", "200"))
 PACED_S = 20.0
@@ -76,7 +78,7 @@ def run(works: set[str]) -> attaching.Table:
         for first in workers:
             count = min(HOSTS_OF_WORKER, size.hosts - first)
             command = [sys.executable, "-m", "tests.scale.worker", "--folder", str(running.folder)]
-            command += ["--first", str(first), "--count", str(count)]
+            command += ["--first", str(first), "--count", str(count), "--nice", str(NICE)]
             process = services.spawn(command, running.folder / f"worker{first}.log")
             stack.callback(services.end, process, f"worker {first}")
             running.pids[f"worker{first}"] = process.pid

@@ -36,9 +36,11 @@ async def main() -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--prefix", default="h", help="of the hosts' names")
+    parser.add_argument("--nice", type=int, default=0, help="how far these hosts give way to others")
     parser.add_argument("--ready-fd", type=int, required=True)
     chosen = parser.parse_args()
     logs.configure(level="error")
+    os.nice(chosen.nice)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # As in the controller: many small objects that live long.

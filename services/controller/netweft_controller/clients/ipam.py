@@ -19,7 +19,7 @@ _SERVICE = "/netweft.ipam.v1.IpamService/"
 _RETRY = tuple(
     _SERVICE + method for method in ("RequestPool", "RequestAddresses", "ReleaseAddresses", "ListPools", "ListLeases")
 )
-_PAGE_POOLS = 1000
+_PAGE_POOLS = 100  # IPAM asks its store about each: others are to have their turn
 _PAGE_LEASES = 4096
 _RELEASE_BATCH = 4096
 _SETTLING = "POOL_SETTLING"

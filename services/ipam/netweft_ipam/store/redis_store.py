@@ -39,10 +39,10 @@ from netweft_ipam.store.hosts import HostBook
 from netweft_ipam.store.protocol import BEFORE_ALL, LeasePage, PoolPage
 from netweft_ipam.store.registry import Entry, Overlap, Registry
 
-_SWEEP_PAGE = 200
+_SWEEP_PAGE = 50
 _SWEEP_BLOCKS = 128
 _SWEEPS_AT_REST = 12
-"""So many sweeps leave out a subnet in which nothing can end, unless this process leases or releases there."""
+"""In one of so many sweeps a subnet has its turn in which nothing can end, unless this process has changed it."""
 _EVENT_ENTRIES = 16
 
 _LOG = logs.get(part="store")
@@ -89,8 +89,9 @@ class RedisStore:
         self._patience = patience
         self._epoch = Epoch("", frozenset())
         self._epoch_changes = 0
-        # Subnets in which nothing can end, and how many sweeps more leave them out.
-        self._resting: dict[PoolId, int] = {}
+        # Subnets in which nothing can end, and whose turn it is among them.
+        self._resting: set[PoolId] = set()
+        self._sweeps = -1
         # Heartbeats of reporting hosts that this process has seen, ms by the store's clock: the store may lose them.
         self._beats: dict[str, int] = {}
         self._gathered = Beats(self._beat_hosts)
@@ -307,23 +308,26 @@ class RedisStore:
         start: PoolId | None = None
         epoch_changes = self._epoch_changes
         # Nothing ends in what was at rest the last time unless other replicas have leased there: they sweep it too.
-        resting, self._resting = self._resting, {}
-        still: dict[PoolId, int] = {}
+        resting, self._resting = self._resting, set()
+        still: set[PoolId] = set()
+        turn = self._sweeps = (self._sweeps + 1) % _SWEEPS_AT_REST
+        place = 0
         while True:
             entries = await self._registry.page(space="", start=start, limit=_SWEEP_PAGE + 1)
             due: list[PoolId] = []
-            for family in {entry.id.family for entry in entries[:_SWEEP_PAGE]}:
-                left = resting.get(family, 0)
-                if left and not self._families.is_changed(family):
-                    still[family] = left - 1
+            for family in dict.fromkeys(entry.id.family for entry in entries[:_SWEEP_PAGE]):
+                rests = family in resting and not self._families.is_changed(family)
+                if rests and place % _SWEEPS_AT_REST != turn:
+                    still.add(family)
                 else:
                     due.append(family)
+                place += 1
             for family, (count, is_waiting) in zip(
                 due, await asyncio.gather(*map(self._sweep_family, due)), strict=True
             ):
                 ended += count
                 if not is_waiting:
-                    still[family] = _SWEEPS_AT_REST
+                    still.add(family)
             if len(entries) <= _SWEEP_PAGE:
                 break
             start = entries[_SWEEP_PAGE].id
