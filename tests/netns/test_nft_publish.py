@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from ipaddress import ip_interface
+from pathlib import Path
 
 import pytest
 from netweft_common.errors import Exhausted, FailedPrecondition, NetweftError
@@ -329,6 +331,43 @@ async def test_nobody_can_take_a_published_port(plain, kind, address):
         pass
 
 
+def leave_time_wait(ns, address, number):
+    """Have a connection to a port that was closed by its server a moment ago."""
+    with take(ns, address, number) as listener:
+        loopback = "::1" if ":" in address else "127.0.0.1"
+        caller = ns.run(lambda: socket.create_connection((loopback, number), timeout=1))
+        accepted, _ = listener.accept()
+        accepted.close()  # the server closes first, so TIME_WAIT is on its side
+        caller.recv(1)
+        caller.close()
+
+
+def descriptors():
+    """Return how many sockets this process has, in which the agent's kernel is."""
+    return sum(name.startswith("socket:") for name in map(_target, Path("/proc/self/fd").iterdir()))
+
+
+def _target(descriptor):
+    with contextlib.suppress(OSError):
+        return os.readlink(descriptor)
+    return ""
+
+
+@pytest.mark.parametrize("taken", ["", "0.0.0.0", "::"], ids=["free", "IPv4 in TIME_WAIT", "IPv6 in TIME_WAIT"])
+async def test_a_port_at_all_addresses_is_one_descriptor_unless_remains_are_in_the_way(plain, taken):
+    await plain.put(dual(), sandbox(), one())
+    if taken:
+        leave_time_wait(plain.host, taken, 80)
+    before = descriptors()
+
+    await plain.put(one(port(8080, 80), port(8080, 80, protocol="udp")))
+    held = descriptors() - before
+    await plain.put(one())
+
+    assert (2 if not taken else 3) == held
+    assert before == descriptors()
+
+
 async def test_a_port_that_a_process_has_is_refused_with_its_name_and_nothing_is_left(plain):
     await plain.put(dual(), sandbox())
     with take(plain.host, "0.0.0.0", 80), pytest.raises(FailedPrecondition) as caught:
@@ -364,13 +403,7 @@ async def test_an_address_that_the_host_has_not_is_refused(plain):
 
 
 async def test_remains_of_closed_connections_do_not_keep_a_port(plain):
-    with take(plain.host, "0.0.0.0", 80) as listener:
-        caller = plain.host.run(lambda: socket.create_connection(("127.0.0.1", 80), timeout=1))
-        accepted, _ = listener.accept()
-        accepted.close()  # the server closes first, so TIME_WAIT is on its side
-        caller.recv(1)
-        caller.close()
-
+    leave_time_wait(plain.host, "0.0.0.0", 80)
     item = one(port(8080, 80))
     await plain.put(dual(), sandbox(), item)
 

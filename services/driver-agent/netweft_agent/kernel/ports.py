@@ -37,6 +37,7 @@ _RESERVED_S = 60.0
 """How long a reserved port waits for the change that wanted it."""
 _DESCRIPTORS = 4096
 """Room made in the process's table of descriptors: when it grows, threads wait for each other (expand_fdtable)."""
+_ALL = ("0.0.0.0", "::")  # noqa: S104  # that is what is asked for
 _DEFAULT_RANGE = (49153, 65535)
 _NET = Path("/proc/thread-self/net")
 
@@ -48,7 +49,8 @@ class _Held:
     protocol: str
     port: int
     sockets: dict[str, socket.socket | None]
-    """By address; None where the kernel does not know the protocol, so that nobody can take the port."""
+    """By address, one for both families at all addresses; None where the kernel does not know the protocol, so that
+    nobody can take the port."""
     hold: PortHold | None = None
     """None: reserved only."""
     since_s: float = field(default_factory=time.monotonic)
@@ -94,8 +96,9 @@ class Ports:
         addresses = _addresses(wanted.address)
         sockets = self._take_reserved(wanted)
         missing = [one for one in addresses if one not in sockets] if sockets else addresses
+        both = _bind_both(wanted.protocol, wanted.port) if missing == _ALL else None
         try:
-            sockets |= self._bind(wanted.protocol, missing, wanted.port)
+            sockets |= self._bind(wanted.protocol, missing, wanted.port) if both is None else dict.fromkeys(_ALL, both)
         except OSError as error:
             _close(sockets)
             return self._refusal(wanted.protocol, addresses, wanted.port, error)
@@ -247,7 +250,7 @@ class Ports:
 
 
 def _addresses(address: str) -> tuple[str, ...]:
-    return ("0.0.0.0", "::") if address == ANY_ADDRESS else (address,)  # noqa: S104  # that is what is asked for
+    return _ALL if address == ANY_ADDRESS else (address,)
 
 
 def _where(addresses: tuple[str, ...]) -> str:
@@ -266,6 +269,24 @@ def _close(sockets: Mapping[str, socket.socket | None]) -> None:
     for sock in sockets.values():
         if sock is not None:
             sock.close()
+
+
+def _bind_both(protocol: str, port: int) -> socket.socket | None:
+    """Bind one socket at all addresses of both families (ipv6(7), IPV6_V6ONLY); None: they must be tried one by one."""
+    kind, number = _KINDS[protocol]
+    if protocol == "sctp":  # its sockets may share what they are bound to
+        return None
+    try:
+        sock = socket.socket(socket.AF_INET6, kind, number)
+    except OSError:
+        return None
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", port))
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 def _bind_one(protocol: str, address: str, port: int) -> socket.socket | None:
