@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from ipaddress import ip_interface
 from pathlib import Path
@@ -349,7 +348,7 @@ def descriptors():
 
 def _target(descriptor):
     with contextlib.suppress(OSError):
-        return os.readlink(descriptor)
+        return str(descriptor.readlink())
     return ""
 
 
