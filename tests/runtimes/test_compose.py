@@ -158,3 +158,12 @@ def test_services_run_as_nobody_and_agents_with_few_capabilities(cluster, contai
         assert 0 == int(found["CapEff"], 16)
     # CAP_DAC_OVERRIDE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN: capabilities(7)
     assert {1, 11, 12, 13, 21} == {bit for bit in range(64) if int(status("agent1")["CapEff"], 16) >> bit & 1}
+
+
+@pytest.mark.parametrize("service", ["ipam", "controller1", "agent1", "client"])
+def test_an_image_adds_no_more_than_200_mb_to_its_base(cluster, service):
+    def size(image: str) -> int:
+        return int(cluster.docker("image", "inspect", "--format", "{{.Size}}", image))
+
+    image = cluster.docker("inspect", "--format", "{{.Image}}", cluster("ps", "-q", service).strip())
+    assert 0 < size(image.strip()) - size(cluster.environ["BASE"]) <= 200_000_000

@@ -34,7 +34,7 @@ class Pace:
 
     def silent_ms(self, host_id: str) -> int:
         """Note that a host speaks, and return how long it may be silent from now on, in ms; 0: as long as it likes."""
-        if not self._per_second:
+        if self._per_second <= 0:
             return 0
         now_s = self._monotonic()
         if now_s - self._since_s >= HEARD_S:
@@ -46,7 +46,7 @@ class Pace:
     @property
     def silent_s(self) -> float:
         """How long hosts may be silent, in seconds, by the last count; 0: as long as they like."""
-        if not self._per_second:
+        if self._per_second <= 0:
             return 0.0
         wanted_s = min(max(len(self._heard), self._heard_before) / self._per_second, self._most_s)
         return 0.0 if wanted_s <= SILENT_LEAST_S else wanted_s

@@ -26,6 +26,8 @@ END = object()
 class Controller(controller_grpc.HostServiceServicer):
     """Says to each stream what the test puts into `script`, and notes what it is told."""
 
+    silent_ms = 0
+
     def __init__(self):
         self.registered = []
         self.watches = []
@@ -34,7 +36,6 @@ class Controller(controller_grpc.HostServiceServicer):
         self.want_full = []
         self.interval_s = 1
         self.unknown = 0
-        self.silent_ms = 0
 
     async def RegisterHost(self, request, context):
         self.registered.append(request.host)
@@ -316,26 +317,28 @@ async def test_another_mtu_of_the_underlay_is_told_by_registering_again(linked):
     assert [0, 1400] == [one.facts.underlay_mtu_bytes for one in linked.registered]
 
 
-async def test_a_host_that_may_be_silent_follows_without_a_word_until_it_is_asked(rig, linked):
-    linked.silent_ms = 60_000
-    linked.script.put_nowait(message(5, box(101), snapshot=True, snapshot_end=True))
-    # The first report may have been sent before the snapshot came.
-    await until(lambda: linked.reports and rig.engine.position.revision == 5)
-    before = len(linked.reports)
+@pytest.fixture
+def silence(monkeypatch):
+    """Have hosts be let silent for a minute, and else report after a tenth of a second."""
+    monkeypatch.setattr(link, "ACK_PART", 10)
+    monkeypatch.setattr(Controller, "silent_ms", 60_000)
 
-    for revision in (6, 7):
-        linked.script.put_nowait(message(revision, box(100 + revision, revision)))
-    await until(lambda: rig.engine.position.revision == 7)
+
+async def test_a_host_that_may_be_silent_follows_without_a_word_until_it_is_asked(silence, rig, linked):
+    linked.script.put_nowait(message(5, box(101), snapshot=True, snapshot_end=True))
+    await until(lambda: linked.reports and rig.engine.position.revision == 5)
+    linked.script.put_nowait(message(6, box(106, 6)))
+    await until(lambda: rig.engine.position.revision == 6)
+    await asyncio.sleep(0.5)
     silent = len(linked.reports)
-    linked.script.put_nowait(message(8, report_now=True))
+    linked.script.put_nowait(message(7, report_now=True))
     await until(lambda: len(linked.reports) > silent)
 
-    assert before == silent
-    assert 8 == linked.reports[-1].applied_revision
+    assert 1 == silent
+    assert 7 == linked.reports[-1].applied_revision
 
 
-async def test_a_host_that_may_be_silent_tells_another_mtu_at_once(linked):
-    linked.silent_ms = 60_000
+async def test_a_host_that_may_be_silent_tells_another_mtu_at_once(silence, linked):
     await until(lambda: linked.reports)
 
     linked.link.set_underlay_mtu(1400)

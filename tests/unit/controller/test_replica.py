@@ -446,6 +446,24 @@ async def test_a_host_that_is_asked_is_told_how_far_it_has_come_and_reports(watc
     assert ((), replica.state.revision, True) == (tuple(batch.changes), batch.revision, batch.report_now)
 
 
+async def test_a_host_is_asked_once_in_a_while_however_many_wait_for_it(watched, monkeypatch):
+    _, watches = watched
+    monkeypatch.setattr(hostwatch, "ASK_S", 3600.0)
+    stream = watches.stream("1" * 32, resume_revision=0, store_id="")
+    await anext(stream)
+
+    for _ in range(5):
+        watches.ask("1" * 32)
+    first = await anext(stream)
+    watches.ask("1" * 32)
+    second = asyncio.create_task(anext(stream))
+    await asyncio.wait([second], timeout=0.1)
+
+    assert (True, False) == (first.report_now, second.done())
+    second.cancel()
+    await asyncio.wait([second])
+
+
 async def test_a_host_that_is_asked_has_everything_first(elsewhere, watched, monkeypatch):
     monkeypatch.setattr(hostwatch, "COALESCE_S", 3600.0)
     replica, watches = watched
@@ -459,7 +477,7 @@ async def test_a_host_that_is_asked_has_everything_first(elsewhere, watched, mon
     assert ([], replica.state.revision, True) == (list(asked.changes), asked.revision, asked.report_now)
 
 
-@pytest.mark.parametrize(("silent_s", "acks"), [(0.0, [1.0]), (0.5, [1.0]), (7.5, [7.5])])
+@pytest.mark.parametrize(("silent_s", "acks"), [(0.0, [1.0]), (0.5, [1.0]), (7.5, [3.75])])
 async def test_a_host_that_may_be_silent_is_told_as_late_how_far_it_has_come(
     replica, endpoint_of, monkeypatch, silent_s, acks
 ):

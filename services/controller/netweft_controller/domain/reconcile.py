@@ -203,11 +203,15 @@ def orphan_pools(state: State, pools: Iterable[tuple[str, str]]) -> list[tuple[s
 
 
 def is_balanced(state: State, pool_id: str, network_id: str, leased: int) -> bool:
-    """Return whether a pool of a recorded network has as many leases as the records of endpoints and network say.
+    """Return whether a pool has as many leases as the records of its network and of endpoints say.
 
-    Where it has, it holds an orphan only if a recorded lease is missing, which the host that uses the address mends.
+    Where it has, it holds an orphan only if a recorded lease is missing. Of a network that is not recorded (any more)
+    there is nothing to compare: all of its pool is an orphan, the next time.
     """
-    subnets = [one for one in state.networks[network_id].value.subnets if one.pool_id == pool_id]
+    record = state.networks.get(network_id)
+    if record is None:
+        return True
+    subnets = [one for one in record.value.subnets if one.pool_id == pool_id]
     infrastructure = sum(bool(one.gateway) + len(one.aux_addresses) for one in subnets)
     return leased == state.lease_count(pool_id) + infrastructure
 

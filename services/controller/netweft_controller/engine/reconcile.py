@@ -198,11 +198,6 @@ class Reconciler:
             if self._is_due(("pool", pool_id, network_id), seen) or self._is_abandoned(tombs.of(network_id)):
                 returned += await self._return_pool(pool_id, network_id)
         chosen = self._chosen(pools)
-        seen |= {
-            orphan: since_s
-            for orphan, since_s in self._orphans.items()
-            if orphan[0] == "lease" and orphan[1] in pools and orphan[1] not in chosen
-        }
         for pool_id in chosen:
             held = [
                 Held(lease.lease, lease.owner_key, lease.kind == ENDPOINT) async for lease in self._ipam.leases(pool_id)
@@ -219,12 +214,13 @@ class Reconciler:
         return returned
 
     def _chosen(self, pools: Mapping[str, PoolInfo]) -> Collection[str]:
-        """Return the pools to look at: where the number of leases is another than recorded, and whose turn it is."""
+        """Return the pools to look at: with another number of leases than recorded, with orphans, and in their turn."""
         state = self._replica.state
+        suspects = {orphan[1] for orphan in self._orphans if orphan[0] == "lease"}
         chosen = {
             pool.id: None
             for pool in pools.values()
-            if not reconcile.is_balanced(state, pool.id, pool.network_id, pool.leased)
+            if pool.id in suspects or not reconcile.is_balanced(state, pool.id, pool.network_id, pool.leased)
         }
         self._credit = min(self._credit + _LOOKED_AT, _LOOKED_AT)
         if not self._turns:

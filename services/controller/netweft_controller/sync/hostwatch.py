@@ -24,6 +24,8 @@ COALESCE_S = 0.01
 """How long changes gather after some were sent: one that comes alone goes at once, the rest of a burst together."""
 ACK_S = 1.0
 """How soon after a change that concerns a host its stream says how far it has come, so that the host can say so."""
+ASK_S = 1.0
+"""A host is asked to report once in so long a time, however many wait for it."""
 HOLD_S = 0.05
 """How long a change of the host's own sandboxes waits for the call that applies it directly."""
 
@@ -53,6 +55,7 @@ class _Watch:
         self.restart = False
         self.is_asked = False
         """Whether the host is to report as soon as it has what is noted by now."""
+        self._ask_from_s = 0.0
         self._due_s = 0.0
         self._ack_due_s: float | None = None
         self.gather_until_s = 0.0
@@ -127,13 +130,23 @@ class _Watch:
     def wait_s(self, now_s: float) -> float:
         """Return how long to wait for news, in seconds: until what is held back is due, if anything is."""
         if self.is_asked and not self.own:
-            return 0.0
+            return max(0.0, self._ask_from_s - now_s)
         ack_s = BOOKMARK_S if self._ack_due_s is None else max(0.0, self._ack_due_s - now_s)
         return max(0.0, self._due_s - now_s) if self.own else ack_s
 
     def owes_position(self, now_s: float) -> bool:
         """Return whether the host is to be told how far it has come, though there is nothing else to tell."""
         return self._ack_due_s is not None and now_s >= self._ack_due_s and not self.own and not self.peers
+
+    def asks(self, now_s: float) -> bool:
+        """Return whether the host is to be asked to report now: not while it lacks something, and once in a while."""
+        return self.is_asked and not self.own and now_s >= self._ask_from_s
+
+    def asked(self, now_s: float) -> None:
+        """Take note that the host was asked to report, and told how far it has come."""
+        self.is_asked = False
+        self._ask_from_s = now_s + ASK_S
+        self.positioned()
 
     def positioned(self) -> None:
         """Take note that the host was told how far it has come."""
@@ -151,8 +164,8 @@ class HostWatches:
 
     Args:
         replica: Intent.
-        silent_s: Tells for how long hosts may be silent at the moment: until then it is of no use to tell them how far
-            they have come.
+        silent_s: Tells for how long hosts may be silent at the moment: they are told how far they have come after half
+            of it, since they say so no sooner.
     """
 
     def __init__(self, replica: Replica, *, silent_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -167,7 +180,7 @@ class HostWatches:
             return
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        ack_s = max(ACK_S, self._silent_s())
+        ack_s = max(ACK_S, self._silent_s() / 2)
         for host_id, keys in changes.touched(state, deltas).items():
             for watch in self._watches.get(host_id, ()):
                 if watch.note(keys, state.revision, now_s, ack_s):
@@ -256,9 +269,8 @@ class HostWatches:
                 # What is held back has not been sent: the host is not past it.
                 reached = min(watch.own.values(), default=state.revision + 1) - 1
                 return self._batches(changes.resolve(state, host_id, keys), state.store_id, sent, max(sent, reached))
-            if watch.is_asked and not watch.own:
-                watch.is_asked = False
-                watch.positioned()
+            if watch.asks(now_s()):
+                watch.asked(now_s())
                 return [Batch(changes=(), revision=max(sent, state.revision), store_id=state.store_id, report_now=True)]
             if watch.owes_position(now_s()):
                 watch.positioned()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -23,12 +24,12 @@ from netweft_agent.engine.journal import Position
 from netweft_agent.engine.paths import NarrowPath, PathWatch
 from netweft_agent.engine.store import Change
 from netweft_agent.rpc import convert
-from netweft_agent.rpc.leases import LeaseKeeper
+from netweft_agent.rpc.leases import JITTER, LeaseKeeper
 
 log = structlog.get_logger(__name__)
 
 ACK_PART = 5
-"""A host that has come further says so after this part of the report interval, at the soonest."""
+"""A host that has come further says so after this part of the report interval, and no sooner unless it is asked."""
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 
@@ -193,9 +194,9 @@ class Link:
 
         Args:
             interval_s: Between two of them where nothing is to be told.
-            silent_s: How long nothing need be told; 0: a part of that.
+            silent_s: How long nothing need be told; less than a part of that: that part.
         """
-        soonest_s = silent_s or interval_s / ACK_PART
+        soonest_s = max(silent_s * (1 - JITTER * random.random()), interval_s / ACK_PART)  # noqa: S311  # no secret
         if not await _happens(self._asked, within_s=soonest_s):
             await _happens(self._further, within_s=max(0.0, interval_s - soonest_s))
 

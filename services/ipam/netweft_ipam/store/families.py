@@ -8,7 +8,7 @@ import itertools
 import json
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from netweft_common import errors
@@ -45,7 +45,7 @@ _ADOPTED, _MOVED_AWAY, _LOST = range(3)
 
 
 # Scripts after which something may end that could not before.
-_TO_BE_SWEPT = frozenset({"lease", "request", "release", "adopt", "transfer"})
+_TO_BE_SWEPT = frozenset({"lease", "request", "release", "adopt", "transfer", "close"})
 
 # What scripts say for the server's history where it is not looked at.
 UNCHECKED = "unchecked"
@@ -291,6 +291,10 @@ class Families:
         """Return whether this process has changed anything in a pool's family since it was swept last."""
         return self._layout(pool).key in self._changed
 
+    def forget_changes(self, swept: Iterable[PoolId]) -> None:
+        """Forget changes in all families but those of a whole sweep: they are no more, or were never at rest."""
+        self._changed &= {self._layout(pool).key for pool in swept}
+
     async def sweep(self, pool: PoolId, *, limit: int, heartbeats: Mapping[str, int]) -> Swept:
         """End what is over, in at most `limit` blocks of 16 addresses.
 
@@ -457,9 +461,7 @@ class Families:
             )
         finally:
             # Afterwards, for a sweep that came before it has not seen it.
-            if script == "close":
-                self._changed.discard(layout.key)
-            elif script in _TO_BE_SWEPT:
+            if script in _TO_BE_SWEPT:
                 self._changed.add(layout.key)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from netweft_common import errors, logs
@@ -89,8 +90,9 @@ class RedisStore:
         self._patience = patience
         self._epoch = Epoch("", frozenset())
         self._epoch_changes = 0
-        # Subnets in which nothing can end, and whose turn it is among them.
-        self._resting: set[PoolId] = set()
+        # Subnets in which nothing can end, after how many changes of the epoch that was seen, and whose turn it is.
+        self._resting: frozenset[PoolId] = frozenset()
+        self._rested_under = 0
         self._sweeps = -1
         # Heartbeats of reporting hosts that this process has seen, ms by the store's clock: the store may lose them.
         self._beats: dict[str, int] = {}
@@ -308,20 +310,24 @@ class RedisStore:
         start: PoolId | None = None
         epoch_changes = self._epoch_changes
         # Nothing ends in what was at rest the last time unless other replicas have leased there: they sweep it too.
-        resting, self._resting = self._resting, set()
+        resting, self._resting = self._resting, frozenset()
+        if self._rested_under != epoch_changes:
+            resting = frozenset()
         still: set[PoolId] = set()
+        seen: set[PoolId] = set()
         turn = self._sweeps = (self._sweeps + 1) % _SWEEPS_AT_REST
-        place = 0
         while True:
             entries = await self._registry.page(space="", start=start, limit=_SWEEP_PAGE + 1)
             due: list[PoolId] = []
             for family in dict.fromkeys(entry.id.family for entry in entries[:_SWEEP_PAGE]):
+                if family in seen:  # its pools are on two pages
+                    continue
+                seen.add(family)
                 rests = family in resting and not self._families.is_changed(family)
-                if rests and place % _SWEEPS_AT_REST != turn:
+                if rests and zlib.crc32(str(family).encode()) % _SWEEPS_AT_REST != turn:
                     still.add(family)
                 else:
                     due.append(family)
-                place += 1
             for family, (count, is_waiting) in zip(
                 due, await asyncio.gather(*map(self._sweep_family, due)), strict=True
             ):
@@ -331,8 +337,8 @@ class RedisStore:
             if len(entries) <= _SWEEP_PAGE:
                 break
             start = entries[_SWEEP_PAGE].id
-        if epoch_changes == self._epoch_changes:
-            self._resting = still
+        self._families.forget_changes(seen)
+        self._resting, self._rested_under = frozenset(still), epoch_changes
         return ended
 
     async def weaknesses(self) -> list[str]:

@@ -126,19 +126,19 @@ class Registry:
         for name in spaces:
             at = f"[{keys.pool_name(start)}" if start is not None and start.space == name else "-"
             key = keys.space_key(self._prefix, name)
-            names = await self._connection.command(
-                "ZRANGEBYLEX", f"{key[:-1]}l", at, "+", "LIMIT", 0, limit - len(found)
-            )
-            if names:
-                records = await self._connection.command("HMGET", key, *names)
-                # A pool that went between the two reads is simply not there.
-                found += [
-                    _entry(name, pool.decode(), record)
-                    for pool, record in zip(names, records, strict=True)
-                    if record is not None
-                ]
-            if len(found) >= limit:
-                break
+            while (wanted := limit - len(found)) > 0:
+                names = await self._connection.command("ZRANGEBYLEX", f"{key[:-1]}l", at, "+", "LIMIT", 0, wanted)
+                if names:
+                    records = await self._connection.command("HMGET", key, *names)
+                    # A pool that went between the two reads is simply not there, and the page goes on behind it.
+                    found += [
+                        _entry(name, pool.decode(), record)
+                        for pool, record in zip(names, records, strict=True)
+                        if record is not None
+                    ]
+                if len(names) < wanted:
+                    break
+                at = f"({names[-1].decode()}"
         return found
 
     async def find_family(self, space: str, subnet: Subnet) -> PoolId | None:
