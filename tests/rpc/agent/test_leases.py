@@ -16,7 +16,7 @@ from netweft_agent.domain.objects import Subnet
 from netweft_agent.engine.journal import Position
 from netweft_agent.rpc import servicer
 from netweft_agent.rpc.leases import LeaseKeeper
-from netweft_common import client, server, status
+from netweft_common import client, pace, server, status
 from netweft_common.errors import Unavailable
 from netweft_ipam import app
 from netweft_ipam.domain.settling import Patience
@@ -97,9 +97,10 @@ class World:
 
 
 @pytest.fixture
-async def world(rig, tmp_path, store_server):
+async def world(rig, tmp_path, store_server, monkeypatch):
     with contextlib.closing(redis.Redis(unix_socket_path=store_server.socket_path)) as raw:
         raw.flushall()
+    monkeypatch.setattr(pace, "HEARD_S", 3600.0)  # no turn of the count amid a test of hundreds of hosts
     target = f"unix:{tmp_path}/ipam.sock"
     store = RedisStore(Connection.open(store_server.url), patience=Patience(least_ms=0), quarantine_ms=0)
     async with (
