@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from ipaddress import ip_interface, ip_network
 
@@ -77,6 +78,11 @@ class World:
         request = pb.ReassertLeasesRequest(host_id="b" * 32, store_epoch=told.store_epoch, leases=[lease])
         assert [0] == [one.status.code for one in (await self.stub.ReassertLeases(request)).results]
 
+    async def hear(self, hosts):
+        """Have so many other hosts speak, all at once: what they say is written together."""
+        said = [self.stub.RenewLeases(pb.RenewLeasesRequest(host_id=oid(number))) for number in range(hosts)]
+        await asyncio.gather(*said)
+
     async def make_pool(self):
         await self.stub.RequestPool(pb.RequestPoolRequest(address_space="GlobalDefault", subnet="10.1.0.0/24"))
 
@@ -115,8 +121,7 @@ async def world(rig, tmp_path, store_server, monkeypatch):
 
 
 async def test_one_host_of_many_speaks_more_seldom_and_as_before_when_ipam_does_not_answer(world):
-    for number in range(300):
-        await world.stub.RenewLeases(pb.RenewLeasesRequest(host_id=oid(number)))
+    await world.hear(300)
     before = world.keeper.silent_s
     await world.keeper.beat()
     among_many = world.keeper.silent_s
@@ -130,8 +135,7 @@ async def test_one_host_of_many_speaks_more_seldom_and_as_before_when_ipam_does_
 
 
 async def test_a_host_that_has_still_to_tell_what_it_holds_is_not_silent_for_longer(world, monkeypatch):
-    for number in range(300):
-        await world.stub.RenewLeases(pb.RenewLeasesRequest(host_id=oid(number)))
+    await world.hear(300)
     with monkeypatch.context() as patch:
 
         async def fails(*args):
