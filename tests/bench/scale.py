@@ -1,7 +1,8 @@
 """Work `scale-1000`: a controller with 1,000 hosts and 100,000 endpoints, the hosts simulated (tests/scale).
 
 Each host is in ten overlay networks of four hosts each, chosen by lot, with ten endpoints in each; and one network is
-on two hundred hosts. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate, and
+on two hundred hosts. Hosts have their turns by lot too, so that no process that simulates a hundred of them has more to
+do than the others. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate, and
 how long the hosts take from then until all have heard of all. The rest comes at 200 a second, in small batches, while
 single attaches to the wide network show how long it takes until the entry is in the kernel of each other host, from the
 moment the call is made: propagation.
@@ -95,6 +96,8 @@ class _Run:
         self._workers: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._networks: list[list[int]] = []
         """Networks of each host, by number."""
+        self._order = random.Random(4).sample(range(size.hosts), size.hosts)
+        """Hosts in the order in which they get their endpoints; the first ones are those of the wide network."""
         self._made = 0
         self._asked_again = 0
         self._shares: dict[str, float] = {}
@@ -168,10 +171,10 @@ class _Run:
 
     def _batches(self) -> Iterator[list[model.AttachItem]]:
         """Yield what is to be attached: one network on one host a batch, hosts one after the other."""
-        for host, networks in enumerate(self._networks):
-            if host < self._size.wide:
+        for place, host in enumerate(self._order):
+            if place < self._size.wide:
                 yield [item("wide", host, f"w{host}")]
-            for network in networks:
+            for network in self._networks[host]:
                 yield [item(f"n{network}", host, f"h{host}-{number}") for number in range(self._size.each)]
 
     async def _fill(self, client: AsyncClient, batches: list[list[model.AttachItem]]) -> dict[str, float]:
@@ -217,7 +220,7 @@ class _Run:
         for worker in self._workers:
             await self._ask(worker, {"do": "watch"})
         called_s: dict[str, float] = {}
-        homes = random.Random(2).sample(range(self._size.wide), min(PROBES, self._size.wide))
+        homes = random.Random(2).sample(self._order[: self._size.wide], min(PROBES, self._size.wide))
 
         async def probes() -> None:
             for place, host in enumerate(homes):
