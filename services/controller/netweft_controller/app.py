@@ -41,6 +41,7 @@ from netweft_controller.engine.roster import Roster
 from netweft_controller.engine.sandboxes import SandboxEngine
 from netweft_controller.engine.settle import Settler
 from netweft_controller.engine.stock import Stock
+from netweft_controller.engine.turns import Turns
 from netweft_controller.engine.updates import Updater
 from netweft_controller.engine.work import Work
 from netweft_controller.rpc.endpoints import EndpointService
@@ -128,6 +129,7 @@ class Controller:
             joiner=self.joiner,
             work=self.work,
             stock=self.stock,
+            turns=Turns(config.attaches_at_once),
         )
         self.sandboxes = SandboxEngine(
             replica=self.replica,

@@ -84,6 +84,14 @@ class Settings(settings.ServiceSettings):
             " used within 3 s goes back. 0: none."
         ),
     )
+    attaches_at_once: int = dataclasses.field(
+        default=64,
+        metadata=settings.about(
+            "Calls that attach which this controller has under way at a time, a quarter of them on one host; others"
+            " wait for half of their deadline, sixteen for each of these, and beyond that are told to come again. 0:"
+            " any number."
+        ),
+    )
     agent_timeout: dt.timedelta = dataclasses.field(
         default=dt.timedelta(seconds=20), metadata=settings.about("Longest wait for an agent's answer.")
     )

@@ -194,9 +194,9 @@ class Face:
         request = network_pb2.CreateNetworkRequest(name=name, **fields)
         return (await self.networks.CreateNetwork(request)).network
 
-    async def attach(self, *items, request_id=""):
+    async def attach(self, *items, request_id="", **fields):
         request = endpoint_pb2.AttachEndpointsRequest(request_id=request_id, items=items)
-        return list((await self.endpoints.AttachEndpoints(request)).results)
+        return list((await self.endpoints.AttachEndpoints(request, **fields)).results)
 
     async def detach(self, *words, request_id="", **fields):
         items = [endpoint_pb2.DetachItem(endpoint=word, **fields) for word in words]

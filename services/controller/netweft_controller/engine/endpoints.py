@@ -7,10 +7,11 @@ when its caller has gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
-from netweft_common import errors, logs
+from netweft_common import deadline, errors, logs
 
 from netweft_controller.clients.agents import Agents, Step
 from netweft_controller.clients.ipam import Ipam
@@ -25,8 +26,14 @@ from netweft_controller.engine.joining import Attached, Joiner, Result
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
 from netweft_controller.engine.stock import Stock
+from netweft_controller.engine.turns import Turns, places
 from netweft_controller.engine.work import Work
 from netweft_controller.sync.replica import Replica
+
+R = TypeVar("R")
+
+PATIENCE_S = 20.0
+"""Of a caller without a deadline, for its turn and all that comes after."""
 
 _log = logs.get()
 
@@ -49,6 +56,7 @@ class EndpointEngine:
         joiner: Has hosts take endpoints up.
         work: Owner of the sagas.
         stock: Addresses leased ahead.
+        turns: How many may be under way.
     """
 
     def __init__(
@@ -61,7 +69,9 @@ class EndpointEngine:
         joiner: Joiner,
         work: Work,
         stock: Stock,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._stock = stock
         self._replica = replica
         self._ipam = ipam
@@ -79,9 +89,25 @@ class EndpointEngine:
             NetweftError: The whole batch failed; nothing stays, or the outcome is not known (Unavailable).
         """
         fields.batch(items)
-        return await self._work.once(
-            request.key, request.fingerprint, lambda: self._attach(request, items).run(), name="attach"
+        return await self._in_turn(
+            request, [item.sandbox for item in items], lambda: self._attach(request, items).run(), name="attach"
         )
+
+    async def _in_turn(
+        self, request: Request, refs: Sequence[SandboxRef | None], run: Callable[[], Awaitable[R]], *, name: str
+    ) -> R:
+        """Do a request once, when its turn has come: half of its caller's time is for waiting, the rest for the work.
+
+        Raises:
+            Unavailable: The turn did not come; nothing was done.
+        """
+        patience_s = deadline.remaining_s(PATIENCE_S) / 2
+
+        async def turn() -> R:
+            async with self._turns.turn(places(self._replica.state, refs), patience_s):
+                return await run()
+
+        return await self._work.once(request.key, request.fingerprint, turn, name=name)
 
     async def plan_attach(self, items: Sequence[AttachItem]) -> list[HostPlan]:
         """Return what an attach would do on each host; nothing is done.
@@ -103,11 +129,8 @@ class EndpointEngine:
         Raises:
             NetweftError: It could not be made; nothing stays, or the outcome is not known (Unavailable).
         """
-        (result,) = await self._work.once(
-            request.key,
-            request.fingerprint,
-            lambda: self._attach(request, [AttachItem(endpoint=spec)]).run(),
-            name="create endpoint",
+        (result,) = await self._in_turn(
+            request, (), lambda: self._attach(request, [AttachItem(endpoint=spec)]).run(), name="create endpoint"
         )
         if isinstance(result, errors.NetweftError):
             raise result
@@ -125,9 +148,7 @@ class EndpointEngine:
             FailedPrecondition: It is in another sandbox.
             NetweftError: It could not join, and is in no sandbox.
         """
-        return await self._work.once(
-            request.key, request.fingerprint, lambda: self._join(request, word, ref), name="join"
-        )
+        return await self._in_turn(request, [ref], lambda: self._join(request, word, ref), name="join")
 
     async def leave(self, request: Request, word: EndpointWord) -> Record[Endpoint]:
         """Take an endpoint out of its sandbox. Idempotent by request.
