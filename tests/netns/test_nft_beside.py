@@ -197,14 +197,16 @@ async def test_a_bridge_with_a_name_of_its_own_is_let_through_by_name(lab):
     assert "br-web" not in listed(lab, "ip filter")
 
 
-async def test_beside_firewalld_all_ways_are_open(lab):
+async def test_beside_firewalld_published_ports_are_open_and_what_goes_out_is_its_to_say(lab):
     """CVE-2025-54388, CVE-2025-54410: firewalld's rules and ours do not undo each other."""
     load(lab, "firewalld")
     before = listed(lab, "inet firewalld")
     await lab.put(DUAL, sandbox(), ITEM)
+    alone, after = ways(lab), listed(lab, "inet firewalld")
+    nft(lab, 'add rule inet firewalld filter_FWD_public oifname "wire0" accept')  # the way out is in its zone
 
-    assert OPEN == ways(lab)
-    assert before == listed(lab, "inet firewalld")
+    assert ([*OPEN[:2], None, None], OPEN) == (alone, ways(lab))
+    assert before == after
 
 
 async def test_firewalls_that_come_and_go_while_we_are_there_change_nothing_of_ours(lab):
@@ -229,8 +231,13 @@ async def test_what_a_default_drop_firewall_shuts_stays_shut_until_it_is_opened_
     shut = ways(lab)
 
     # What the documentation tells an administrator to add.
-    chain = "inet filter forward" if name == "default-drop" else "ip filter ufw-user-forward"
-    told = [line.removeprefix("nft ") for line in DOCUMENTED.read_text().splitlines() if f"rule {chain} " in line]
+    lines = DOCUMENTED.read_text().splitlines()
+    if name == "default-drop":
+        told = [line.removeprefix("nft ") for line in lines if "rule inet filter forward " in line]
+    else:
+        # As the program does it: tests/runtimes/test_firewalls.py.
+        words = [line.split() for line in lines if line.startswith("ufw route allow ") and line.endswith(" nwb-+")]
+        told = [f'add rule ip filter ufw-user-forward {word[3][0]}ifname "nwb-*" counter accept' for word in words]
     assert len(told) == 2
     nft(lab, *told)
 

@@ -26,6 +26,9 @@ PACKAGES = (
 ENGINES = ("netavark", "podman", "docker.io", "runc", "python3-minimal", "iproute2", "nftables", "iptables")
 """Of `trixie`: engines that are newer than those of bookworm, Podman 5 and Docker 26."""
 
+FIREWALLS = ("ufw", "firewalld", "dbus", "libpam-systemd", "systemd-sysv", "iptables", "nftables")
+"""Of `trixie`: nobody's machine has them installed for a test, for they start by themselves."""
+
 
 def root(suite: str = "bookworm", packages: Iterable[str] = PACKAGES) -> Path:
     """Return a folder with a minimal Debian and some packages; whoever uses it writes over it and not into it.
@@ -68,7 +71,7 @@ def _make(suite: str, packages: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for suite, packages in (("bookworm", PACKAGES), ("trixie", ENGINES)):
+    for suite, packages in (("bookworm", PACKAGES), ("trixie", ENGINES), ("trixie", FIREWALLS)):
         try:
             root(suite, packages)
         except pytest.skip.Exception as why:
