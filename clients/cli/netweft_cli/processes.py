@@ -179,12 +179,12 @@ class Table:
                 if spec.probe is not None and spec.probe():
                     return
                 # A foreign program tells nobody that it serves; its death is still noticed at once.
-                readable, _, _ = select.select(watched, [], [], min(left_s, 0.005) if spec.probe else left_s)
+                readable = _readable(watched, min(left_s, 0.005) if spec.probe else left_s)
                 if ready in readable and os.read(ready, 1):
                     return
                 if readable:
                     # The descriptor closes a moment before its process is gone.
-                    select.select([death], [], [], 1.0)
+                    _readable([death], 1.0)
                     raise self._failed(spec.name, "ended while it started")
         raise self._failed(spec.name, "did not become ready in time")
 
@@ -208,14 +208,22 @@ def end(pid: int, *, grace_s: float, kill: bool = False) -> bool:
         with contextlib.suppress(ProcessLookupError):
             if not kill:
                 signal.pidfd_send_signal(fd, signal.SIGTERM)
-                if select.select([fd], [], [], grace_s)[0]:
+                if _readable([fd], grace_s):
                     return True
             signal.pidfd_send_signal(fd, signal.SIGKILL)
-            select.select([fd], [], [], 10)
+            _readable([fd], 10)
             return False
         return True
     finally:
         os.close(fd)
+
+
+def _readable(fds: Sequence[int], timeout_s: float) -> list[int]:
+    """Wait until a descriptor can be read, whatever its number (select(2) takes none above 1,023), and return those."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(timeout_s * 1e3)]
 
 
 def boot_id() -> str:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +36,21 @@ def test_a_process_is_up_when_it_says_so(table):
     assert process.alive
     assert process == table.find("p")
     assert [process.pid] == table.strays()
+
+
+def test_a_caller_with_many_descriptors_can_start_and_end_one(table):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 1300:
+        pytest.skip("needs more than 1,300 descriptors")
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 1300), limits[1]))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):  # more than select(2) takes
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        [process] = table.start([spec()], timeout_s=20)
+
+        assert processes.end(process.pid, grace_s=20)
+    assert not process.alive
 
 
 def test_starting_again_starts_nothing(table):
