@@ -178,7 +178,7 @@ def _install(running: stack.Stack, client: Client, endpoints: int) -> dict[str, 
         for number in range(JOINS):
             before_s = {name: scale.cpu_s(pid) for name, pid in busy.items()}
             called_s = time.monotonic()
-            neighbours = _neighbours()
+            neighbours = _steady_neighbours()
             _attach(client, "large", "h1", f"first{number}")
             attached_s = time.monotonic()
             with _network_space(running, client, "large", "h1") as space:
@@ -235,6 +235,15 @@ def _neighbours() -> int:
     return int(_NEIGHBOURS.read_text().splitlines()[1].split()[0], 16)
 
 
+def _steady_neighbours() -> int:
+    """Return how many there are when the kernel has let go of those that went."""
+    before = -1
+    while before != (now := _neighbours()):
+        before = now
+        time.sleep(0.3)
+    return now
+
+
 def _wait_for_entries(space: Netns, count: int, neighbours: int) -> float:
     """Wait until a network's namespace has forwarding entries and neighbours for so many endpoints elsewhere.
 
@@ -247,7 +256,9 @@ def _wait_for_entries(space: Netns, count: int, neighbours: int) -> float:
         When all were there, by the monotonic clock.
     """
     ends_s = time.monotonic() + 60
-    while _neighbours() < neighbours and time.monotonic() < ends_s:
+    while (there := _neighbours()) < neighbours:
+        if time.monotonic() > ends_s:
+            raise TimeoutError(f"the kernel holds {there} neighbours, and not {neighbours}")
         time.sleep(0.005)
     seen_s = time.monotonic()
     # Neighbours are written last. Where they are not, or are not this network's, the time is that of the last look.

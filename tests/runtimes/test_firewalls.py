@@ -105,8 +105,10 @@ def test_what_ufw_shuts_is_opened_by_what_is_documented_and_a_reload_undoes_noth
         opened = world.ways()
         ufw.reload()
         again = world.ways()
+        judged = ufw.left()
         ufw.end()
 
+        assert (True, set()) == (bool(judged), ufw.left())
         assert (OPEN, (None, None, False), OPEN, OPEN, OPEN) == (before, shut, opened, again, world.ways())
         assert ours == world.ours()
 
@@ -125,8 +127,10 @@ def test_firewalld_lets_published_ports_in_and_is_told_of_the_rest(world):
         opened = world.ways()
         firewalld.reload()
         again = world.ways()
+        judged = firewalld.left()
         firewalld.end()
 
+        assert (True, set()) == (bool(judged), firewalld.left())
         assert ((OUTSIDE, None, False), (OUTSIDE, H1, False)) == (shut, managed)
         assert (OPEN, OPEN, OPEN) == (opened, again, world.ways())
         assert ours == world.ours()

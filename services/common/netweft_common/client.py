@@ -41,8 +41,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-SILENT = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING"})
-"""Reasons why another target is worth a try: this one said nothing, or is going down."""
+SILENT = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING", "CONTROLLER_BUSY"})
+"""Reasons why another target is worth a try: this one said nothing, is going down, or has no time."""
 
 
 def split(target: str) -> list[str]:

@@ -258,6 +258,7 @@ async def serve(config: Settings, life: lifecycle.Lifecycle) -> None:
             if config.join_listen:
                 await stack.enter_async_context(join_server(config, controller, tls_files, rpc_metrics))
             await stack.enter_async_context(grpc_server)
+            stack.callback(controller.endpoints.close)
             life.ready(grpc_server.targets)
             await life.stopped()
 

@@ -85,11 +85,11 @@ class Settings(settings.ServiceSettings):
         ),
     )
     attaches_at_once: int = dataclasses.field(
-        default=64,
+        default=256,
         metadata=settings.about(
-            "Calls that attach which this controller has under way at a time, a quarter of them on one host; others"
-            " wait for half of their deadline, sixteen for each of these, and beyond that are told to come again. 0:"
-            " any number."
+            "Calls that attach which this controller has under way at a time, an eighth of them on one host; others"
+            " wait for half of their deadline, 10 s at most, eight for each turn of a host, and beyond that are told to"
+            " come again. 0: any number."
         ),
     )
     agent_timeout: dt.timedelta = dataclasses.field(

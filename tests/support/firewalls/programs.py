@@ -1,7 +1,7 @@
 """ufw and firewalld as programs, those of Debian 13, on a host that is a namespace.
 
 They see another root than this machine's, with folders of their own where they keep what they know, and processes of
-their own; all of it is gone when the host is closed. What they do to the host's rules is theirs to take away again.
+their own; all of it is gone when the host is closed. Their rules are the host's: what they leave is taken away then.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Program:
 
     def __init__(self, netns: str | Path) -> None:
         root = debian.root("trixie", debian.FIREWALLS)
+        self._netns = str(netns)
+        self._before = self._tables()
         self.folder = Path(tempfile.mkdtemp(prefix="nw-fw-"))
         for one in _OWN:
             shutil.copytree(root / one, self.folder / one, symlinks=True)
@@ -48,6 +50,24 @@ class Program:
             said = out.readline()
         assert said == "mounted\n", said
         (self._init,) = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text().split()
+
+    def _tables(self) -> set[str]:
+        listed = subprocess.run(
+            ["nsenter", f"--net={self._netns}", "nft", "list", "tables"], capture_output=True, text=True, check=True
+        )
+        return set(listed.stdout.splitlines())
+
+    def left(self) -> set[str]:
+        """Return tables that were not there before and still keep something out; chains that nobody calls may stay."""
+        found = set()
+        for table in self._tables() - self._before:
+            listed = subprocess.run(
+                ["nsenter", f"--net={self._netns}", "nft", "list", *table.split()],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            if "policy drop" in listed.stdout or table.endswith(" firewalld"):
+                found.add(table)
+        return found
 
     def _command(self, *words: str) -> list[str]:
         return ["nsenter", f"--target={self._init}", "--mount", "--net", "--pid", *words]
@@ -78,6 +98,8 @@ class Program:
         """End all processes, and take the folders away."""
         self._keeper.kill()
         self._keeper.wait()
+        for table in self._tables() - self._before:
+            subprocess.run(["nsenter", f"--net={self._netns}", "nft", "delete", *table.split()], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -117,6 +139,7 @@ class Firewalld(Program):
 
     def end(self) -> None:
         """End it: its rules go."""
-        for one in (self._daemon, self._bus):
-            one.terminate()
+        for name, one in (("firewalld", self._daemon), ("dbus-daemon", self._bus)):
+            # nsenter, which is the one that was started, passes no signals on.
+            self.run("pkill", "--signal", "TERM", "--full", name)
             one.wait(timeout=TIMEOUT_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from netweft_common import errors
@@ -502,6 +502,20 @@ def _host(state: State, word: str, path: str) -> Record[Host]:
         known = ", ".join(sorted(state.host_ids_by_name)[:10])
         raise fields.invalid(path, f"the cluster has several hosts; name one of {known}", "HOST_MISSING")
     return next(iter(state.hosts.values()))
+
+
+def only_host(state: State, refs: Iterable[SandboxRef | None]) -> str:
+    """Return the id of the host that all of these sandboxes are on; empty: several, none, or not known."""
+    found: set[str] = set()
+    try:
+        for ref in refs:
+            if isinstance(ref, str):
+                found.add(names.get_sandbox(state, ref).value.host_id)
+            elif ref is not None:
+                found.add(_host(state, ref.host, "sandbox.host").value.id)
+    except errors.NetweftError:
+        return ""  # what is wrong with it is told when it is checked
+    return found.pop() if len(found) == 1 else ""
 
 
 def check_files(spec: SandboxSpec, path: str) -> None:

@@ -26,14 +26,16 @@ from netweft_controller.engine.joining import Attached, Joiner, Result
 from netweft_controller.engine.removal import Remover
 from netweft_controller.engine.requests import Done, Outcome, Request
 from netweft_controller.engine.stock import Stock
-from netweft_controller.engine.turns import Turns, places
+from netweft_controller.engine.turns import Turns
 from netweft_controller.engine.work import Work
 from netweft_controller.sync.replica import Replica
 
 R = TypeVar("R")
 
-PATIENCE_S = 20.0
-"""Of a caller without a deadline, for its turn and all that comes after."""
+PATIENCE_S = 30.0
+"""Of a caller without a deadline, for its turn and all that comes after: half for the one, half for the other."""
+PATIENCE_MOST_S = 10.0
+"""So long, and no longer, does anybody wait for a turn."""
 
 _log = logs.get()
 
@@ -80,6 +82,10 @@ class EndpointEngine:
         self._joiner = joiner
         self._work = work
 
+    def close(self) -> None:
+        """Begin nothing for callers who wait for their turn; they are told so."""
+        self._turns.close()
+
     # Attach
 
     async def attach(self, request: Request, items: Sequence[AttachItem]) -> list[Result]:
@@ -96,15 +102,18 @@ class EndpointEngine:
     async def _in_turn(
         self, request: Request, refs: Sequence[SandboxRef | None], run: Callable[[], Awaitable[R]], *, name: str
     ) -> R:
-        """Do a request once, when its turn has come: half of its caller's time is for waiting, the rest for the work.
+        """Do a request once, when its turn has come; what was done before is answered without one.
 
         Raises:
             Unavailable: The turn did not come; nothing was done.
         """
-        patience_s = deadline.remaining_s(PATIENCE_S) / 2
+        patience_s = min(deadline.remaining_s(PATIENCE_S) / 2, PATIENCE_MOST_S)
 
         async def turn() -> R:
-            async with self._turns.turn(places(self._replica.state, refs), patience_s):
+            host = endpoints.only_host(self._replica.state, refs)
+            if not self._turns.has_room(host) and await self._replica.find_request(request.key) is not None:
+                return await run()
+            async with self._turns.turn(host, patience_s):
                 return await run()
 
         return await self._work.once(request.key, request.fingerprint, turn, name=name)
