@@ -22,7 +22,7 @@ from typing import Any
 
 # Without `poller.choose()`: its one thread takes the interpreter's lock for each event of all hosts, and where these
 # keep that busy a new connection is not answered within the 20 s that its caller waits.
-from netweft_common import logs
+from netweft_common import logs, loops
 
 from tests.scale.hosts import SimulatedHost, until
 
@@ -106,4 +106,6 @@ async def _resync(host: SimulatedHost) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    # Not the agents' own loop: a hundred of them share this one, which has no sockets of the kernel to listen to.
+    with asyncio.Runner(loop_factory=loops.fastest()) as runner:
+        runner.run(main())
