@@ -134,6 +134,24 @@ async def test_one_host_of_many_speaks_more_seldom_and_as_before_when_ipam_does_
     assert (1, 3.01, 1) == (before, among_many, keeper.silent_s)
 
 
+@pytest.mark.parametrize(("others", "beats", "renewing"), [(0, 11, [0, 5, 10]), (300, 32, [0, 30])])
+async def test_now_and_then_a_heartbeat_renews_leases_and_of_many_hosts_more_seldom(world, others, beats, renewing):
+    said = []
+    call = world.keeper._call
+
+    async def listen(method, request):
+        said.append(request)
+        return await call(method, request)
+
+    world.keeper._call = listen
+    await world.hear(others)
+    for _ in range(beats):
+        await world.keeper.beat()
+
+    heartbeats = [one for one in said if isinstance(one, pb.RenewLeasesRequest)]
+    assert renewing == [place for place, one in enumerate(heartbeats) if not one.alive_only]
+
+
 async def test_a_host_that_has_still_to_tell_what_it_holds_is_not_silent_for_longer(world, monkeypatch):
     await world.hear(300)
     with monkeypatch.context() as patch:

@@ -7,7 +7,6 @@ else is down. What to say is decided in `domain.leases`.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,8 @@ JITTER = 0.2
 """Share of the interval that chance takes away: hosts that heard of a failover together do not all call together."""
 RENEWED_EACH = 5
 """Of so many heartbeats one renews leases too, for whoever lists them; that the host lives keeps them."""
+RENEWED_EACH_OF_MANY = 30
+"""The same where IPAM has many hosts to hear: it costs IPAM a script for each subnet that the host is in."""
 
 
 class LeaseKeeper:
@@ -67,7 +68,8 @@ class LeaseKeeper:
         self._book = leases.Book()
         self._lost: dict[Ref, NetweftError] = {}
         self._away = False
-        self._beats = itertools.count()
+        self._beats = 0
+        """Heartbeats since leases were renewed, that one included; 0: they are to be."""
         # A host that was there before may be sent what was leased before.
         self._is_old = bool(engine.position.store_id)
 
@@ -101,9 +103,12 @@ class LeaseKeeper:
         Raises:
             NetweftError: IPAM does not answer, or does not take this host's word.
         """
+        each = RENEWED_EACH if self.silent_s <= self._interval_s else RENEWED_EACH_OF_MANY
         self.silent_s = self._interval_s
-        request = ipam_pb2.RenewLeasesRequest(host_id=self._host_id, alive_only=next(self._beats) % RENEWED_EACH > 0)
+        renews = not 0 < self._beats < each
+        request = ipam_pb2.RenewLeasesRequest(host_id=self._host_id, alive_only=not renews)
         answer = await self._call(lambda stub: stub.RenewLeases, request)
+        self._beats = 1 if renews else self._beats + 1
         before = self._book.store_epoch
         self._book.hear(answer.store_epoch, reassert=answer.reassert, holds=self._is_old, now_s=self._monotonic())
         if before and before != answer.store_epoch:
