@@ -1,7 +1,7 @@
 """Work `scale-1000`: a controller with 1,000 hosts and 100,000 endpoints, the hosts simulated (tests/scale).
 
 Each host is in ten overlay networks of four hosts each, chosen by lot, with ten endpoints in each; and one network is
-on two hundred hosts. Hosts have their turns by lot too, so that no process that simulates a hundred of them has more to
+on two hundred hosts. Hosts have their turns by lot too, so that no process that simulates some of them has more to
 do than the others. Most endpoints are attached a host at a time, several hosts side by side: that gives the rate, and
 how long the hosts take from then until all have heard of all. The rest comes at 200 a second, in small batches, while
 single attaches to the wide network show how long it takes until the entry is in the kernel of each other host, from the
@@ -38,7 +38,7 @@ WORKS = ("scale-1000",)
 NETWORKS_OF_HOST = 10
 HOSTS_OF_NETWORK = 4
 WIDE_HOSTS = 200
-HOSTS_OF_WORKER = 100
+HOSTS_OF_WORKER = 250
 NICE = 10
 AT_ONCE = 4
 RATE = int(os.environ.get("NETWEFT_BENCH_RATE", "200"))
