@@ -176,9 +176,9 @@ def _install(running: stack.Stack, client: Client, endpoints: int) -> dict[str, 
         busy = {name: _pid(running, name) for name in ("agent-h1", "controller")}
         spent_s = dict.fromkeys(busy, 0.0)
         for number in range(JOINS):
+            neighbours = _steady_neighbours()
             before_s = {name: scale.cpu_s(pid) for name, pid in busy.items()}
             called_s = time.monotonic()
-            neighbours = _steady_neighbours()
             _attach(client, "large", "h1", f"first{number}")
             attached_s = time.monotonic()
             with _network_space(running, client, "large", "h1") as space:

@@ -197,25 +197,18 @@ def test_a_controller_that_stands_still_is_left_for_the_other_one(pair):
         try:
             async with pair.client() as client:
                 await client.attach_endpoint(EndpointSpec(network="front", name="e"), SandboxSpec(container_id="c"))
-            assert {"e": "joined"} == await _settled(pair)
+            assert {"e": "joined"} == await _joined(pair)
         finally:
             os.kill(pid, signal.SIGCONT)
         # What it slept through it has yet to read, and so do those who ask it.
-        assert {"e": "joined"} == await _settled(pair)
+        assert {"e": "joined"} == await _joined(pair)
 
     asyncio.run(run())
 
 
-async def _joined(pair: Pair, words: str) -> dict[str, str]:
+async def _joined(pair: Pair, *filters: str) -> dict[str, str]:
     """Return endpoints when all have joined on record; one that dies behind its answer leaves that to the other."""
     ends_s = time.monotonic() + 20
-    while set((found := await _names(pair, words)).values()) != {"joined"} and time.monotonic() < ends_s:
-        await asyncio.sleep(0.1)
-    return found
-
-
-async def _settled(pair: Pair) -> dict[str, str]:
-    ends_s = time.monotonic() + 20
-    while (found := await _names(pair)) != {"e": "joined"} and time.monotonic() < ends_s:
+    while set((found := await _names(pair, *filters)).values()) != {"joined"} and time.monotonic() < ends_s:
         await asyncio.sleep(0.1)
     return found

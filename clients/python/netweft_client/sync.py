@@ -214,6 +214,6 @@ class _BlockingConnection:
 
     def _translate(self, error: grpc.RpcError, method: object, generation: int) -> Exception:
         known = status.from_rpc_error(error, target=self._target, method=client.method_name(method))
-        if known.reason in client.SILENT:
+        if known.reason in client.ELSEWHERE:
             self.channel.turn(generation)
         return known

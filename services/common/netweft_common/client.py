@@ -41,7 +41,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-SILENT = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING", "CONTROLLER_BUSY"})
+ELSEWHERE = frozenset({"UNREACHABLE", "DEADLINE_EXCEEDED", "SERVER_DRAINING", "CONTROLLER_BUSY"})
 """Reasons why another target is worth a try: this one said nothing, is going down, or has no time."""
 
 
@@ -243,7 +243,7 @@ class Connection:
         try:
             return await self._call(method, request, timeout_s, wait_for_ready)
         except errors.Unavailable as error:
-            if error.reason in SILENT:
+            if error.reason in ELSEWHERE:
                 self._switching.turn(generation)
             raise
 
@@ -312,7 +312,7 @@ class Connection:
                 call.cancel()
         except aio.AioRpcError as error:
             known = status.from_rpc_error(error, target=self.target, method=method_name(method))
-            if self._switching is not None and known.reason in SILENT:
+            if self._switching is not None and known.reason in ELSEWHERE:
                 self._switching.turn(generation)
             raise known from error
         except aio.UsageError as error:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from tests.support import debian
+from tests.support.netns import Netns
 
 TIMEOUT_S = 60.0
 _OWN = ("etc", "var/lib")
@@ -27,7 +28,7 @@ class Program:
 
     def __init__(self, netns: str | Path) -> None:
         root = debian.root("trixie", debian.FIREWALLS)
-        self._netns = str(netns)
+        self._host = Netns.at(str(netns))
         self._before = self._tables()
         self.folder = Path(tempfile.mkdtemp(prefix="nw-fw-"))
         for one in _OWN:
@@ -48,24 +49,19 @@ class Program:
         assert self._keeper.stdout is not None
         with self._keeper.stdout as out:
             said = out.readline()
-        assert said == "mounted\n", said
+        if said != "mounted\n":
+            self.close()
+            raise AssertionError(said)
         (self._init,) = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text().split()
 
     def _tables(self) -> set[str]:
-        listed = subprocess.run(
-            ["nsenter", f"--net={self._netns}", "nft", "list", "tables"], capture_output=True, text=True, check=True
-        )
-        return set(listed.stdout.splitlines())
+        return set(self._host.exec(["nft", "list", "tables"]).stdout.splitlines())
 
     def left(self) -> set[str]:
         """Return tables that were not there before and still keep something out; chains that nobody calls may stay."""
         found = set()
         for table in self._tables() - self._before:
-            listed = subprocess.run(
-                ["nsenter", f"--net={self._netns}", "nft", "list", *table.split()],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            if "policy drop" in listed.stdout or table.endswith(" firewalld"):
+            if "policy drop" in self._host.exec(["nft", "list", *table.split()]).stdout or table.endswith(" firewalld"):
                 found.add(table)
         return found
 
@@ -99,7 +95,8 @@ class Program:
         self._keeper.kill()
         self._keeper.wait()
         for table in self._tables() - self._before:
-            subprocess.run(["nsenter", f"--net={self._netns}", "nft", "delete", *table.split()], check=True)
+            self._host.exec(["nft", "delete", *table.split()])
+        self._host.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

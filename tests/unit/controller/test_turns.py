@@ -152,8 +152,9 @@ async def test_when_the_controller_goes_down_who_waits_is_told_and_who_works_is_
     assert (["a", "b", "free"], False) == (work.begun, work.tasks["a"].done())
 
 
-async def test_without_a_limit_nobody_waits():
-    work = Work(Turns(0))
+@pytest.mark.parametrize("at_once", [0, -1])
+async def test_without_a_limit_nobody_waits(at_once):
+    work = Work(Turns(at_once))
     for number in range(200):
         await work.come(number, "h1")
 

@@ -29,13 +29,13 @@ class Turns:
     """Turns of callers whose work is on some host. Not thread-safe: one event loop owns it.
 
     Args:
-        at_once: How many may be under way; 0: any number.
+        at_once: How many may be under way; 0 or less: any number.
     """
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._of_host = max(1, at_once // PART_OF_HOST)
-        self._all = asyncio.Semaphore(at_once)
+        self._all = asyncio.Semaphore(max(0, at_once))
         self._hosts: dict[str, asyncio.Semaphore] = {}
         self._users: collections.Counter[str] = collections.Counter()
         """Callers of each host, those who wait included; a host without any has no semaphore."""
